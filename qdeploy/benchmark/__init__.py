@@ -1,0 +1,76 @@
+"""Measures ONNX files on ONNX Runtime: load time, latency, operators. Nothing here needs torch."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qdeploy.benchmark.latency import Latency, measure
+from qdeploy.benchmark.machine import Machine, this_machine
+from qdeploy.benchmark.placement import Placement, placement
+from qdeploy.benchmark.runtime import Session, open_session
+from qdeploy.errors import QdeployError
+
+__all__ = [
+    "BenchmarkResult",
+    "Latency",
+    "Machine",
+    "Placement",
+    "Session",
+    "benchmark_files",
+    "open_session",
+    "placement",
+    "this_machine",
+]
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Several files on one machine: a latency per file and batch size, a placement per file."""
+
+    machine: Machine
+    latency: tuple[Latency, ...]
+    placements: tuple[Placement, ...]
+
+
+def benchmark_files(
+    paths: Sequence[Path],
+    provider: str = "auto",
+    threads: int = 1,
+    batch_sizes: Sequence[int] = (1,),
+    rounds: int = 200,
+) -> BenchmarkResult:
+    """Measures the files in turns on random images; speed-ups are against the first file.
+
+    A file takes `rounds` runs or about 2 s at each batch size, whichever is less.
+
+    Raises:
+        QdeployError: no file, or one twice; a number below 1; a batch size that a file does not
+            take; or as open_session.
+    """
+    _check_counts(threads=threads, rounds=rounds, **{"batch size": min(batch_sizes, default=0)})
+    files = dict(zip(_labels(paths), paths, strict=True))
+    sessions = {file: open_session(path, provider, threads) for file, path in files.items()}
+    return BenchmarkResult(
+        machine=this_machine(),
+        latency=tuple(
+            row for batch in batch_sizes for row in measure(sessions, batch, rounds, threads)
+        ),
+        placements=tuple(placement(path, provider, file) for file, path in files.items()),
+    )
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """A file's name, or its whole path where two files share the name."""
+    shared = Counter(path.name for path in paths)
+    labels = [path.name if shared[path.name] == 1 else str(path) for path in paths]
+    if not labels or len(set(labels)) < len(labels):
+        given = ", ".join(labels) or "none"
+        raise QdeployError(f"give one or more files, none more than once; given: {given}.")
+    return labels
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise QdeployError(f"{name} is {count}, and must be at least 1.")

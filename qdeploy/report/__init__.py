@@ -1,0 +1,29 @@
+"""One record of an export, and its faces: terminal, JSON, Markdown, HTML. No torch in here."""
+
+from qdeploy.report.record import (
+    Accuracies,
+    Accuracy,
+    Agreement,
+    Dataset,
+    Gate,
+    Layer,
+    Record,
+    Sizes,
+)
+from qdeploy.report.table import benchmark_table, record_table
+from qdeploy.report.write import write_report, write_training_page
+
+__all__ = [
+    "Accuracies",
+    "Accuracy",
+    "Agreement",
+    "Dataset",
+    "Gate",
+    "Layer",
+    "Record",
+    "Sizes",
+    "benchmark_table",
+    "record_table",
+    "write_report",
+    "write_training_page",
+]

@@ -1,0 +1,114 @@
+"""Latency of several networks, measured in turns so that a slow minute hits all alike."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from qdeploy.benchmark.runtime import Array, Session
+from qdeploy.errors import QdeployError
+
+WARM_UP_RUNS = 3
+FEWEST_ROUNDS = 5
+SECONDS_PER_NETWORK = 2.0
+
+Times = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One file at one batch size: times of a whole run, from images to logits in host memory.
+
+    Attributes:
+        file: the file's label, its name unless two files share it.
+        speedup: the first file's median over this file's, both from the same rounds.
+        rounds: how many runs the percentiles are taken from.
+    """
+
+    file: str
+    batch: int
+    provider: str
+    threads: int
+    file_bytes: int
+    load_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_second: float
+    speedup: float
+    rounds: int
+
+
+def measure(
+    sessions: Mapping[str, Session], batch: int, rounds: int, threads: int
+) -> tuple[Latency, ...]:
+    """Times the sessions in turns on `batch` random images; speed-ups are against the first."""
+    calls = [_call(session, batch) for session in sessions.values()]
+    times = run_in_turns(calls, rounds, SECONDS_PER_NETWORK)
+    medians = np.median(times, axis=1)
+    return tuple(
+        Latency(
+            file=file,
+            batch=batch,
+            provider=session.providers[0],
+            threads=threads,
+            file_bytes=session.file_bytes,
+            load_ms=session.load_ms,
+            p50_ms=float(median),
+            p90_ms=float(np.percentile(own, 90)),
+            p99_ms=float(np.percentile(own, 99)),
+            images_per_second=float(batch * 1e3 / own.mean()),
+            speedup=float(medians[0] / median),
+            rounds=len(own),
+        )
+        for (file, session), own, median in zip(sessions.items(), times, medians, strict=True)
+    )
+
+
+def run_in_turns(
+    calls: list[Callable[[], object]],
+    rounds: int,
+    seconds: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Times:
+    """Milliseconds [calls, rounds] of calls made round robin, after a warm-up of each.
+
+    It stops after `rounds` rounds or once `seconds` for each call are spent, whichever comes
+    first, though not before FEWEST_ROUNDS (or `rounds`, if that is fewer).
+    """
+    for call in calls:
+        for _ in range(WARM_UP_RUNS):
+            call()
+    deadline = clock() + seconds * len(calls)
+    times: list[list[float]] = []
+    while len(times) < rounds and (len(times) < FEWEST_ROUNDS or clock() < deadline):
+        times.append([_seconds(call, clock) for call in calls])
+    return np.array(times).T * 1e3
+
+
+def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    start = clock()
+    call()
+    return clock() - start
+
+
+def _call(session: Session, batch: int) -> Callable[[], object]:
+    images = random_images(session, batch)
+    return lambda: session.run(images)
+
+
+def random_images(session: Session, batch: int) -> Array:
+    """Standard normal images [batch, C, H, W] of the session's input size.
+
+    Raises:
+        QdeployError: the file leaves channels, height or width open.
+    """
+    size = [axis for axis in session.input_shape[1:] if isinstance(axis, int)]
+    if len(size) < 3:
+        raise QdeployError(
+            f"the network's input is {session.input_shape}: only the batch may be open. "
+            "Export it with a fixed image size."
+        )
+    return np.random.default_rng(0).standard_normal((batch, *size), dtype=np.float32)

@@ -1,0 +1,90 @@
+"""Which operators ONNX Runtime really runs, and where."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from qdeploy.benchmark.runtime import Session, open_session
+
+FLOAT_PRODUCTS = {
+    "Conv",
+    "ConvTranspose",
+    "FusedConv",
+    "Gemm",
+    "FusedGemm",
+    "MatMul",
+    "FusedMatMul",
+}
+INTEGER_PRODUCTS = {"ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "QGemm"}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What ONNX Runtime made of one file.
+
+    Attributes:
+        file: the file's label.
+        operators: {operator: count} of the graph after all optimisations; an operator outside
+            ONNX's own domain is "domain::operator" ("com.microsoft::QGemm"). None on TensorRT,
+            which compiles operators into engines that cannot be listed.
+        providers: {provider: {operator: count}} as the nodes were dealt out, which is before
+            QuantizeLinear and DequantizeLinear are fused into the operator between them.
+    """
+
+    file: str
+    operators: dict[str, int] | None
+    providers: dict[str, dict[str, int]]
+
+    @property
+    def integer_kernels(self) -> dict[str, int]:
+        """{kernel: count} of the operators that compute on integers; domains are left out."""
+        kernels = self._kernels().items()
+        return {k: n for k, n in kernels if k.startswith("QLinear") or k in INTEGER_PRODUCTS}
+
+    @property
+    def float_kernels(self) -> dict[str, int]:
+        """{kernel: count} of the convolutions and matrix products that compute in float."""
+        return {k: n for k, n in self._kernels().items() if k in FLOAT_PRODUCTS}
+
+    def _kernels(self) -> dict[str, int]:
+        kernels: Counter[str] = Counter()
+        for operator, count in (self.operators or {}).items():
+            kernels[operator.rpartition("::")[2]] += count
+        return kernels
+
+
+def placement(model: Path, provider: str = "auto", file: str | None = None) -> Placement:
+    """Loads `model` once more and reads what ONNX Runtime made of it; `file` is its label.
+
+    Raises:
+        QdeployError: as open_session.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        optimized = Path(folder) / "optimized.onnx"
+        # An engine compiled by TensorRT cannot be written to a file: ONNX Runtime refuses.
+        session = open_session(
+            model, provider, optimized=None if provider == "tensorrt" else optimized
+        )
+        operators = _count(onnx.load(optimized).graph.node) if optimized.exists() else None
+    return Placement(file or model.name, operators, _providers(session))
+
+
+def _providers(session: Session) -> dict[str, dict[str, int]]:
+    counts: dict[str, Counter[str]] = {}
+    for part in session.inference.get_provider_graph_assignment_info():
+        counts.setdefault(part.ep_name, Counter()).update(_count(part.get_nodes()))
+    return {provider: dict(operators) for provider, operators in counts.items()}
+
+
+def _count(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
+    """{operator: count}, the most frequent first; ONNX Runtime's own nodes have the same fields."""
+    names = (f"{n.domain}::{n.op_type}" if _foreign(n.domain) else n.op_type for n in nodes)
+    return dict(Counter(names).most_common())
+
+
+def _foreign(domain: str) -> bool:
+    return domain not in ("", "ai.onnx")

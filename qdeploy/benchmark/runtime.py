@@ -1,0 +1,155 @@
+"""A network loaded into ONNX Runtime."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from onnxruntime.capi import onnxruntime_pybind11_state as status
+
+from qdeploy.benchmark.providers import PROVIDERS, absent, choose, create
+from qdeploy.errors import QdeployError
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+# ONNX Runtime's answers to a file that is damaged, no network, or beyond this version.
+REFUSALS = (
+    status.Fail,
+    status.InvalidArgument,
+    status.InvalidGraph,
+    status.InvalidProtobuf,
+    status.NotImplemented,
+    status.RuntimeException,
+)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A network with one input of images, ready to run.
+
+    Attributes:
+        inference: the session of ONNX Runtime.
+        load_ms: the time that ONNX Runtime took to read and optimise the network.
+        file_bytes: the size of the file.
+    """
+
+    inference: ort.InferenceSession
+    load_ms: float
+    file_bytes: int
+
+    def run(self, images: Array) -> Array:
+        """The logits, float32 [N, classes], of `images`, float32 [N, C, H, W].
+
+        They lie in host memory: a GPU has finished when this returns.
+
+        Raises:
+            QdeployError: the images do not have the shape or type of the network's input.
+        """
+        expected = self.input_shape
+        if images.dtype != np.float32 or not _fits(images.shape, expected):
+            raise QdeployError(
+                f"the network takes float32 {_words(expected)}, "
+                f"but was given {images.dtype} {_words(images.shape)}. "
+                "Resize the images, or export the network for this size."
+            )
+        logits: Array = self.inference.run(None, {self.inference.get_inputs()[0].name: images})[0]
+        return logits
+
+    @property
+    def input_shape(self) -> tuple[int | str | None, ...]:
+        """The shape that the file declares; a free dimension is its name, or None."""
+        return tuple(self.inference.get_inputs()[0].shape)
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that are really registered, the preferred one first."""
+        return tuple(self.inference.get_providers())
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The custom metadata written in the file."""
+        return dict(self.inference.get_modelmeta().custom_metadata_map)
+
+
+def open_session(
+    model: Path | bytes, provider: str = "auto", threads: int = 1, optimized: Path | None = None
+) -> Session:
+    """Loads an ONNX file, or the bytes of one, into ONNX Runtime.
+
+    Args:
+        provider: "cpu", "cuda", "tensorrt", or "auto": CUDA where a GPU really works, else CPU.
+            A provider that was named and does not work is an error, never a silent fallback.
+        threads: how many threads work on one operator.
+        optimized: also write the graph that ONNX Runtime made of the network to this path.
+
+    Raises:
+        QdeployError: unknown or absent provider; not a network, or not one that takes images.
+    """
+    choice = choose(provider)
+    options = _options(threads)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    start = time.perf_counter()
+    inference = _load(model, PROVIDERS[choice], options)
+    load_ms = (time.perf_counter() - start) * 1e3
+    if PROVIDERS[choice][0] not in inference.get_providers():
+        raise absent(choice)
+    _check_input(inference, _name(model))
+    file_bytes = len(model) if isinstance(model, bytes) else model.stat().st_size
+    return Session(inference, load_ms, file_bytes)
+
+
+def _options(threads: int) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Pools that spin between runs steal the cores of the sessions beside them.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    return options
+
+
+def _load(
+    model: Path | bytes, providers: list[str], options: ort.SessionOptions
+) -> ort.InferenceSession:
+    if isinstance(model, Path) and not model.is_file():
+        raise QdeployError(f"{model} is no file. Give the path of an ONNX file.")
+    try:
+        return create(model if isinstance(model, bytes) else str(model), providers, options)
+    except REFUSALS as error:
+        reason = str(error).split(" : ", 3)[-1].rstrip(".\n")
+        raise QdeployError(
+            f"ONNX Runtime {ort.__version__} cannot load {_name(model)}: {reason}. "
+            "Give a complete ONNX file; copy or export again one that was cut short."
+        ) from error
+
+
+def _check_input(inference: ort.InferenceSession, name: str) -> None:
+    inputs = inference.get_inputs()
+    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+        given = ", ".join(f"{i.type} {_words(i.shape)}" for i in inputs) or "nothing"
+        raise QdeployError(
+            f"{name} takes {given}; qdeploy runs networks that take one batch of images, "
+            "tensor(float) [N, C, H, W]. Export the network with that input alone."
+        )
+
+
+def _fits(shape: tuple[int, ...], expected: tuple[int | str | None, ...]) -> bool:
+    return len(shape) == len(expected) and all(
+        have == want or not isinstance(want, int)
+        for have, want in zip(shape, expected, strict=True)
+    )
+
+
+def _name(model: Path | bytes) -> str:
+    return str(model) if isinstance(model, Path) else "the network in memory"
+
+
+def _words(shape: Sequence[int | str | None]) -> str:
+    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"

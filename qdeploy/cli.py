@@ -1,0 +1,217 @@
+"""The command line: options in, one call of the pipeline, print.
+
+Heavy libraries are imported inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qdeploy.errors import QdeployError
+
+DEFAULT_RECIPE = "lenet5-digits-slb-w1a8"
+INTERRUPTED = 130
+
+
+def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """A QdeployError is the user's to mend: its message, exit code 1, no traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **options: Any) -> None:
+        try:
+            command(*args, **options)
+        except QdeployError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+    return run
+
+
+DATA_ROOT = click.option("--data-root", type=click.Path(path_type=Path), help="Where the data sets are.")
+DEVICE = click.option(
+    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+)
+PROVIDER = click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda", "tensorrt"]),
+    default="auto",
+    show_default=True,
+    help="Where ONNX Runtime runs; a provider that is named and missing is an error.",
+)
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="qdeploy")
+def main() -> None:
+    """Take a PyTorch network to 1 to 8 bits and ship it as ONNX, proven on ONNX Runtime."""
+
+
+@main.command()
+@click.argument("recipe", default=DEFAULT_RECIPE)
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Short for --set train.epochs=N.")
+@DATA_ROOT
+@click.option("--download", is_flag=True, help="Fetch missing data sets.")
+@DEVICE
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<recipe>-<time>]")
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@click.option("--force", is_flag=True, help="Start anew in a folder that holds a run.")
+@reports_errors
+def train(
+    recipe: str,
+    overrides: tuple[str, ...],
+    epochs: int | None,
+    data_root: Path | None,
+    download: bool,
+    device: str,
+    output: Path | None,
+    resume: bool,
+    force: bool,
+) -> None:
+    """Train RECIPE: a TOML file or the name of a zoo recipe (see `qdeploy models`)."""
+    from qdeploy.pipeline.train import train as train_recipe
+    from qdeploy.recipe import Recipe
+
+    if resume and output is None:
+        raise click.UsageError("--resume needs the run folder: give it with -o")
+    if epochs is not None:
+        overrides = (*overrides, f"train.epochs={epochs}")
+    run = train_recipe(
+        Recipe.load(recipe, overrides),
+        output,
+        data_root=data_root,
+        download=download,
+        device=device,
+        resume=resume,
+        force=force,
+    )
+    click.echo(f"trained: {run.path}\nnext:    qdeploy export {run.path}")
+
+
+@main.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="ONNX file.  [default: RUN/model.onnx]")
+@click.option("--max-drop", type=click.FloatRange(min=0), help="Points of top-1 it may lose against float.")
+@click.option("--min-agreement", type=click.FloatRange(0, 1), help="Share of images with the trained top-1.")
+@click.option("--max-size", type=click.IntRange(min=1), help="Bytes of the file.")
+@click.option(
+    "--checkpoint",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="best: the epoch that did best on the test set itself.",
+)
+@DATA_ROOT
+@DEVICE
+@PROVIDER
+@click.option("--samples", type=click.IntRange(min=1), help="Test images to validate on.  [default: all]")
+@click.option("--trace-layers", is_flag=True, help="Compare every quantized tensor with the training network.")
+@AS_JSON
+@reports_errors
+def export(
+    run: Path,
+    output: Path | None,
+    max_drop: float | None,
+    min_agreement: float | None,
+    max_size: int | None,
+    checkpoint: str,
+    data_root: Path | None,
+    device: str,
+    provider: str,
+    samples: int | None,
+    trace_layers: bool,
+    as_json: bool,
+) -> None:
+    """Export the trained RUN as ONNX, validate it on the test set and write the report."""
+    from qdeploy.pipeline.export import export_run, trace_run
+    from qdeploy.report.table import print_record, print_trace
+
+    places: dict[str, Any] = {
+        "checkpoint": checkpoint, "data_root": data_root, "device": device, "provider": provider,
+    }  # fmt: skip
+    limits = {"max_drop": max_drop, "min_agreement": min_agreement, "max_size": max_size}
+    record = export_run(run, output, limits=limits, samples=samples, **places)
+    if as_json:
+        click.echo(record.to_json())
+    else:
+        print_record(record)
+        click.echo(f"report: {run / 'report.html'}")
+    if trace_layers:
+        print_trace(trace_run(run, **places))
+    if not all(gate.passed for gate in record.gates):
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@PROVIDER
+@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--batch-size", "batch_sizes", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True)
+@click.option("--data", "dataset", help="Measure top-1 on this data set as well.")
+@DATA_ROOT
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for benchmark.json.")
+@AS_JSON
+@reports_errors
+def benchmark(
+    models: tuple[Path, ...],
+    provider: str,
+    threads: int,
+    batch_sizes: tuple[int, ...],
+    dataset: str | None,
+    data_root: Path | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure ONNX files on this machine; ratios are against the first."""
+    from qdeploy.pipeline.benchmark import benchmark as run_benchmark
+    from qdeploy.pipeline.benchmark import benchmark_json, write_benchmark
+    from qdeploy.report.table import print_benchmark
+
+    result, accuracies = run_benchmark(
+        models,
+        provider=provider,
+        threads=threads,
+        batch_sizes=batch_sizes,
+        dataset=dataset,
+        data_root=data_root,
+    )
+    if as_json:
+        click.echo(benchmark_json(result, accuracies))
+    else:
+        print_benchmark(result)
+        for row in accuracies:
+            click.echo(f"{row.file}: top-1 {row.top1:.2%} of {row.samples} images of {row.title}")
+    if output is not None:
+        click.echo(f"written: {write_benchmark(result, accuracies, output)}", err=as_json)
+
+
+@main.command()
+@reports_errors
+def methods() -> None:
+    """List the quantization methods."""
+    from qdeploy.methods import available, find
+
+    for name in available():
+        method = find(name)
+        weights, acts = (", ".join(map(str, bits)) for bits in (method.weight_bits, method.act_bits))
+        click.echo(f"{name:10} {method.summary}  [weights {weights}; activations {acts} or float]")
+
+
+@main.command()
+@reports_errors
+def models() -> None:
+    """List the networks and recipes of the zoo."""
+    from qdeploy.models import NETWORKS
+    from qdeploy.recipe import zoo_recipes, zoo_summary
+
+    click.echo("networks: " + ", ".join(NETWORKS))
+    for name in zoo_recipes():
+        click.echo(f"{name:28} {zoo_summary(name)}")

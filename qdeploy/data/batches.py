@@ -1,0 +1,132 @@
+"""Batches of images: what an epoch is, and data sets small enough to stay on the device."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qdeploy.data.contents import LabelledImages
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Batches(Protocol):
+    """A data set in batches; `len` is the number of batches in an epoch."""
+
+    @property
+    def samples(self) -> int:
+        """Number of images in the data set."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        """The batches of epoch `index`, which depend on it and on the seed alone.
+
+        Images: float32 [N, C, H, W], normalised, on the device; labels: int64 [N].
+        """
+
+
+class Normalisation:
+    """(pixel / 255 - mean) / std per channel."""
+
+    def __init__(
+        self, mean: Sequence[float], std: Sequence[float], device: torch.device | str
+    ) -> None:
+        self.device = torch.device(device)
+        self._mean = 255 * torch.tensor(mean, device=device).reshape(1, -1, 1, 1)
+        self._std = 255 * torch.tensor(std, device=device).reshape(1, -1, 1, 1)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] to float32."""
+        return (images.float() - self._mean) / self._std
+
+
+@dataclass(frozen=True)
+class Shuffling:
+    """The random part of training: a new order each epoch, `pad_crop` pixels of shift, flips.
+
+    The numbers are drawn on the CPU, by NumPy, so that all devices see the same batches.
+    """
+
+    seed: int
+    pad_crop: int = 0
+    flip: bool = False
+
+
+class ArrayBatches:
+    """A whole data set as uint8 on the device, augmented there a batch at a time.
+
+    With `shuffling` it is for training, and a last batch of a single image is left out because
+    BatchNorm cannot train on it; other incomplete batches are kept. Without, it is in order.
+    """
+
+    def __init__(
+        self,
+        data: LabelledImages,
+        batch_size: int,
+        normalise: Normalisation,
+        shuffling: Shuffling | None = None,
+    ) -> None:
+        # A copy, because arrays that view a file's bytes are read-only.
+        self._images = torch.tensor(data.images, device=normalise.device)
+        self._labels = torch.tensor(data.labels, device=normalise.device)
+        self._batch_size = batch_size
+        self._normalise = normalise
+        self._shuffling = shuffling
+
+    @property
+    def samples(self) -> int:
+        return len(self._labels)
+
+    def __len__(self) -> int:
+        return number_of_batches(self.samples, self._batch_size, self._shuffling is not None)
+
+    def epoch(self, index: int) -> Iterator[Batch]:
+        shuffling = self._shuffling
+        return self._in_order() if shuffling is None else self._shuffled(shuffling, index)
+
+    def _in_order(self) -> Iterator[Batch]:
+        images, labels = self._images.split(self._batch_size), self._labels.split(self._batch_size)
+        for some_images, some_labels in zip(images, labels, strict=True):
+            yield self._normalise(some_images), some_labels
+
+    def _shuffled(self, shuffling: Shuffling, index: int) -> Iterator[Batch]:
+        random = np.random.default_rng([shuffling.seed, index])
+        order = torch.from_numpy(random.permutation(self.samples)).to(self._images.device)
+        for chosen in order.split(self._batch_size)[: len(self)]:
+            images = augment(self._images[chosen], shuffling.pad_crop, shuffling.flip, random)
+            yield self._normalise(images), self._labels[chosen]
+
+
+def number_of_batches(samples: int, batch_size: int, training: bool) -> int:
+    """Batches in an epoch; in training a last batch of a single image does not count."""
+    full, rest = divmod(samples, batch_size)
+    return full + (rest > (1 if training else 0))
+
+
+def augment(images: Tensor, pad_crop: int, flip: bool, random: np.random.Generator) -> Tensor:
+    """Each image shifted by up to `pad_crop` pixels, black coming in, and half of them mirrored.
+
+    images: uint8 [N, C, H, W]. One gather does both for the whole batch: flipping only reverses
+    the columns that the crop picks.
+    """
+    if not pad_crop and not flip:
+        return images
+    count, _, height, width = images.shape
+    top, left = torch.from_numpy(random.integers(0, 2 * pad_crop, (2, count), endpoint=True))
+    mirrored = torch.from_numpy(random.random(count) < (0.5 if flip else 0.0))
+    rows = top[:, None] + torch.arange(height)
+    columns = left[:, None] + torch.arange(width)
+    columns = torch.where(mirrored[:, None], columns.flip(1), columns)
+    padded = torch.nn.functional.pad(images, [pad_crop] * 4)
+    return _gather(padded, rows.to(images.device), columns.to(images.device))
+
+
+def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The pixels of image n at rows[n] x columns[n]: [N, C, ., .] by [N, H] and [N, W]."""
+    n = torch.arange(len(images), device=images.device)[:, None, None, None]
+    c = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
+    return images[n, c, rows[:, None, :, None], columns[:, None, None, :]]

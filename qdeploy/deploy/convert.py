@@ -1,0 +1,199 @@
+"""convert: the search stops and the integers are kept."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from qdeploy.deploy import operators
+from qdeploy.errors import QdeployError
+from qdeploy.grid import Grid, QTensor
+from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.product import Product
+from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.preparation.placement import is_mover
+from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.prepare import insert_after
+from qdeploy.preparation.trace import called_module, is_tuple
+
+# Codes up to 63: two uint8 x int8 products fit the int16 sums of processors without VNNI.
+SPREAD_LIMIT = 63
+BIAS_LIMIT = 2**30
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
+
+
+class IntegerActivation(nn.Module):
+    """Scale, zero point and grid of one activation tensor."""
+
+    scale: Tensor
+    zero: Tensor
+
+    def __init__(self, scale: Tensor, zero: Tensor, grid: Grid) -> None:
+        super().__init__()
+        self.grid = grid
+        self.register_buffer("scale", scale.detach().to(torch.float32).cpu().clone())
+        self.register_buffer("zero", zero.detach().to(torch.uint8).cpu().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        low, high = self.grid.lowest, self.grid.highest
+        result: Tensor = operators.quantize_dequantize(x, self.scale, self.zero, low, high)
+        return result
+
+    def unclipped(self) -> IntegerActivation:
+        """The same scale and zero point for values that are on the grid already."""
+        return IntegerActivation(self.scale, self.zero, Grid.unsigned(8))
+
+    def extra_repr(self) -> str:
+        return f"scale={self.scale.item():.6g}, zero={self.zero.item()}, grid={self.grid}"
+
+
+class IntegerLayer(nn.Module):
+    """A Conv or Linear of int8 codes and, where its input is quantized, an int32 bias.
+
+    grid    the codes that the weight may take, before they are multiplied by `spread`
+    bias_codes count steps of input scale x weight scale, the unit in which an integer kernel
+    adds up its products; without a quantized input the bias stays float32.
+    """
+
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+    bias: Tensor
+    bias_scale: Tensor
+    bias_zero: Tensor
+
+    def __init__(
+        self, kind: str, product: Product, weight: QTensor, bias: Tensor, input_scale: float | None
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.product = product
+        self.grid = weight.grid
+        self.spread = 1 if input_scale is None else spread_factor(weight.grid)
+        if input_scale is not None:
+            weight = with_room_for_bias(weight.spread(self.spread), bias, input_scale)
+        for name, part in (("codes", weight.codes), ("scale", weight.scale), ("zero", weight.zero)):
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(part)))
+        self.quantized_input = input_scale is not None
+        if input_scale is None:
+            self.register_buffer("bias", bias.to(torch.float32))
+            return
+        bias_scale = self.scale * np.float32(input_scale)
+        codes = torch.round(bias.to(torch.float64) / bias_scale.to(torch.float64))
+        self.register_buffer("bias", codes.to(torch.int32))
+        self.register_buffer("bias_scale", bias_scale)
+        self.register_buffer("bias_zero", torch.zeros_like(self.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = operators.dequantize(self.codes, self.scale, self.zero)
+        bias = self.bias
+        if self.quantized_input:
+            bias = operators.dequantize(self.bias, self.bias_scale, self.bias_zero)
+        return self.product(x, weight, bias)
+
+    def extra_repr(self) -> str:
+        bias = "int32" if self.quantized_input else "float32"
+        return f"{self.kind}, {self.product}, weight={self.grid}, bias={bias}"
+
+
+def spread_factor(grid: Grid) -> int:
+    """What few-level codes are multiplied by: the larger the codes, the finer the int32 bias."""
+    return max(1, SPREAD_LIMIT // max(abs(grid.lowest), grid.highest))
+
+
+def with_room_for_bias(weight: QTensor, bias: Tensor, input_scale: float) -> QTensor:
+    """Raises the scale of channels so small that their bias would overflow int32.
+
+    A dead channel (gamma 0) has scale 0 and a live bias. Where the grid has every integer the
+    codes are rounded to the raised scale, so nothing is lost but what the bias drowns.
+    """
+    floor = bias.abs().to(torch.float64).numpy() / (BIAS_LIMIT * input_scale)
+    floor = np.maximum(floor, 1e-30 / input_scale)
+    small = weight.scale < floor
+    scale = np.where(small, floor, weight.scale).astype(np.float32)
+    codes = weight.codes
+    if len(weight.grid.codes) == weight.grid.highest - weight.grid.lowest + 1:
+        shrink = np.where(small, weight.scale / scale, 1)
+        column = (-1, *[1] * (codes.ndim - 1))
+        zero = weight.zero.reshape(column)
+        codes = np.round((codes.astype(np.float64) - zero) * shrink.reshape(column)) + zero
+    return QTensor(codes.astype(np.int8), scale, weight.zero, weight.grid)
+
+
+def convert(prepared: PreparedNetwork) -> fx.GraphModule:
+    """The integer network: int8 codes, one scale a channel, int32 biases; no trace of the method.
+
+    Works on a copy, in evaluation mode on the CPU. Errors: QdeployError if activations were
+    never observed.
+    """
+    if not isinstance(prepared, PreparedNetwork):
+        raise QdeployError(
+            f"convert takes what qdeploy.prepare returned, not {type(prepared).__name__}"
+        )
+    network = copy.deepcopy(prepared.network).cpu().eval()
+    integer_activations(network)
+    without_dropout(network)
+    repeat_after_movers(network)
+    integer_layers(network)
+    network.graph.lint()
+    network.recompile()
+    return network
+
+
+def integer_activations(network: fx.GraphModule) -> None:
+    for name, module in list(network.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            network.set_submodule(name, IntegerActivation(*module.qparams(), module.grid))
+
+
+def without_dropout(network: fx.GraphModule) -> None:
+    for node in list(network.graph.nodes):
+        if isinstance(called_module(node, network), DROPOUTS):
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
+
+
+def repeat_after_movers(network: fx.GraphModule) -> None:
+    """Quantizes what a mover (pooling by maximum, flatten, concat) gives, on the grid it read.
+
+    The values are on that grid already. Saying so again lets the runtime move codes, not floats.
+    """
+    for node in list(network.graph.nodes):
+        if not is_mover(node, network) or is_tuple(node):
+            continue
+        sources = {source_quantizer(source, network) for source in node.all_input_nodes}
+        quantizer = sources.pop()
+        if quantizer is None or sources:
+            continue
+        again = network.get_submodule(quantizer).unclipped()
+        network.add_submodule(f"moved.{node.name}", again)
+        insert_after(node, f"moved.{node.name}", network.graph)
+
+
+def source_quantizer(node: fx.Node, network: fx.GraphModule) -> str | None:
+    """The module path of the quantizer that made this value; None if it is not quantized."""
+    while is_tuple(node):  # chunk, split and unbind: the parts are quantized where they are taken out
+        node = node.all_input_nodes[0]
+    module = called_module(node, network)
+    return str(node.target) if isinstance(module, IntegerActivation) else None
+
+
+def integer_layers(network: fx.GraphModule) -> None:
+    """Replaces each quantized layer, once for each place that calls it: its bias step differs."""
+    places = [(node, called_module(node, network)) for node in network.graph.nodes]
+    calls: Counter[str] = Counter()
+    for node, layer in places:
+        if not isinstance(layer, QuantizedLayer):
+            continue
+        calls[node.target] += 1
+        if calls[node.target] > 1:
+            node.target = f"{node.target}_{calls[node.target]}"
+        quantizer = source_quantizer(node.all_input_nodes[0], network)
+        scale = None if quantizer is None else network.get_submodule(quantizer).scale.item()
+        weight, bias = layer.integers()
+        integers = IntegerLayer(layer.kind, layer.product, weight, bias, scale)
+        network.add_submodule(node.target, integers)

@@ -1,0 +1,124 @@
+"""export: an ONNX file as small as its bits, for stock ONNX Runtime."""
+
+from __future__ import annotations
+
+import io
+import logging
+import warnings
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+import onnxsim
+import torch
+from torch import Tensor, nn
+
+from qdeploy.deploy import packing as storage
+from qdeploy.deploy import passes
+from qdeploy.deploy.convert import convert
+from qdeploy.deploy.operators import TRANSLATIONS
+from qdeploy.errors import QdeployError
+from qdeploy.files import atomic_write
+from qdeploy.preparation.prepared import PreparedNetwork
+
+OPSET = 21
+IR_VERSION = 10
+
+
+def export(
+    prepared_or_converted: nn.Module,
+    path: str | Path,
+    example_input: Tensor,
+    packing: bool = True,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes a network as ONNX, opset 21 and IR 10, with a dynamic batch dimension.
+
+    Takes what `prepare` or `convert` returned, or a plain float network. packing=False leaves
+    the codes as int8. The input is called "input", the output "logits". The file is written
+    whole or not at all. Errors: QdeployError for a network that torch.onnx cannot export.
+    """
+    network = prepared_or_converted
+    if isinstance(network, PreparedNetwork):
+        network = convert(network)
+    model = to_onnx(network, example_input)
+    return save(finished(model, packing, metadata or {}), path)
+
+
+def to_onnx(
+    network: nn.Module, example_input: Tensor, outputs: Sequence[str] = ("logits",)
+) -> ir.Model:
+    """The exported, simplified and cleaned graph, int8 codes not yet packed."""
+    exported = _simplified(_exported(network.eval().cpu(), example_input.cpu(), outputs))
+    for rewrite in passes.BEFORE_PACKING:
+        rewrite(exported)
+    return exported
+
+
+def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onnx.ModelProto:
+    """A copy of the graph, packed or not, as a checked protobuf."""
+    model = model.clone()
+    if packing:
+        storage.pack(model)
+    for rewrite in passes.AFTER_PACKING:
+        rewrite(model)
+    model.producer_name, model.producer_version = "qdeploy", None
+    model.graph.name = "qdeploy"
+    model.metadata_props.update(metadata)
+    proto = ir.to_proto(model)
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    return proto
+
+
+def save(proto: onnx.ModelProto, path: str | Path) -> Path:
+    path = Path(path)
+    with atomic_write(path) as file:
+        file.write(proto.SerializeToString())
+    return path
+
+
+def _exported(network: nn.Module, example_input: Tensor, outputs: Sequence[str]) -> ir.Model:
+    # A batch of one would be taken for a constant.
+    example = example_input if len(example_input) > 1 else example_input.repeat(2, *[1] * (example_input.ndim - 1))
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                network,
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=["input"],
+                output_names=list(outputs),
+                custom_translation_table=TRANSLATIONS,
+                verbose=False,
+            )
+        except Exception as error:
+            raise QdeployError(f"torch.onnx cannot export {type(network).__name__}: {error}") from error
+    assert program is not None
+    return program.model
+
+
+def _simplified(model: ir.Model) -> ir.Model:
+    model.ir_version = IR_VERSION
+    with _quiet():
+        proto, same = onnxsim.simplify(ir.to_proto(model))
+    if not same:
+        raise QdeployError("onnxsim changed what the exported network computes; please report it")
+    return ir.from_proto(proto)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's progress lines and its warnings about itself."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

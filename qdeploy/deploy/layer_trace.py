@@ -1,0 +1,100 @@
+"""Which layer breaks: every quantized tensor of the file against the training network's.
+
+A file can disagree with its network although each layer is right, because a value on a rounding
+tie tips over and later layers amplify it. So both networks run on the same images, and each
+quantized tensor is compared in steps of its own grid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+
+from qdeploy.benchmark.runtime import open_session
+from qdeploy.deploy.convert import convert
+from qdeploy.deploy.export import finished, to_onnx
+from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.trace import called_module
+
+Values = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """One quantized tensor: share of elements that differ, and by how many steps at most."""
+
+    name: str
+    elements: int
+    share: float
+    max_steps: int
+
+
+def trace_layers(
+    prepared: PreparedNetwork, images: Tensor, provider: str = "auto"
+) -> list[TensorDifference]:
+    """Runs the training network in evaluation mode and the ONNX file on `images` [N, C, H, W].
+
+    The file is exported once more with every quantized tensor as an output beside the logits;
+    ONNX Runtime's integer kernels stay as they are.
+    """
+    nodes = {node.name: str(node.target) for node in quantizer_nodes(prepared.network)}
+    expected = Recorder(prepared.network.cpu().eval(), set(nodes)).recorded(images.cpu())
+    converted = convert(prepared)
+    scales = {name: converted.get_submodule(target).scale for name, target in nodes.items()}
+    expose(converted, list(nodes))
+    proto = finished(to_onnx(converted, images, ["logits", *nodes]), True, {})
+    session = open_session(proto.SerializeToString(), provider)
+    _, *found = session.inference.run(None, {"input": images.cpu().numpy()})
+    return [
+        compare(name, expected[name].numpy(), values, float(scales[name]))
+        for name, values in zip(nodes, found, strict=True)
+    ]
+
+
+def quantizer_nodes(network: fx.GraphModule) -> list[fx.Node]:
+    """The places where an activation is quantized, in the order of the graph."""
+    return [
+        node
+        for node in network.graph.nodes
+        if isinstance(called_module(node, network), ActivationQuantizer)
+    ]
+
+
+class Recorder(fx.Interpreter):
+    """Runs a traced network and keeps the values of the named nodes."""
+
+    def __init__(self, network: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(network)
+        self.names = names
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.names:
+            self.values[n.name] = value
+        return value
+
+    @torch.inference_mode()
+    def recorded(self, images: Tensor) -> dict[str, Tensor]:
+        self.run(images)
+        return self.values
+
+
+def expose(network: fx.GraphModule, names: list[str]) -> None:
+    """Adds the named nodes to what the network returns."""
+    nodes = {node.name: node for node in network.graph.nodes}
+    output = next(node for node in network.graph.nodes if node.op == "output")
+    output.args = ((output.args[0], *(nodes[name] for name in names)),)
+    network.recompile()
+
+
+def compare(name: str, expected: Values, found: Values, scale: float) -> TensorDifference:
+    """Differences in whole steps of `scale`."""
+    steps = np.abs(np.rint((expected - found) / scale)).astype(np.int64)
+    return TensorDifference(name, steps.size, float((steps > 0).mean()), int(steps.max()))

@@ -1,0 +1,65 @@
+"""The two quantized ideas as torch operators, and as the ONNX operators they are exported to.
+
+dequantize            integer codes of a weight or a bias become float values
+quantize_dequantize   a float activation is rounded to its grid
+
+torch.onnx exports everything around them; these two keep codes and grids in the graph, which
+autograd functions and torch's own fake-quantize operators lose.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset21 as op
+from torch import Tensor
+
+from qdeploy.layers.fake_quantize import quantize
+from qdeploy.layers.weight import Collapsed
+
+
+@torch.library.custom_op("qdeploy::dequantize", mutates_args=())
+def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """(codes - zero) * scale. codes int8 or int32 [out, ...]; scale float32, zero like codes, [out]."""
+    return Collapsed(codes, scale, zero).dequantize()
+
+
+@dequantize.register_fake
+def _(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return torch.empty(codes.shape, dtype=torch.float32, device=codes.device)
+
+
+@torch.library.custom_op("qdeploy::quantize_dequantize", mutates_args=())
+def quantize_dequantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+    """x on the grid (code - zero) * scale, low <= code <= high. scale float32, zero uint8, scalars."""
+    zero = zero.to(torch.float32)
+    return quantize(x, scale, zero, low, high).sub_(zero).mul_(scale)
+
+
+@quantize_dequantize.register_fake
+def _(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _dequantize_onnx(codes: Any, scale: Any, zero: Any) -> Any:
+    # An explicit zero point, or ONNX Runtime makes no QGemm of it.
+    return op.DequantizeLinear(codes, scale, zero, axis=0)
+
+
+def _quantize_dequantize_onnx(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:
+    codes = op.QuantizeLinear(x, scale, zero)
+    if (low, high) != (0, 255):
+        # QuantizeLinear saturates at 8 bits. On the integer side a clip keeps the fused kernels.
+        bounds = (ir.tensor([bound], ir.DataType.UINT8) for bound in (low, high))
+        low_code, high_code = (op.Squeeze(op.Constant(value=bound)) for bound in bounds)
+        codes = op.Clip(codes, low_code, high_code)
+    return op.DequantizeLinear(codes, scale, zero)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.qdeploy.dequantize.default: _dequantize_onnx,
+    torch.ops.qdeploy.quantize_dequantize.default: _quantize_dequantize_onnx,
+}

@@ -1,0 +1,192 @@
+"""Storing integer codes in as many bits as they need, with operators that ONNX Runtime folds at load.
+
+No ONNX type holds 1-bit or ternary weights, and INT4 and INT2 lose the integer kernels. Here the
+codes lie in a uint8 initialiser, and a few standard operators turn them back into int8. All their
+inputs are constants, so the runtime computes them once, at load, and then runs its int8 kernels
+as if the int8 codes were in the file.
+
+Two forms, both exact; `pack` takes the smaller one:
+
+digits    each byte holds k digits of base n (n levels, n^k <= 256): 8 one-bit codes, 5 ternary,
+          4 two-bit, 2 four-bit. Read back through a table [n^k, k] of all bytes, so any levels.
+windows   b bits a code for b = 3, 5, 6, 7: b bytes hold 8 codes end to end. Read back as the two
+          bytes that a code touches, shifted and masked. For evenly spaced levels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from qdeploy.grid import Grid
+
+Codes = npt.NDArray[np.int8]
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Base-n digits, `per_byte` of them in each byte, the first in the lowest place."""
+
+    levels: tuple[int, ...]
+
+    @property
+    def per_byte(self) -> int:
+        return int(np.floor(8 / np.log2(max(2, len(self.levels))) + 1e-9))
+
+    @property
+    def table(self) -> Codes:
+        """int8 [n^k, k]: the codes of every byte."""
+        n, k = len(self.levels), self.per_byte
+        bytes_ = np.arange(n**k)
+        digits = bytes_[:, None] // n ** np.arange(k) % n
+        return np.asarray(self.levels, np.int8)[digits]
+
+    def size(self, count: int) -> int:
+        """Bytes for `count` codes, the table included."""
+        return -(-count // self.per_byte) + self.table.size
+
+    def pack(self, codes: Codes) -> Bytes:
+        """uint8 [ceil(count / k)]; the last byte is filled up with the lowest level."""
+        n, k = len(self.levels), self.per_byte
+        digits = np.searchsorted(self.levels, codes.ravel())
+        padded = np.pad(digits, (0, -len(digits) % k)).reshape(-1, k)
+        return (padded * n ** np.arange(k)).sum(1).astype(np.uint8)
+
+    def unpack(self, packed: Bytes, count: int) -> Codes:
+        """The inverse of `pack`, int8 [count]; what the ONNX operators compute."""
+        return self.table[packed].ravel()[:count]
+
+    def nodes(self, packed: ir.Value, graph: Initialisers) -> list[ir.Node]:
+        table = graph.constant(self.table)
+        index = ir.node("Cast", [packed], {"to": ir.DataType.INT32})
+        return [index, ir.node("Gather", [table, index.outputs[0]])]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """`bits` a code, end to end: 8 codes in `bits` bytes. levels = first + step * (0 .. 2^bits - 1)."""
+
+    bits: int
+    first: int
+    step: int
+
+    @property
+    def places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Byte and bit within it where each of the 8 codes starts."""
+        start = self.bits * np.arange(8)
+        return start // 8, start % 8
+
+    def size(self, count: int) -> int:
+        return -(-count // 8) * self.bits
+
+    def pack(self, codes: Codes) -> Bytes:
+        """uint8 [ceil(count / 8), bits]."""
+        numbers = (codes.ravel().astype(np.int64) - self.first) // self.step
+        rows = np.pad(numbers, (0, -len(numbers) % 8)).reshape(-1, 8)
+        bits = rows[:, :, None] >> np.arange(self.bits) & 1
+        return np.packbits(bits.reshape(len(rows), -1).astype(np.uint8), axis=1, bitorder="little")
+
+    def unpack(self, packed: Bytes, count: int) -> Codes:
+        byte, bit = self.places
+        window = packed[:, byte].astype(np.int32)
+        window += 256 * packed[:, np.minimum(byte + 1, self.bits - 1)].astype(np.int32)
+        numbers = window // 2**bit % 2**self.bits
+        return (numbers.ravel()[:count] * self.step + self.first).astype(np.int8)
+
+    def nodes(self, packed: ir.Value, graph: Initialisers) -> list[ir.Node]:
+        byte, bit = self.places
+        cast = ir.node("Cast", [packed], {"to": ir.DataType.INT32})
+        low = ir.node("Gather", [cast.outputs[0], graph.constant(byte)], {"axis": 1})
+        next_byte = graph.constant(np.minimum(byte + 1, self.bits - 1))
+        high = ir.node("Gather", [cast.outputs[0], next_byte], {"axis": 1})
+        raised = ir.node("Mul", [high.outputs[0], graph.constant(np.int32(256))])
+        window = ir.node("Add", [low.outputs[0], raised.outputs[0]])
+        shifted = ir.node("Div", [window.outputs[0], graph.constant((2**bit).astype(np.int32))])
+        number = ir.node("Mod", [shifted.outputs[0], graph.constant(np.int32(2**self.bits))])
+        scaled = ir.node("Mul", [number.outputs[0], graph.constant(np.int32(self.step))])
+        code = ir.node("Add", [scaled.outputs[0], graph.constant(np.int32(self.first))])
+        result = ir.node("Cast", [code.outputs[0]], {"to": ir.DataType.INT8})
+        return [cast, low, high, raised, window, shifted, number, scaled, code, result]
+
+
+Packing = Digits | Windows
+
+
+class Initialisers:
+    """Adds constants to a graph, each distinct one once, under names of a few letters."""
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self.graph = graph
+        self.known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+
+    def constant(self, array: npt.ArrayLike) -> ir.Value:
+        value = np.asarray(array)
+        key = (value.dtype.name, value.shape, value.tobytes())
+        if key not in self.known:
+            tensor = ir.tensor(value, name=f"p{len(self.graph.initializers)}")
+            self.known[key] = ir.Value(
+                name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+            self.graph.register_initializer(self.known[key])
+        return self.known[key]
+
+
+def choose(codes: Codes) -> Packing | None:
+    """The smallest packing of these codes; None where int8 itself is smallest."""
+    levels = tuple(int(level) for level in np.unique(codes))
+    choices: list[Packing] = []
+    if len(levels) <= 16:
+        choices.append(Digits(levels))
+    windows = _windows(levels)
+    if windows is not None:
+        choices.append(windows)
+    best = min(choices, key=lambda packing: packing.size(codes.size), default=None)
+    # The nodes and names that read a packed weight back cost bytes as well.
+    return best if best is not None and best.size(codes.size) + NODES_COST < codes.size else None
+
+
+NODES_COST = 300
+
+
+def _windows(levels: tuple[int, ...]) -> Windows | None:
+    steps = np.gcd.reduce(np.diff(levels)) if len(levels) > 1 else 1
+    bits = Grid(tuple(range((levels[-1] - levels[0]) // int(steps) + 1))).bits
+    return Windows(bits, levels[0], int(steps)) if bits < 8 else None
+
+
+def pack(model: ir.Model) -> None:
+    """Replaces each int8 weight by its packed form, in place. Values and shapes stay the same.
+
+    Precondition: simplified already; a simplifier would fold the packing back into int8.
+    """
+    graph = model.graph
+    initialisers = Initialisers(graph)
+    weights = [v for v in graph.initializers.values() if v.dtype == ir.DataType.INT8 and v.uses()]
+    for weight in weights:
+        codes = weight.const_value.numpy()  # type: ignore[union-attr]
+        packing = choose(codes)
+        if packing is not None:
+            _replace(weight, codes, packing, graph, initialisers)
+
+
+def _replace(
+    weight: ir.Value, codes: Codes, packing: Packing, graph: ir.Graph, initialisers: Initialisers
+) -> None:
+    packed = initialisers.constant(packing.pack(codes))
+    nodes = packing.nodes(packed, initialisers)
+    padded = packing.unpack(packing.pack(codes), 2**62).size != codes.size
+    if padded:
+        flat = ir.node("Reshape", [nodes[-1].outputs[0], initialisers.constant(np.array([-1]))])
+        start, end = (initialisers.constant(np.array([bound])) for bound in (0, codes.size))
+        nodes += [flat, ir.node("Slice", [flat.outputs[0], start, end])]
+    shape = initialisers.constant(np.array(codes.shape))
+    nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], shape]))
+    result = nodes[-1].outputs[0]
+    result.type, result.shape = weight.type, weight.shape
+    graph.insert_before(graph[0], nodes)
+    weight.replace_all_uses_with(result)
+    del graph.initializers[weight.name]  # type: ignore[arg-type]

@@ -1,0 +1,33 @@
+"""Files that are either the old one or the complete new one, whatever happens between."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from qdeploy.errors import QdeployError
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """A binary file to write to; it takes the place of `path` when the block ends well.
+
+    The bytes go to `<path>.tmp` in the same folder and reach the disk before the name changes.
+    Raises QdeployError, naming the path and the reason, if the file cannot be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise QdeployError(
+            f"cannot write {path}: {error.strerror or error}; free space or permissions there, "
+            "or choose another output folder"
+        ) from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()

@@ -1,0 +1,123 @@
+"""The activation quantizer: observes a tensor in training, ends as scale, zero point and grid."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from qdeploy.errors import QdeployError
+from qdeploy.grid import Grid
+from qdeploy.layers.fake_quantize import affine_range, fake_quantize, symmetric_range
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds one activation tensor, per tensor, to unsigned codes.
+
+    A method subclasses it and writes `qparams`, and `observe` if its range is measured. All
+    activations are stored as uint8, also the symmetric ones (zero point in the middle): the
+    integer kernels of ONNX Runtime's CPU provider want it so.
+
+    quant_delay: training steps before the rounding starts. Evaluation always rounds: what is
+    evaluated is what is shipped. `steps` is a buffer, so the count survives a resume.
+    """
+
+    steps: Tensor
+
+    def __init__(self, grid: Grid, quant_delay: int = 0) -> None:
+        super().__init__()
+        self.grid = grid
+        self.quant_delay = quant_delay
+        self.calibrating = False
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, float32 scalars; the zero point is an integer on the grid."""
+        raise NotImplementedError
+
+    def observe(self, x: Tensor) -> None:
+        """Sees a batch in training and calibration."""
+
+    def reset(self) -> None:
+        """Forgets what was observed."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training or self.calibrating:
+            self.observe(x.detach())
+        if self.training and self._delayed():
+            return x
+        scale, zero = self.qparams()
+        return fake_quantize(x, scale, zero, self.grid.lowest, self.grid.highest)
+
+    def _delayed(self) -> bool:
+        if self.quant_delay == 0:
+            return False
+        self.steps += 1
+        return bool(self.steps <= self.quant_delay)
+
+
+class MovingRange(ActivationQuantizer):
+    """Range from a moving average of each batch's minimum and maximum (Jacob et al., CVPR 2018).
+
+    The average starts as a plain mean of the batches seen and turns into an exponential one
+    with `decay` after 1 / (1 - decay) batches, so that it is right from the first batch on.
+    """
+
+    minimum: Tensor
+    maximum: Tensor
+    batches: Tensor
+
+    def __init__(
+        self,
+        bits: int,
+        *,
+        symmetric: bool = False,
+        narrow_range: bool = False,
+        decay: float = 0.999,
+        quant_delay: int = 0,
+    ) -> None:
+        super().__init__(Grid.unsigned(bits, narrow_range), quant_delay)
+        self.bits = bits
+        self.symmetric = symmetric
+        self.decay = decay
+        self.register_buffer("minimum", torch.zeros(()))
+        self.register_buffer("maximum", torch.zeros(()))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self._has_range = False
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        low, high = torch.aminmax(x)
+        self.batches += 1
+        weight = (1 / self.batches.to(torch.float32)).clamp(min=1 - self.decay)
+        self.minimum += weight * (low - self.minimum)
+        self.maximum += weight * (high - self.maximum)
+
+    def reset(self) -> None:
+        self.batches.zero_()
+        self._has_range = False
+
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        self._require_range()
+        low, high = self.grid.lowest, self.grid.highest
+        if not self.symmetric:
+            return affine_range(self.minimum, self.maximum, low, high)
+        magnitude = torch.maximum(self.minimum.abs(), self.maximum.abs())
+        middle = torch.full_like(magnitude, 1 << (self.bits - 1))
+        return symmetric_range(magnitude, low, high), middle
+
+    def _require_range(self) -> None:
+        """Reads the device once, not at every step."""
+        if self._has_range:
+            return
+        if not self.batches:
+            raise QdeployError(
+                "an activation quantizer has seen no data, so it has no range: train the prepared "
+                "network, or call qdeploy.calibrate(prepared, batches) with a few batches"
+            )
+        self._has_range = True
+
+    def extra_repr(self) -> str:
+        return (
+            f"bits={self.bits}, symmetric={self.symmetric}, grid={self.grid}, "
+            f"decay={self.decay}, quant_delay={self.quant_delay}"
+        )

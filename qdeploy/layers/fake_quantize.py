@@ -1,0 +1,65 @@
+"""Rounding to a grid in the forward pass, straight through in the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+def quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+    """Integer codes of x, as floats: clamp(round(x / scale) + zero, low, high), ties to even.
+
+    Divides by the scale, as ONNX QuantizeLinear does; torch.fake_quantize_* multiplies by its
+    reciprocal and differs on near-ties.
+    """
+    return torch.round(x / scale).add_(zero).clamp_(low, high)
+
+
+class _FakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int
+    ) -> Tensor:
+        if ctx.needs_input_grad[0]:
+            inside = (x >= (low - zero) * scale) & (x <= (high - zero) * scale)
+            ctx.save_for_backward(inside)
+        return quantize(x, scale, zero, low, high).sub_(zero).mul_(scale)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None, None, None, None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+    """x rounded to (code - zero) * scale with low <= code <= high.
+
+    scale, zero: float32 and broadcastable to x, so per tensor or per channel. The gradient is
+    1 inside the representable range and 0 outside (Krishnamoorthi, arXiv 1806.08342, section
+    2.4); scale and zero get none.
+    """
+    result: Tensor = _FakeQuantize.apply(x, scale, zero, low, high)
+    return result
+
+
+def affine_range(low_value: Tensor, high_value: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """Scale and nudged zero point of a range (Jacob et al., CVPR 2018, section 3).
+
+    The range is widened to include 0, so that 0 is exact. zero is an integer code in
+    low..high, as float32. An empty range gets a tiny scale instead of a division by zero.
+    """
+    low_value, high_value = low_value.clamp(max=0), high_value.clamp(min=0)
+    tiny = torch.finfo(torch.float32).tiny * (high - low)
+    scale = (high_value - low_value).clamp(min=tiny) / (high - low)
+    zero = torch.round(low - low_value / scale).clamp(low, high)
+    return scale, zero
+
+
+def symmetric_range(magnitude: Tensor, low: int, high: int) -> Tensor:
+    """Scale of the range -magnitude..magnitude on low..high; the zero point is fixed."""
+    tiny = torch.finfo(torch.float32).tiny * (high - low)
+    return (2 * magnitude).clamp(min=tiny) / (high - low)

@@ -1,0 +1,65 @@
+"""What a layer does with a weight, apart from the weight: convolve or multiply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """x [N, in, ...] with weight [out, in / groups, ...] and bias [out]."""
+
+    dimensions: int
+    stride: tuple[int, ...]
+    padding: tuple[int, ...] | str
+    dilation: tuple[int, ...]
+    groups: int
+    padding_mode: str
+    border: tuple[int, ...]
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        padding: tuple[int, ...] | str = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self.border, mode=self.padding_mode), (0,) * self.dimensions
+        convolve = F.conv1d if self.dimensions == 1 else F.conv2d
+        return convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return (
+            f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
+            f"groups={self.groups}" + ("" if self.padding_mode == "zeros" else f", {self.padding_mode}")
+        )
+
+
+@dataclass(frozen=True)
+class MatrixProduct:
+    """x [..., in] with weight [out, in] and bias [out]."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def __repr__(self) -> str:
+        return "linear"
+
+
+Product = Convolution | MatrixProduct
+WeightLayer = nn.Conv1d | nn.Conv2d | nn.Linear
+
+
+def product_of(layer: WeightLayer) -> Product:
+    """The product of a float layer, without its weight."""
+    if isinstance(layer, nn.Linear):
+        return MatrixProduct()
+    return Convolution(
+        dimensions=layer.weight.ndim - 2,
+        stride=tuple(layer.stride),
+        padding=layer.padding if isinstance(layer.padding, str) else tuple(layer.padding),
+        dilation=tuple(layer.dilation),
+        groups=layer.groups,
+        padding_mode=layer.padding_mode,
+        border=tuple(layer._reversed_padding_repeated_twice),
+    )

@@ -1,0 +1,49 @@
+"""Finds methods: the modules of this package and the entry points of others."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from importlib.metadata import EntryPoint, entry_points
+
+import qdeploy.methods
+from qdeploy.errors import QdeployError
+from qdeploy.methods.method import Method
+from qdeploy.validation import did_you_mean
+
+ENTRY_POINT_GROUP = "qdeploy.methods"
+NOT_METHODS = {"method", "registry"}
+
+
+def _own() -> list[str]:
+    modules = pkgutil.iter_modules(qdeploy.methods.__path__)
+    return [module.name for module in modules if module.name not in NOT_METHODS]
+
+
+def _foreign() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=ENTRY_POINT_GROUP)}
+
+
+def available() -> list[str]:
+    """Names of all methods, sorted."""
+    return sorted({*_own(), *_foreign()})
+
+
+def find(name: str) -> Method:
+    """The method called `name`; QdeployError with the nearest names if there is none."""
+    if name in _own():
+        method: Method = importlib.import_module(f"qdeploy.methods.{name}").METHOD
+        return method
+    foreign = _foreign()
+    if name not in foreign:
+        raise QdeployError(
+            f"unknown method {name!r}; there are {', '.join(available())}.{did_you_mean(name, available())} "
+            f"Another package adds one through the entry-point group {ENTRY_POINT_GROUP!r}."
+        )
+    loaded = foreign[name].load()
+    if not isinstance(loaded, Method):
+        raise QdeployError(
+            f"entry point {name!r} of group {ENTRY_POINT_GROUP!r} gives {type(loaded).__name__}, "
+            "not a qdeploy.methods.Method"
+        )
+    return loaded

@@ -1,0 +1,198 @@
+"""SLB: searching for low-bit weights (Yang et al., NeurIPS 2020, arXiv 2009.08695).
+
+Each weight holds a logit for each level it might take and trains as the expected level under
+softmax(logits * temperature). The temperature rises by epochs until the distributions are
+one-hot; then the search is committed: the best levels stay, their logits train no more.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+
+from qdeploy.grid import Grid
+from qdeploy.layers.activation import MovingRange
+from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
+from qdeploy.methods.method import Method, Options, WeightSite
+
+# Standard deviations of a normal distribution that the outermost level of the best uniform
+# quantizer stands at (Max, IRE Trans. Information Theory, 1960, table II).
+OUTERMOST = {2: 1.494, 4: 2.513}
+
+
+class SlbOptions(Options):
+    """Names and defaults of the published implementation, and `linear` and `start`.
+
+    t_start_val, t_start_time, t_end_time, t_factor   see `temperature`
+    epoch_size          epochs in all; None: those of this run and has_trained_epoch
+    has_trained_epoch   epochs of the schedule that earlier runs have done
+    linear              search Linear weights too; otherwise they are 8-bit SimQAT
+    start               logits from the float weight ("weight") or from He-normal noise ("random")
+    """
+
+    t_start_val: PositiveFloat = 1.0
+    t_start_time: float = Field(default=0.2, ge=0, le=1)
+    t_end_time: float = Field(default=0.6, ge=0, le=1)
+    t_factor: PositiveFloat = 1.2
+    epoch_size: PositiveInt | None = None
+    has_trained_epoch: NonNegativeInt = 0
+    linear: bool = False
+    start: Literal["weight", "random"] = "weight"
+    quant_delay: NonNegativeInt = 900
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SlbOptions:
+        if self.t_end_time < self.t_start_time:
+            raise ValueError(
+                f"t_end_time ({self.t_end_time}) must not be before t_start_time ({self.t_start_time})"
+            )
+        if self.epoch_size is not None and self.has_trained_epoch >= self.epoch_size:
+            raise ValueError(
+                f"has_trained_epoch ({self.has_trained_epoch}) must be below epoch_size ({self.epoch_size})"
+            )
+        return self
+
+    def covers(self, layer: nn.Module) -> bool:
+        return self.linear or not isinstance(layer, nn.Linear)
+
+
+def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
+    """Temperature of an epoch, counted from 1 over the whole schedule; inf once committed.
+
+    With start = int(epochs * t_start_time) and end = int(epochs * t_end_time):
+    t_start_val up to `start`, then times t_factor an epoch, and inf (one-hot) from `end` on.
+    """
+    start, end = int(epochs * options.t_start_time), int(epochs * options.t_end_time)
+    if epoch >= end:
+        return math.inf
+    return options.t_start_val * options.t_factor ** max(0, epoch - start)
+
+
+class SlbWeight(WeightQuantizer):
+    """latent: logits [out, ..., 2^bits]; at 1 bit only their difference, [out, ...].
+
+    With two logits a+ and a-, the expected level is tanh(T (a+ - a-) / 2). The one latent is
+    b = (a+ - a-) / sqrt(2): an orthonormal change of coordinates, so that gradient descent with
+    momentum and weight decay moves b exactly as it would move the pair.
+
+    Where no BatchNorm follows, nothing would absorb the levels' scale, which grows by an order
+    of magnitude as the search hardens. There the expected levels are divided by their own root
+    mean square of each channel and multiplied by a learned scale, soft and hard alike.
+    """
+
+    def __init__(self, site: WeightSite, bits: int, options: SlbOptions) -> None:
+        super().__init__()
+        self.bits = bits
+        self.grid = Grid.odd(bits)
+        self.options = options
+        self.temperature = options.t_start_val
+        self.register_buffer("codes", torch.tensor(self.grid.codes, dtype=torch.int8), persistent=False)
+        levels = self.levels().to(site.weight)
+        logits = random_logits if options.start == "random" else logits_from_weight
+        self.latent = nn.Parameter(logits(site.weight.detach(), bits, levels))
+        self.log_scale = None if site.normalized else nn.Parameter(initial_log_scale(site.weight))
+
+    codes: Tensor
+
+    def levels(self) -> Tensor:
+        """The 2^bits levels, evenly spaced over -1..1."""
+        return self.codes.to(torch.float32) / self.grid.highest
+
+    def relax(self, latent: Tensor) -> Tensor:
+        expected = self._chosen(latent) / self.grid.highest if self.committed else self._expected(latent)
+        if self.log_scale is None:
+            return expected
+        return expected * per_channel(self.log_scale.exp() / channel_rms(expected), expected)
+
+    def collapse(self, latent: Tensor) -> Collapsed:
+        codes = self._chosen(latent)
+        if self.log_scale is None:
+            scale = torch.full_like(codes[(slice(None), *[0] * (codes.ndim - 1))], 1 / self.grid.highest)
+        else:
+            scale = self.log_scale.exp() / channel_rms(codes)
+        return Collapsed(codes.to(torch.int8), scale, torch.zeros_like(scale, dtype=torch.int8))
+
+    def _expected(self, latent: Tensor) -> Tensor:
+        if self.bits == 1:
+            return torch.tanh(latent * (self.temperature / math.sqrt(2)))
+        return torch.softmax(latent * self.temperature, -1) @ self.levels()
+
+    def _chosen(self, latent: Tensor) -> Tensor:
+        """The most probable codes, as float32 [out, ...]."""
+        if self.bits == 1:
+            return torch.where(latent.detach() >= 0, 1.0, -1.0)
+        return self.codes[latent.detach().argmax(-1)].to(torch.float32)
+
+    def set_progress(self, epoch: int, epochs: int) -> None:
+        total = self.options.epoch_size or epochs + self.options.has_trained_epoch
+        self.temperature = temperature(epoch + 1 + self.options.has_trained_epoch, total, self.options)
+        self.latent.requires_grad_(not self.committed)
+
+    @property
+    def committed(self) -> bool:
+        return math.isinf(self.temperature)
+
+    @property
+    def searching(self) -> bool:
+        return not self.committed
+
+    def extra_repr(self) -> str:
+        scale = "none (BatchNorm follows)" if self.log_scale is None else "learned"
+        return f"slb, bits={self.bits}, temperature={self.temperature}, scale={scale}, {self.options}"
+
+
+def channel_rms(weight: Tensor) -> Tensor:
+    """Root mean square of each output channel, [out]; never 0."""
+    tiny = torch.finfo(weight.dtype).tiny
+    return weight.flatten(1).square().mean(1).clamp(min=tiny).sqrt()
+
+
+def initial_log_scale(weight: Tensor) -> Tensor:
+    """Keeps each channel's size, [out]; an all-zero channel gets He et al.'s sqrt(2 / fan_in)."""
+    rms = channel_rms(weight.detach())
+    he = math.sqrt(2 / weight[0].numel())
+    return torch.where(rms > 1e-6 * he, rms, torch.full_like(rms, he)).log()
+
+
+def random_logits(weight: Tensor, bits: int, levels: Tensor) -> Tensor:
+    """He-normal noise, std sqrt(2 / (out * kernel * 2^bits)), as published."""
+    kernel = weight[0, 0].numel()
+    std = math.sqrt(2 / (weight.shape[0] * kernel * len(levels)))
+    shape = weight.shape if bits == 1 else (*weight.shape, len(levels))
+    return torch.randn(shape, dtype=weight.dtype, device=weight.device) * std
+
+
+def logits_from_weight(weight: Tensor, bits: int, levels: Tensor) -> Tensor:
+    """Logits that make the search start as the trained float network.
+
+    A_k = -beta (w / s - level_k)^2 / 2 with s the best clipping point for normal weights and
+    beta = s / mean(level^2). To first order in beta the expected level at T = 1 is then w
+    itself, so the network still computes what it learned, and the most probable level is the
+    one nearest to w / s, so hardening rounds. Large beta, the obvious choice, starts the search
+    where the softmax is already flat and cannot move. At 1 bit the same reads tanh(b / sqrt 2) = w.
+    """
+    if bits == 1:
+        return math.sqrt(2) * torch.atanh(weight.clamp(-0.999, 0.999))
+    clip = OUTERMOST[bits] * weight.std().clamp(min=torch.finfo(weight.dtype).tiny)
+    beta = clip / levels.square().mean()
+    return -0.5 * beta * (weight.unsqueeze(-1) / clip - levels).square()
+
+
+def activation(bits: int, options: SlbOptions) -> MovingRange:
+    return MovingRange(bits, decay=options.ema_decay, quant_delay=options.quant_delay)
+
+
+METHOD = Method(
+    summary="searches for low-bit weights with a rising temperature, 1, 2 or 4 bits",
+    paper="Yang et al., NeurIPS 2020, arXiv 2009.08695",
+    weight=SlbWeight,
+    activation=activation,
+    weight_bits=(1, 2, 4),
+    act_bits=(8,),
+    options=SlbOptions,
+)

@@ -1,0 +1,86 @@
+"""From a recipe to its parts: data, float network, prepared network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qdeploy.data import Data, open_data
+from qdeploy.errors import QdeployError
+from qdeploy.networks import load_network
+from qdeploy.preparation.prepare import prepare
+from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.recipe import Recipe
+from qdeploy.training.device import pick_device
+
+
+def data_of(recipe: Recipe, root: Path | None, download: bool, device: str) -> Data:
+    return open_data(recipe.data, root, download, pick_device(device), recipe.train.seed)
+
+
+def float_network_of(recipe: Recipe, data: Data, reference: str | None = None) -> nn.Module:
+    """The recipe's network, freshly initialised from the recipe's seed.
+
+    Errors: QdeployError if it does not take the data's images or does not give one logit a class.
+    """
+    torch.manual_seed(recipe.train.seed)
+    network = load_network(reference or recipe.model.network, recipe.model.options)
+    check_fits(network, data, recipe.model.network)
+    return network
+
+
+def check_fits(network: nn.Module, data: Data, name: str) -> None:
+    """Runs two blank images through the network."""
+    shape, classes = data.input_shape, len(data.classes)
+    was_training = network.training
+    try:
+        with torch.no_grad():
+            logits = network.eval()(example_input(data))
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise QdeployError(
+            f"network {name!r} cannot take images of shape {list(shape)} of {data.title}: {error}; "
+            "set model.options to this image size and number of channels"
+        ) from error
+    finally:
+        network.train(was_training)
+    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
+        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise QdeployError(
+            f"network {name!r} gives {given} for 2 images; {data.title} has {classes} classes, so "
+            f"it must give [2, {classes}]: set model.options, such as num_classes = {classes}"
+        )
+
+
+def example_input(data: Data) -> Tensor:
+    """Two blank images, [2, C, H, W]."""
+    return torch.zeros(2, *data.input_shape)
+
+
+def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module:
+    """What the recipe trains: the network prepared for its method, or the float network itself."""
+    quantize = recipe.quantize
+    if quantize.method == "float":
+        return float_network
+    torch.manual_seed(recipe.train.seed)
+    return prepare(
+        float_network,
+        example_input(data),
+        quantize.method,
+        quantize.weight_bits,
+        quantize.act_bits,
+        quantize.layers,
+        first_last_float=quantize.first_last_float,
+        **quantize.options,
+    )
+
+
+def settings_text(network: nn.Module) -> str:
+    """Every setting of the quantization, a line for each layer."""
+    return network.extra_repr() if isinstance(network, PreparedNetwork) else "float"
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """What a checkpoint belongs to."""
+    return f"network {recipe.model.network}, method {recipe.quantize.method}"

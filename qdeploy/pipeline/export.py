@@ -1,0 +1,252 @@
+"""export: from a run folder to a proven ONNX file and its report."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+import onnx
+import torch
+from torch import Tensor, fx, nn
+
+import qdeploy
+from qdeploy.benchmark import benchmark_files
+from qdeploy.benchmark.runtime import open_session
+from qdeploy.data import Data
+from qdeploy.deploy import validate
+from qdeploy.deploy.convert import convert
+from qdeploy.deploy.describe import describe, information_bound
+from qdeploy.deploy.export import finished, save, to_onnx
+from qdeploy.deploy.layer_trace import TensorDifference, trace_layers
+from qdeploy.errors import QdeployError
+from qdeploy.networks import network_source
+from qdeploy.pipeline.assemble import (
+    data_of,
+    example_input,
+    fingerprint,
+    float_network_of,
+    settings_text,
+    trainable,
+)
+from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.trace import trace
+from qdeploy.recipe import ExportSection, Recipe
+from qdeploy.report.record import Accuracies, Dataset, Record, Sizes
+from qdeploy.report.write import write_report
+from qdeploy.training.checkpoint import load_checkpoint
+from qdeploy.training.device import pick_device
+from qdeploy.training.run import RunFolder
+from qdeploy.training.weights import load_float_weights, load_network_state
+
+Which = Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run folder, loaded: the trained network, its float network, their data."""
+
+    run: RunFolder
+    recipe: Recipe
+    data: Data
+    network: nn.Module
+    float_network: nn.Module
+    float_is_trained: bool
+
+
+def export_run(
+    path: Path,
+    output: Path | None = None,
+    *,
+    limits: ExportSection | None = None,
+    checkpoint: Which = "last",
+    data_root: Path | None = None,
+    device: str = "auto",
+    provider: str = "auto",
+    samples: int | None = None,
+) -> Record:
+    """Exports a run, validates the file on the test set, writes the report into the run folder.
+
+    output      the ONNX file; model.onnx in the run folder by default
+    limits      gates; those of the recipe by default. The caller decides what a failed one means.
+    checkpoint  "last", or "best": the epoch that did best on the very test set
+    samples     test images to validate on, at least; all by default
+
+    Errors: QdeployError for a folder that is no finished run, and as the parts have them.
+    """
+    trained = load_run(RunFolder(path), checkpoint, data_root, device)
+    run, target = trained.run, output or trained.run.model
+    integers = integers_of(trained)
+    files = build(trained, integers)
+    save(files.float, run.float_model)
+    save(files.model, target)
+    predictions = predict(trained, target, device, provider, samples)
+    accuracy = Accuracies(*(predictions.accuracy(name) for name in ("float", "trained", "onnx")))
+    agreement = predictions.agreement("trained", "onnx")
+    timed = benchmark_files([run.float_model, target], provider)
+    layers = describe(integers)
+    size = Sizes(
+        onnx=files.model.ByteSize(),
+        float=files.float.ByteSize(),
+        int8=files.int8.ByteSize(),
+        bound=information_bound(integers, layers),
+    )
+    record = Record(
+        name=trained.recipe.name,
+        file=target.name,
+        version=qdeploy.__version__,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=timed.machine,
+        recipe=trained.recipe.model_dump(mode="json"),
+        method=trained.recipe.quantize.method,
+        settings=settings_text(trained.network),
+        dataset=Dataset(trained.data.title, len(predictions.labels)),
+        accuracy=accuracy,
+        agreement=agreement,
+        size=size,
+        layers=layers,
+        latency=timed.latency,
+        placements=timed.placements,
+        gates=validate.gates(limits or trained.recipe.export, accuracy, agreement, size.onnx),
+        training=training_rows(run),
+    )
+    write_report(record, run.path)
+    return record
+
+
+def trace_run(
+    path: Path,
+    *,
+    checkpoint: Which = "last",
+    data_root: Path | None = None,
+    device: str = "auto",
+    provider: str = "auto",
+    samples: int = 256,
+) -> list[TensorDifference]:
+    """Compares every quantized tensor of the file with the training network's, on test images."""
+    trained = load_run(RunFolder(path), checkpoint, data_root, device)
+    if not isinstance(trained.network, PreparedNetwork):
+        raise QdeployError(f"{path} is a float run: it has no quantized tensors to compare")
+    batches = [images.cpu() for images, _ in _first(trained.data, samples)]
+    return trace_layers(trained.network, torch.cat(batches)[:samples], provider)
+
+
+def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: str) -> TrainedRun:
+    """Errors: QdeployError if the folder holds no trained run."""
+    file = run.last if checkpoint == "last" else run.best
+    for needed in (run.recipe, file):
+        if not needed.is_file():
+            raise QdeployError(
+                f"{run.path} is no trained run: it has no {needed.name}; "
+                f"give a folder that `qdeploy train` wrote"
+            )
+    recipe = Recipe.load(run.recipe)
+    data = data_of(recipe, data_root, False, device)
+    float_network = float_network_of(recipe, data, network_reference(recipe, run))
+    network = trainable(recipe, float_network, data)
+    found = load_checkpoint(file)
+    if found.fingerprint != fingerprint(recipe):
+        raise QdeployError(
+            f"{file} is a checkpoint of {found.fingerprint}, but {run.recipe} is of {fingerprint(recipe)}"
+        )
+    load_network_state(network, found)
+    return TrainedRun(run, recipe, data, network, float_network, load_baseline(recipe, run, float_network))
+
+
+def network_reference(recipe: Recipe, run: RunFolder) -> str:
+    """The recipe's network; the copy in the run folder if it came from a file that changed since."""
+    reference = recipe.model.network
+    file, _, function = reference.rpartition(":")
+    if not file.endswith(".py"):
+        return reference
+    unchanged = Path(file).is_file() and network_source(reference) == run.network.read_text()
+    return reference if unchanged else f"{run.network}:{function}"
+
+
+def load_baseline(recipe: Recipe, run: RunFolder, float_network: nn.Module) -> bool:
+    """Gives the float network its trained weights; False if the run has none.
+
+    A network that was itself trained in float is its own baseline.
+    """
+    if recipe.quantize.method == "float":
+        return True
+    if run.float_run.last.is_file():
+        load_float_weights(float_network, run.float_run.last)
+    elif recipe.model.weights is not None:
+        load_float_weights(float_network, Path(recipe.model.weights))
+    else:
+        return False
+    return True
+
+
+def integers_of(trained: TrainedRun) -> fx.GraphModule:
+    """The network as it ships; a float one is only traced."""
+    if isinstance(trained.network, PreparedNetwork):
+        return convert(trained.network)
+    return trace(trained.network, example_input(trained.data)).eval()
+
+
+@dataclass(frozen=True)
+class Files:
+    """The exported network, the same with int8 codes, and the float network."""
+
+    model: onnx.ModelProto
+    int8: onnx.ModelProto
+    float: onnx.ModelProto
+
+
+def build(trained: TrainedRun, integers: nn.Module) -> Files:
+    example, metadata = example_input(trained.data), metadata_of(trained)
+    graph = to_onnx(integers, example)
+    reference = to_onnx(trained.float_network, example)
+    return Files(
+        model=finished(graph, True, metadata),
+        int8=finished(graph, False, metadata),
+        float=finished(reference, False, metadata),
+    )
+
+
+def metadata_of(trained: TrainedRun) -> dict[str, str]:
+    """What travels in the file: the recipe, the class names, the input's normalisation."""
+    data = trained.data
+    return {
+        "qdeploy.recipe": trained.recipe.to_toml(),
+        "qdeploy.classes": json.dumps(data.classes),
+        "qdeploy.normalisation": json.dumps({"mean": data.mean, "std": data.std}),
+    }
+
+
+def predict(
+    trained: TrainedRun, model: Path, device: str, provider: str, samples: int | None
+) -> validate.Predictions:
+    """The trained network, the file and, if it is trained, the float network, on the test set."""
+    torch_device = pick_device(device)
+    classifiers = {
+        "trained": validate.of_network(trained.network, torch_device),
+        "onnx": validate.of_session(open_session(model, provider, threads=os.cpu_count() or 1)),
+    }
+    if trained.float_is_trained:
+        classifiers["float"] = validate.of_network(trained.float_network, torch_device)
+    return validate.predict(classifiers, _first(trained.data, samples))
+
+
+def _first(data: Data, samples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Test batches until `samples` images are reached."""
+    seen = 0
+    for images, labels in data.test.epoch(0):
+        yield images, labels
+        seen += len(labels)
+        if samples is not None and seen >= samples:
+            return
+
+
+def training_rows(run: RunFolder) -> tuple[dict[str, float | None], ...]:
+    """The lines of metrics.csv."""
+    with run.metrics.open(newline="") as file:
+        rows = csv.DictReader(file)
+        return tuple({key: float(text) if text else None for key, text in row.items()} for row in rows)

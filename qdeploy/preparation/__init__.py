@@ -1,0 +1,1 @@
+"""From a float network to a training network: trace, join, place quantizers, calibrate."""

@@ -1,0 +1,57 @@
+"""Statistics for the weights that ship: BatchNorm and activation ranges, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qdeploy.errors import QdeployError
+from qdeploy.layers.activation import ActivationQuantizer
+
+
+@torch.no_grad()
+def calibrate(prepared: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
+    """Re-estimates BatchNorm statistics and activation ranges as plain means over `batches`.
+
+    The weights are those of evaluation mode, the ones that ship: a hard 1-bit weight is tens of
+    times larger than the soft weight it was trained as, and statistics of the one are wrong for
+    the other. Changes buffers only. Each batch is [N, C, H, W], or a tuple that starts with it.
+
+    Errors: QdeployError if `batches` is empty.
+    """
+    count = 0
+    with calibration_mode(prepared):
+        for batch in batches:
+            prepared(batch if isinstance(batch, Tensor) else batch[0])
+            count += 1
+    if count == 0:
+        raise QdeployError("calibrate was given no batches; give it at least one")
+
+
+@contextmanager
+def calibration_mode(prepared: nn.Module) -> Iterator[None]:
+    """Evaluation mode, but norms and observers start anew and average what they see."""
+    was_training = prepared.training
+    norms = [m for m in prepared.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    quantizers = [m for m in prepared.modules() if isinstance(m, ActivationQuantizer)]
+    momenta = [norm.momentum for norm in norms]
+    prepared.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's word for the plain mean
+        norm.train()
+    for quantizer in quantizers:
+        quantizer.reset()
+        quantizer.calibrating = True
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for quantizer in quantizers:
+            quantizer.calibrating = False
+        prepared.train(was_training)

@@ -1,0 +1,126 @@
+"""Which tensors of a traced network are quantized, and which of them share one quantizer.
+
+One rule: every float tensor is quantized once, where it is made, except
+
+- a tensor whose only reader is a ReLU: the ReLU's output is quantized instead;
+- outputs of operators that only move values (pooling by maximum, flatten, reshape, concat ...):
+  they share the quantizer of what they read, and so does everything a concat joins;
+- the network's output, and tensors that only float layers read.
+
+It gives ONNX Runtime what its integer kernels need: quantization after Conv [+ BatchNorm]
+[+ ReLU], on both inputs of an Add and after it, and a shared scale through pooling and concat.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qdeploy.preparation.trace import called_module, is_float_tensor
+
+RECTIFIERS: set[Any] = {
+    nn.ReLU, nn.ReLU6, nn.Hardtanh, F.relu, F.relu6, F.hardtanh, torch.relu, "relu", "relu_",
+    torch.clamp, "clamp",
+}  # fmt: skip
+MOVERS: set[Any] = {
+    nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten,
+    nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.PixelShuffle, nn.PixelUnshuffle,
+    nn.ChannelShuffle, nn.UpsamplingNearest2d, nn.ZeroPad2d,
+    F.max_pool1d, F.max_pool2d, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.pixel_shuffle,
+    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
+    torch.chunk, torch.split, torch.unbind, torch.cat, torch.stack, torch.clone, operator.getitem,
+    "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous",
+    "chunk", "split", "unbind", "expand", "clone", "detach", "unflatten",
+}  # fmt: skip
+
+
+def kind_of(node: fx.Node, network: fx.GraphModule) -> Any:
+    """What a node calls: a module's type, a function, or a method's name."""
+    module = called_module(node, network)
+    return type(module) if module is not None else node.target
+
+
+def is_mover(node: fx.Node, network: fx.GraphModule) -> bool:
+    return kind_of(node, network) in MOVERS and any(
+        is_float_tensor(source) for source in node.all_input_nodes
+    )
+
+
+def is_rectifier(node: fx.Node, network: fx.GraphModule) -> bool:
+    return kind_of(node, network) in RECTIFIERS
+
+
+@dataclass
+class SharedTensor:
+    """Nodes whose values stand on one grid."""
+
+    producers: list[fx.Node]  # where values are made: a quantizer goes after each
+    readers: list[fx.Node]  # operators that compute with a value
+
+
+def shared_tensors(
+    network: fx.GraphModule, is_float_layer: Callable[[fx.Node], bool]
+) -> list[SharedTensor]:
+    """The groups of tensors to quantize, in the order of the graph."""
+    groups: dict[fx.Node, list[fx.Node]] = {}
+    for node in _values(network):
+        merged = [node]
+        if is_mover(node, network):
+            for source in filter(is_float_tensor, node.all_input_nodes):
+                merged = groups.get(source, []) + [m for m in merged if m not in groups.get(source, [])]
+        for member in merged:
+            groups[member] = merged
+    unique = {id(group): group for group in groups.values()}.values()
+    shared = [_shared_tensor(group, network) for group in unique]
+    return [tensor for tensor in shared if not all(map(is_float_layer, tensor.readers))]
+
+
+def _values(network: fx.GraphModule) -> Iterator[fx.Node]:
+    """Float tensors that are computed; not parameters, and not the input of a lone ReLU."""
+    for node in network.graph.nodes:
+        if node.op in ("get_attr", "output") or not is_float_tensor(node):
+            continue
+        if len(node.users) == 1 and is_rectifier(next(iter(node.users)), network):
+            if node.op != "placeholder" and not is_mover(node, network):
+                continue
+        yield node
+
+
+def _shared_tensor(group: list[fx.Node], network: fx.GraphModule) -> SharedTensor:
+    producers = [node for node in group if not is_mover(node, network)]
+    readers = [
+        user
+        for node in group
+        for user in node.users
+        if user.op != "output" and not is_mover(user, network)
+    ]
+    return SharedTensor(producers, readers)
+
+
+def rectifiers_first(network: fx.GraphModule) -> None:
+    """Rewrites relu(move(x)) as move(relu(x)), the same values, so that a ReLU joins its Conv."""
+    for node in list(network.graph.nodes):
+        if not is_rectifier(node, network):
+            continue
+        while _can_pass(mover := node.args[0], network):
+            source = mover.args[0]
+            node.replace_all_uses_with(mover)
+            mover.replace_input_with(source, node)
+            node.replace_input_with(mover, source)
+            mover.prepend(node)
+            node.meta["tensor_meta"] = source.meta["tensor_meta"]
+    network.recompile()
+
+
+def _can_pass(mover: Any, network: fx.GraphModule) -> bool:
+    """True for an operator that moves one tensor, read by the ReLU alone."""
+    if not isinstance(mover, fx.Node) or len(mover.users) != 1 or not is_mover(mover, network):
+        return False
+    sources = [source for source in mover.all_input_nodes if is_float_tensor(source)]
+    return sources == [mover.args[0]] and kind_of(mover, network) is not operator.getitem

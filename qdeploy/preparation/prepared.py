@@ -1,0 +1,53 @@
+"""The training network that `prepare` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor, fx, nn
+
+from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.weight import WeightQuantizer
+from qdeploy.preparation.settings import LayerSettings
+
+
+class PreparedNetwork(nn.Module):
+    """A network whose Conv and Linear layers search for integers.
+
+    In training mode it multiplies by relaxed weights, in evaluation mode by those that ship.
+    `print(prepared)` shows every setting.
+    """
+
+    def __init__(
+        self, network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.settings = dict(settings)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        output: Tensor = self.network(*inputs)
+        return output
+
+    def set_progress(self, epoch: int, epochs: int) -> None:
+        """Moves every schedule to `epoch` (from 0) of `epochs`; call it before each epoch."""
+        for quantizer in self._weight_quantizers():
+            quantizer.set_progress(epoch, epochs)
+
+    @property
+    def searching(self) -> bool:
+        """True while some layer trains with weights that are not yet those that ship."""
+        return any(quantizer.searching for quantizer in self._weight_quantizers())
+
+    def quantized_layers(self) -> Iterator[tuple[str, QuantizedLayer]]:
+        """Name and module of each quantized layer."""
+        for name, module in self.network.named_modules():
+            if isinstance(module, QuantizedLayer):
+                yield name, module
+
+    def _weight_quantizers(self) -> Iterator[WeightQuantizer]:
+        return (layer.quantizer for _, layer in self.quantized_layers())
+
+    def extra_repr(self) -> str:
+        lines = [f"{name}: {chosen or 'float'}" for name, chosen in self.settings.items()]
+        return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""Which layer is quantized by which method, to how many bits."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+from torch import nn
+
+from qdeploy import methods
+from qdeploy.errors import QdeployError
+from qdeploy.methods import Method, Options
+from qdeploy.validation import explain
+
+FLOAT = "float"
+OVERRIDE_KEYS = ("method", "weight_bits", "act_bits", "options")
+Override = Mapping[str, Any] | str
+
+
+@dataclass(frozen=True)
+class LayerSettings:
+    """How one Conv or Linear is quantized. act_bits: of the tensor it reads; None is float."""
+
+    method_name: str
+    method: Method
+    weight_bits: int
+    act_bits: int | None
+    options: Options
+
+    def __str__(self) -> str:
+        acts = FLOAT if self.act_bits is None else self.act_bits
+        return f"{self.method_name} w{self.weight_bits}a{acts} ({self.options})"
+
+
+def layer_settings(
+    method: str, weight_bits: int, act_bits: int | None, options: Mapping[str, Any]
+) -> LayerSettings:
+    """Checked settings; errors: unknown method, bits it cannot do, options it does not have."""
+    found = methods.find(method)
+    _check_bits(method, "weight_bits", weight_bits, found.weight_bits)
+    if act_bits is not None:
+        _check_bits(method, "act_bits", act_bits, found.act_bits, " or 'float'")
+    try:
+        checked = found.options(**options)
+    except ValidationError as error:
+        raise QdeployError(explain(error, found.options, f"options of method {method!r}")) from None
+    return LayerSettings(method, found, weight_bits, act_bits, checked)
+
+
+def _check_bits(method: str, name: str, bits: int, allowed: Sequence[int], more: str = "") -> None:
+    if bits not in allowed:
+        choices = ", ".join(map(str, allowed))
+        raise QdeployError(f"method {method!r} has no {name} = {bits!r}; it can do {choices}{more}")
+
+
+def settings_by_layer(
+    layers: Mapping[str, nn.Module],
+    default: LayerSettings,
+    overrides: Mapping[str, Override],
+    first_last_float: bool,
+) -> dict[str, LayerSettings | None]:
+    """Settings of each layer by name, in the order the network runs them; None stays float.
+
+    A layer that the method does not cover becomes 8-bit SimQAT. Where several globs match a
+    layer, each refines the one before.
+    """
+    names = list(layers)
+    check_globs(overrides, names)
+    result: dict[str, LayerSettings | None] = {}
+    for name, layer in layers.items():
+        base = default if default.options.covers(layer) else _fallback(default)
+        result[name] = _refined(base, name, overrides)
+    if first_last_float:
+        result |= dict.fromkeys(names[:1] + names[-1:])
+    return result
+
+
+def check_globs(overrides: Mapping[str, Override], names: Sequence[str]) -> None:
+    for glob, override in overrides.items():
+        if not fnmatch.filter(names, glob):
+            raise QdeployError(
+                f"layers: {glob!r} matches no layer; the network's Conv and Linear layers are "
+                f"{', '.join(names)}"
+            )
+        unknown = [] if isinstance(override, str) else sorted(set(override) - set(OVERRIDE_KEYS))
+        if unknown or (isinstance(override, str) and override != FLOAT):
+            raise QdeployError(
+                f"layers: {glob!r} is given {unknown or override!r}; allowed is {FLOAT!r} or a table of "
+                f"{', '.join(OVERRIDE_KEYS)}"
+            )
+
+
+def _fallback(default: LayerSettings) -> LayerSettings:
+    return layer_settings("simqat", 8, None if default.act_bits is None else 8, {})
+
+
+def _refined(
+    base: LayerSettings, name: str, overrides: Mapping[str, Override]
+) -> LayerSettings | None:
+    settings: LayerSettings | None = base
+    for glob, override in overrides.items():
+        if not fnmatch.fnmatchcase(name, glob):
+            continue
+        settings = None if isinstance(override, str) else _overridden(settings or base, override)
+    return settings
+
+
+def _overridden(base: LayerSettings, override: Mapping[str, Any]) -> LayerSettings:
+    method = override.get("method", base.method_name)
+    inherited = base.options.model_dump() if method == base.method_name else {}
+    act_bits = override.get("act_bits", base.act_bits)
+    return layer_settings(
+        method,
+        override.get("weight_bits", base.weight_bits),
+        None if act_bits == FLOAT else act_bits,
+        {**inherited, **override.get("options", {})},
+    )

@@ -1,0 +1,111 @@
+"""The few figures that a reader looks for first; terminal, Markdown and HTML show the same."""
+
+from dataclasses import dataclass
+
+from qdeploy.benchmark import Placement
+from qdeploy.report.record import Accuracy, Record, Sizes
+from qdeploy.report.words import (
+    NOT_MEASURED,
+    kernels,
+    milliseconds,
+    percent,
+    plural,
+    provider,
+    significant,
+    size,
+    times,
+)
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One figure: a short value, and the note that lets a reader judge it."""
+
+    label: str
+    value: str
+    note: str
+
+
+def headlines(record: Record) -> tuple[Headline, ...]:
+    """Accuracy, agreement, size, speed and kernels of the exported file."""
+    return (
+        _accuracy(record),
+        _agreement(record),
+        _size(record.size),
+        _speed(record),
+        _kernels(record),
+    )
+
+
+def computing(placed: Placement) -> str:
+    """What computes in integers and what in float: "integer: 20 QLinearConv; float: none"."""
+    if placed.operators is None:
+        return NOT_MEASURED
+    return f"integer: {kernels(placed.integer_kernels)}; float: {kernels(placed.float_kernels)}"
+
+
+def _accuracy(record: Record) -> Headline:
+    accuracy = record.accuracy
+    shown = {"trained": accuracy.trained, "float": accuracy.float}
+    others = ", ".join(f"{name} {_top1(found)}" for name, found in shown.items())
+    return Headline(
+        "Accuracy",
+        _top1(accuracy.onnx),
+        f"top-1 of the file; {others}; {plural(record.dataset.test_samples, 'test image')}",
+    )
+
+
+def _top1(accuracy: Accuracy | None) -> str:
+    return percent(None if accuracy is None else accuracy.top1)
+
+
+def _agreement(record: Record) -> Headline:
+    found = record.agreement
+    if found is None:
+        return Headline("Agreement", NOT_MEASURED, "with the training network")
+    return Headline(
+        "Agreement",
+        percent(found.top1),
+        f"of {plural(found.samples, 'image')} in the same class as in training; "
+        f"largest logit difference {significant(found.max_logit_difference)}, "
+        f"mean {significant(found.mean_logit_difference)}",
+    )
+
+
+def _size(sizes: Sizes) -> Headline:
+    against = "float not measured"
+    if sizes.float is not None:
+        against = f"{_smaller(sizes.onnx, sizes.float)} than float ({size(sizes.float)})"
+    bound = "bound not measured"
+    if sizes.bound:
+        bound = f"{times(sizes.onnx / sizes.bound)} the bound of {size(sizes.bound)}"
+    return Headline("Size", size(sizes.onnx), f"{against}; {bound}")
+
+
+def _speed(record: Record) -> Headline:
+    row = next((row for row in record.latency if row.file == record.file), None)
+    if row is None:
+        return Headline("Latency", NOT_MEASURED, "measure it with qdeploy benchmark")
+    first = record.latency[0]
+    against = ""
+    if first is not row:
+        reference = f"{first.file} ({milliseconds(first.p50_ms)})"
+        against = f"{times(row.speedup)} as fast as {reference}; "
+    setting = f"batch {row.batch}, {plural(row.threads, 'thread')} on {provider(row.provider)}"
+    return Headline("Latency", milliseconds(row.p50_ms), f"{against}{setting}")
+
+
+def _kernels(record: Record) -> Headline:
+    placed = next((p for p in record.placements if p.file == record.file), None)
+    if placed is None or placed.operators is None:
+        return Headline("Kernels", NOT_MEASURED, "operators that ONNX Runtime runs")
+    ran = ", ".join(map(provider, placed.providers))
+    return Headline(
+        "Kernels",
+        f"{sum(placed.integer_kernels.values())} integer",
+        f"{computing(placed)}; provider: {ran}",
+    )
+
+
+def _smaller(one: int, other: int) -> str:
+    return f"{times(other / one)} smaller" if one <= other else f"{times(one / other)} larger"

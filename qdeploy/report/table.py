@@ -1,0 +1,87 @@
+"""What the terminal shows after an export and after a benchmark."""
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from qdeploy.benchmark import BenchmarkResult, Latency
+from qdeploy.report.record import Gate, Record
+from qdeploy.report.summary import computing, headlines
+from qdeploy.report.words import (
+    NOT_MEASURED,
+    plural,
+    provider,
+    significant,
+    size,
+    times,
+)
+
+
+def record_table(record: Record) -> Table:
+    """The headline figures and the gates of an export; print it with rich."""
+    table = Table(
+        title=f"{record.name}: {record.method} on {record.dataset.title}",
+        title_justify="left",
+        title_style="bold",
+        box=box.HORIZONTALS,
+        show_header=False,
+    )
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(style="bold cyan", no_wrap=True, justify="right")
+    table.add_column()
+    for headline in headlines(record):
+        table.add_row(headline.label, headline.value, headline.note)
+    for gate in record.gates:
+        table.add_row("Gate", _verdict(gate), _demand(gate))
+    return table
+
+
+def _verdict(gate: Gate) -> Text:
+    return Text("passed", "bold green") if gate.passed else Text("FAILED", "bold red")
+
+
+def _demand(gate: Gate) -> str:
+    value = NOT_MEASURED if gate.value is None else f"{gate.value:g}"
+    return f"{gate.name} {gate.limit:g}: {value}"
+
+
+def benchmark_table(result: BenchmarkResult) -> Table:
+    """A row for each file and batch size, times in ms; print it with rich."""
+    first = result.latency[0]
+    table = Table(
+        title=f"{plural(first.threads, 'thread')} on {_device(result)}; times in ms",
+        title_justify="left",
+        title_style="bold",
+        caption=_placements(result),
+        caption_justify="left",
+        box=box.HORIZONTALS,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("file", overflow="fold")
+    table.add_column("on", no_wrap=True)
+    for name in ("size", "load", "batch", "p50", "p90", "p99", "images/s", "speed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in result.latency:
+        table.add_row(*_cells(row), end_section=row.file == result.latency[-1].file)
+    return table
+
+
+def _cells(row: Latency) -> tuple[str, ...]:
+    return (
+        row.file,
+        provider(row.provider),
+        size(row.file_bytes),
+        significant(row.load_ms),
+        str(row.batch),
+        *map(significant, (row.p50_ms, row.p90_ms, row.p99_ms, row.images_per_second)),
+        times(row.speedup),
+    )
+
+
+def _device(result: BenchmarkResult) -> str:
+    on_cpu = result.latency[0].provider.startswith("CPU")
+    return result.machine.cpu if on_cpu else result.machine.gpu or "GPU"
+
+
+def _placements(result: BenchmarkResult) -> str:
+    return "\n".join(f"{p.file}  {computing(p)}" for p in result.placements)

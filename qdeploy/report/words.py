@@ -1,0 +1,55 @@
+"""Numbers as a reader wants them; None is always "not measured"."""
+
+import math
+
+NOT_MEASURED = "not measured"
+
+
+def percent(share: float | None) -> str:
+    """A fraction of 1, as "98.94 %"."""
+    return NOT_MEASURED if share is None else f"{100 * share:.2f} %"
+
+
+def size(count: int | None) -> str:
+    """Bytes in decimal units, as "60.1 kB"."""
+    if count is None:
+        return NOT_MEASURED
+    if count < 1000:
+        return f"{count} bytes"
+    power = min(int(math.log10(count)) // 3, 3)
+    return f"{significant(count / 1000**power)} {('kB', 'MB', 'GB')[power - 1]}"
+
+
+def milliseconds(time: float | None) -> str:
+    """Milliseconds to three digits, as "12.5 ms"."""
+    return NOT_MEASURED if time is None else f"{significant(time)} ms"
+
+
+def significant(value: float) -> str:
+    """Three significant digits, whole numbers from 100 on: "0.0124", "12.5", "11,532"."""
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
+
+
+def times(ratio: float) -> str:
+    """A ratio, as "28.4x"."""
+    return f"{significant(ratio)}x"
+
+
+def bits(count: int | None) -> str:
+    """Bits of a layer that may be left in float."""
+    return "float" if count is None else f"{count} bit"
+
+
+def kernels(counts: dict[str, int]) -> str:
+    """{kernel: count} as "20 QLinearConv, 1 QGemm"."""
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none"
+
+
+def plural(count: int, noun: str) -> str:
+    """A count with its noun, as "1 thread" or "4 threads"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def provider(name: str) -> str:
+    """ONNX Runtime's "CUDAExecutionProvider" as "CUDA"."""
+    return name.removesuffix("ExecutionProvider")

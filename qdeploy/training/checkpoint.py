@@ -1,0 +1,78 @@
+"""Checkpoints: written atomically, read without running code, refused with a reason."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qdeploy.errors import QdeployError
+from qdeploy.training.atomic import atomic_write
+from qdeploy.training.record import EpochRecord
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run after its last finished epoch.
+
+    `fingerprint` says which network and method were trained. `state` is the network's state
+    dict and `shipped` the entries of it that are others in what would be exported now ({}
+    unless the integers were still being searched for). `rng` holds the states of torch's
+    random generators by device type.
+    """
+
+    fingerprint: str
+    history: list[EpochRecord]
+    state: dict[str, Tensor]
+    shipped: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    rng: dict[str, Tensor]
+
+    @property
+    def epoch(self) -> int:
+        """How many epochs are finished."""
+        return len(self.history)
+
+
+def save_checkpoint(checkpoint: Checkpoint, path: Path) -> None:
+    """Write `path` atomically; raises QdeployError if it cannot be written."""
+    history = [asdict(record) for record in checkpoint.history]
+    with atomic_write(path) as file:
+        torch.save({**vars(checkpoint), "history": history, "version": VERSION}, file)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU; raises QdeployError if it is torn or none of qdeploy's."""
+    content = read_tensors(path)
+    if not is_checkpoint(content):
+        raise QdeployError(
+            f"{path} is no checkpoint of this version of qdeploy (format {VERSION}); give the "
+            "last.pt or best.pt of a run, or train it again"
+        )
+    del content["version"]
+    history = [EpochRecord(**record) for record in content.pop("history")]
+    return Checkpoint(history=history, **content)
+
+
+def is_checkpoint(content: object) -> bool:
+    """True for what save_checkpoint wrote."""
+    return isinstance(content, dict) and content.get("version") == VERSION and "rng" in content
+
+
+def read_tensors(path: Path) -> Any:
+    """What torch.save wrote to `path`, tensors and plain containers only, onto the CPU."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise QdeployError(f"cannot read {path}: {error.strerror}; check the path") from error
+    with file:
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # pickle's, zip's and torch's own: there is no common class
+            raise QdeployError(
+                f"{path} is truncated, or no file of tensors that torch.save wrote; copy it anew "
+                f"or give another ({type(error).__name__})"
+            ) from error

@@ -1,0 +1,69 @@
+"""What a run says: a progress bar on a terminal, one line an epoch anywhere, all of it in a log."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import rich.console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+
+class Console:
+    """Lines to a stream (standard output unless given) and, where there is one, to a log file."""
+
+    def __init__(self, log: Path | None = None, stream: TextIO | None = None) -> None:
+        self._screen = rich.console.Console(file=stream or sys.stdout, highlight=False)
+        self._log = log
+
+    def log(self, text: str) -> None:
+        """Print `text`, and append it to the log."""
+        self._screen.print(text, markup=False, soft_wrap=True)
+        if self._log is not None:
+            with self._log.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    @contextmanager
+    def progress(self, epochs: int, images: int, done: int) -> Iterator["TrainingBar"]:
+        """A bar over `epochs` of `images` each, `done` of them finished; none off a terminal."""
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            ImageRate(),
+            TimeRemainingColumn(),
+            console=self._screen,
+            transient=True,
+            disable=not self._screen.is_terminal,
+        )
+        with bar:
+            yield TrainingBar(bar, epochs, images, done)
+
+
+class TrainingBar:
+    """The bar of a whole run: epoch, running loss and accuracy, images a second, time left."""
+
+    def __init__(self, bar: Progress, epochs: int, images: int, done: int) -> None:
+        self._bar = bar
+        self._epochs = epochs
+        self._task = bar.add_task("", total=epochs * images, completed=done * images)
+
+    def advance(self, epoch: int, images: int, loss: float, top1: float) -> None:
+        """`images` more are trained, in `epoch` (from 0)."""
+        text = f"epoch {epoch + 1}/{self._epochs}  loss {loss:.4f}  top-1 {top1:.2%}"
+        self._bar.update(self._task, advance=images, description=text)
+
+
+class ImageRate(ProgressColumn):
+    """Images trained a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} images/s")

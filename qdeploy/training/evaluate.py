@@ -1,0 +1,49 @@
+"""Loss and accuracy of a network that is left exactly as it was."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Means over `samples` images: cross entropy in nats, accuracies as fractions of 1."""
+
+    loss: float
+    top1: float
+    top5: float
+    samples: int
+
+
+def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
+    """Metrics of `network` in evaluation mode over (images [N,C,H,W], labels [N]).
+
+    With fewer than 5 classes, top-5 is the top of that many. Weights, buffers and modes stay.
+    """
+    loss = top1 = top5 = samples = 0.0
+    with evaluation_mode(network), torch.inference_mode():
+        for images, labels in batches:
+            logits = network(images)
+            best = logits.topk(min(5, logits.shape[1])).indices  # [N,5], the likeliest first
+            hits = best == labels[:, None]
+            loss += cross_entropy(logits, labels, reduction="sum").item()
+            top1 += hits[:, 0].sum().item()
+            top5 += hits.sum().item()
+            samples += len(labels)
+    return Metrics(loss / samples, top1 / samples, top5 / samples, int(samples))
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards each module has its own mode back."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,231 @@
+"""The training loop, on Lightning Fabric."""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from qdeploy.data import Data
+from qdeploy.errors import QdeployError
+from qdeploy.preparation.calibrate import calibrate
+from qdeploy.recipe import TrainSection
+from qdeploy.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from qdeploy.training.console import Console, TrainingBar
+from qdeploy.training.device import pick_device
+from qdeploy.training.evaluate import Metrics, evaluate
+from qdeploy.training.optimizer import drop_frozen, make_optimizer
+from qdeploy.training.record import EpochRecord, Running, write_metrics
+from qdeploy.training.rng import rng_state, set_rng_state
+from qdeploy.training.run import RunFolder
+from qdeploy.training.schedule import set_lr
+from qdeploy.training.search import is_searching, set_progress, shipped
+from qdeploy.training.weights import load_network_state
+
+
+@dataclass(frozen=True)
+class Result:
+    """What every epoch of a run came to."""
+
+    history: list[EpochRecord]
+
+    @property
+    def last(self) -> EpochRecord:
+        """The final epoch: that of last.pt."""
+        return self.history[-1]
+
+    @property
+    def best(self) -> EpochRecord:
+        """The epoch of the highest test top-1, the earlier one of equals: that of best.pt."""
+        return max(self.history, key=lambda record: record.test_top1)
+
+
+def fit(
+    network: nn.Module,
+    data: Data,
+    settings: TrainSection,
+    run: RunFolder,
+    console: Console,
+    *,
+    fingerprint: str,
+    device: str = "auto",
+    resume: bool = False,
+) -> Result:
+    """Train `network` in place; after each epoch `run` holds all that is needed to go on.
+
+    `fingerprint` names network and method; a checkpoint of another is refused. `device` is auto,
+    cpu or cuda. `resume` goes on from the run's last checkpoint, if there is one, and ends, on a
+    CPU, in the very weights of a run that was never interrupted.
+
+    Raises QdeployError if the loss is no longer finite, and passes KeyboardInterrupt on; the
+    checkpoint of the last finished epoch stays in either case.
+    """
+    torch.manual_seed(settings.seed)
+    checkpoint = _last_checkpoint(run, fingerprint) if resume else None
+    training = Training(network, data, settings, device, checkpoint)
+    history = checkpoint.history if checkpoint else []
+    if checkpoint:
+        console.log(f"resumed after epoch {checkpoint.epoch} of {settings.epochs}")
+    write_metrics(run.metrics, history)  # takes back an epoch that never got its checkpoint
+    try:
+        with console.progress(settings.epochs, data.train.samples, done=len(history)) as bar:
+            for epoch in range(len(history), settings.epochs):
+                started = time.perf_counter()
+                training.enter(epoch)
+                trained = training.train(epoch, bar)
+                tested, buffers = training.evaluate(epoch)
+                seconds = time.perf_counter() - started
+                history.append(training.record(epoch, trained, tested, seconds))
+                console.log(str(history[-1]))
+                _keep(training.checkpoint(fingerprint, history, buffers), run)
+    except KeyboardInterrupt:
+        console.log(
+            f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs; "
+            f"`qdeploy train -o {run.path} --resume` goes on from there"
+        )
+        raise
+    return Result(history)
+
+
+class Training:
+    """A network with its optimizer on a device, and what happens to them in one epoch."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        data: Data,
+        settings: TrainSection,
+        device: str,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self.data = data
+        self.settings = settings
+        self.fabric = Fabric(accelerator=pick_device(device).type, devices=1)
+        self.network = self.fabric.to_device(network)
+        if checkpoint:
+            # Which parameters are frozen is not in the state, but decides what the optimizer has.
+            set_progress(network, checkpoint.epoch - 1, settings.epochs)
+            load_network_state(network, checkpoint, shipped=False)
+        optimizer = make_optimizer(network, settings)
+        if checkpoint:
+            optimizer.load_state_dict(checkpoint.optimizer)
+            set_rng_state(checkpoint.rng)
+        self.model, self.optimizer = self.fabric.setup(network, optimizer)
+
+    def enter(self, epoch: int) -> None:
+        """Move the network's own schedules to `epoch`, and let go of what it freezes then."""
+        was_searching = is_searching(self.network)
+        set_progress(self.network, epoch, self.settings.epochs)
+        drop_frozen(self.optimizer)
+        if was_searching and not is_searching(self.network):
+            calibrate(self.network, self.calibration_batches(epoch))
+
+    def train(self, epoch: int, bar: TrainingBar) -> Running:
+        """One pass over the training set; returns the means while the weights moved."""
+        self.network.train()
+        running = Running()
+        steps = len(self.data.train)
+        for step, (images, labels) in enumerate(self.data.train.epoch(epoch)):
+            # The middle of the step: neither a warm-up's first nor a cosine's last is wasted on 0.
+            lr = set_lr(self.optimizer, self.settings, epoch + (step + 0.5) / steps)
+            loss, hits = self.train_step(images, labels)
+            if not math.isfinite(loss):
+                raise _diverged(f"loss {loss} in epoch {epoch + 1}, step {step + 1}", lr)
+            running.add(loss, hits, len(labels))
+            bar.advance(epoch, len(labels), running.loss, running.top1)
+        return running
+
+    def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
+        """One step of the optimizer; returns the batch's mean loss and how many were right."""
+        logits = self.model(images)
+        loss = cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+        self.optimizer.zero_grad()
+        self.fabric.backward(loss)
+        if self.settings.clip_norm is not None:
+            self.fabric.clip_gradients(
+                self.model,
+                self.optimizer,
+                max_norm=self.settings.clip_norm,
+                error_if_nonfinite=False,
+            )
+        self.optimizer.step()
+        # Reading a value waits for the device, so only when it has been given all its work.
+        return loss.item(), int((logits.argmax(1) == labels).sum())
+
+    def evaluate(self, epoch: int) -> tuple[Metrics, dict[str, Tensor]]:
+        """Metrics of the weights that would ship now, and those of their buffers that differ."""
+        with shipped(self.network, self.calibration_batches(epoch)) as buffers:
+            metrics = evaluate(self.network, self.data.test.epoch(0))
+        if not math.isfinite(metrics.loss):
+            raise _diverged(f"test loss {metrics.loss} after epoch {epoch + 1}", self.lr)
+        return metrics, buffers
+
+    def calibration_batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first training batches of `epoch`."""
+        return islice(self.data.train.epoch(epoch), self.settings.calibration_batches)
+
+    def record(self, epoch: int, trained: Running, tested: Metrics, seconds: float) -> EpochRecord:
+        """The line of metrics.csv of `epoch`."""
+        return EpochRecord(
+            epoch=epoch + 1,
+            steps=(epoch + 1) * len(self.data.train),
+            lr=self.lr,
+            train_loss=trained.loss,
+            train_top1=trained.top1,
+            test_loss=tested.loss,
+            test_top1=tested.top1,
+            test_top5=tested.top5,
+            seconds=seconds,
+        )
+
+    def checkpoint(
+        self, fingerprint: str, history: list[EpochRecord], buffers: dict[str, Tensor]
+    ) -> Checkpoint:
+        """Everything that the next epoch depends on, as it is now."""
+        return Checkpoint(
+            fingerprint=fingerprint,
+            history=history,
+            state=self.network.state_dict(),
+            shipped=buffers,
+            optimizer=self.optimizer.state_dict(),
+            rng=rng_state(),
+        )
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the latest step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+
+def _last_checkpoint(run: RunFolder, fingerprint: str) -> Checkpoint | None:
+    """The checkpoint to resume from; None if no epoch was finished."""
+    if not run.last.exists():
+        return None
+    checkpoint = load_checkpoint(run.last)
+    if checkpoint.fingerprint != fingerprint:
+        raise QdeployError(
+            f"{run.last} is a checkpoint of {checkpoint.fingerprint}, and this run trains "
+            f"{fingerprint}; resume with the recipe of that run, or choose another folder with -o"
+        )
+    return checkpoint
+
+
+def _keep(checkpoint: Checkpoint, run: RunFolder) -> None:
+    """Write metrics.csv and the checkpoints, last.pt at the end: until then the epoch is undone."""
+    history = checkpoint.history
+    write_metrics(run.metrics, history)
+    if Result(history).best is history[-1]:
+        save_checkpoint(checkpoint, run.best)
+    save_checkpoint(checkpoint, run.last)
+
+
+def _diverged(what: str, lr: float) -> QdeployError:
+    return QdeployError(
+        f"training diverged: {what}, at learning rate {lr:.3g}; lower train.lr, lengthen "
+        "train.warmup_epochs or set train.clip_norm. The checkpoints of finished epochs are kept"
+    )

@@ -1,0 +1,57 @@
+"""The optimizer of a recipe: what decays, and what leaves when it is frozen."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import SGD, Adam, AdamW, Optimizer
+
+from qdeploy.recipe import TrainSection
+
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+def make_optimizer(network: nn.Module, settings: TrainSection) -> Optimizer:
+    """SGD, Adam or AdamW over the parameters of `network` that require a gradient."""
+    groups = parameter_groups(network, settings.weight_decay)
+    if settings.optimizer == "adam":
+        return Adam(groups, lr=settings.lr, betas=settings.betas)
+    if settings.optimizer == "adamw":
+        return AdamW(groups, lr=settings.lr, betas=settings.betas)
+    return SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+
+
+def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: the weights, which decay, and the rest, which does not.
+
+    A bias, a scale or anything in a normalisation layer has its size for a reason of its own;
+    only tensors of two or more dimensions outside those layers decay. Both groups are always
+    there, so that a checkpoint's optimizer state fits however many parameters are frozen.
+    """
+    decays: dict[nn.Parameter, bool] = {}
+    for module in network.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad:
+                decays[parameter] = parameter.ndim > 1 and not isinstance(module, NORMS)
+    return [
+        {"params": [p for p, decay in decays.items() if decay], "weight_decay": weight_decay},
+        {"params": [p for p, decay in decays.items() if not decay], "weight_decay": 0.0},
+    ]
+
+
+def drop_frozen(optimizer: Optimizer) -> None:
+    """Take out the parameters that no longer require a gradient, with their state and gradient.
+
+    Otherwise momentum and weight decay would go on moving a weight that is already committed.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not parameter.requires_grad:
+                parameter.grad = None
+                optimizer.state.pop(parameter, None)
+        group["params"] = [p for p in group["params"] if p.requires_grad]

@@ -1,0 +1,72 @@
+"""What a run notes: the running means of an epoch, its record, metrics.csv."""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from qdeploy.training.atomic import atomic_write
+
+
+@dataclass
+class Running:
+    """Means over the images trained so far in an epoch."""
+
+    loss_sum: float = 0.0
+    hits: int = 0
+    samples: int = 0
+
+    def add(self, loss: float, hits: int, samples: int) -> None:
+        """Count a batch with its mean loss."""
+        self.loss_sum += loss * samples
+        self.hits += hits
+        self.samples += samples
+
+    @property
+    def loss(self) -> float:
+        """In nats."""
+        return self.loss_sum / self.samples
+
+    @property
+    def top1(self) -> float:
+        """As a fraction of 1."""
+        return self.hits / self.samples
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """One line of metrics.csv: losses in nats, accuracies as fractions of 1.
+
+    `epoch` counts from 1, `steps` are those of the run so far, `lr` is that of the epoch's
+    last step, the training figures are means over the epoch while the weights moved, `seconds`
+    is the wall time of training and evaluation.
+    """
+
+    epoch: int
+    steps: int
+    lr: float
+    train_loss: float
+    train_top1: float
+    test_loss: float
+    test_top1: float
+    test_top5: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return (
+            f"epoch {self.epoch:3d}  lr {self.lr:.3g}"
+            f"  train loss {self.train_loss:.4f}  top-1 {self.train_top1:.2%}"
+            f"  test loss {self.test_loss:.4f}  top-1 {self.test_top1:.2%}"
+            f"  top-5 {self.test_top5:.2%}  {self.seconds:.1f} s"
+        )
+
+
+def write_metrics(path: Path, history: Sequence[EpochRecord]) -> None:
+    """Write the whole history as CSV with a header, atomically."""
+    text = io.StringIO()
+    table = csv.DictWriter(text, [field.name for field in fields(EpochRecord)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(asdict(record) for record in history)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())

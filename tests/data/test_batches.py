@@ -1,0 +1,126 @@
+"""Batches of arrays: normalisation, order and augmentation against NumPy, image by image."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from published import random_images
+
+from qdeploy.data.batches import (
+    ArrayBatches,
+    Normalisation,
+    Shuffling,
+    augment,
+    number_of_batches,
+)
+from qdeploy.data.contents import LabelledImages
+
+UNCHANGED = Normalisation([0.0], [1 / 255], "cpu")
+
+
+def batches(count: int, batch_size: int, shuffling: Shuffling | None = None) -> ArrayBatches:
+    """Images of one pixel; image n has pixel and label n."""
+    pixels = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    return ArrayBatches(LabelledImages(pixels, np.arange(count)), batch_size, UNCHANGED, shuffling)
+
+
+def labels_of(some: ArrayBatches, index: int) -> list[int]:
+    return torch.cat([labels for _, labels in some.epoch(index)]).tolist()
+
+
+def test_normalisation_is_per_channel():
+    images, labels = random_images(4, 3, 5, 6)
+    mean, std = [0.1, 0.5, 0.9], [0.2, 0.3, 0.4]
+    data = LabelledImages(images, labels)
+    [(normalised, _)] = ArrayBatches(data, 4, Normalisation(mean, std, "cpu")).epoch(0)
+    expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
+    assert normalised.dtype == torch.float32
+    np.testing.assert_allclose(normalised, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_without_shuffling_every_epoch_is_in_order_and_whole():
+    some = batches(7, batch_size=3)
+    assert labels_of(some, 0) == labels_of(some, 5) == list(range(7))
+    assert [len(labels) for _, labels in some.epoch(0)] == [3, 3, 1]
+
+
+@given(count=st.integers(1, 40), batch_size=st.integers(2, 9), shuffled=st.booleans())
+def test_length_is_the_number_of_batches(count, batch_size, shuffled):
+    some = batches(count, batch_size, Shuffling(seed=0) if shuffled else None)
+    assert len(list(some.epoch(0))) == len(some)
+    assert some.samples == count
+
+
+@pytest.mark.parametrize(
+    ("samples", "training", "expected"),
+    [(8, True, 2), (9, True, 2), (10, True, 3), (8, False, 2), (9, False, 3), (1, True, 0)],
+)
+def test_only_a_single_last_image_is_left_out_of_training(samples, training, expected):
+    assert number_of_batches(samples, 4, training) == expected
+
+
+def test_an_epoch_of_training_has_each_image_once_with_its_label():
+    some = batches(50, batch_size=8, shuffling=Shuffling(seed=3))
+    assert sorted(labels_of(some, 0)) == list(range(50))
+    for images, labels in some.epoch(1):
+        np.testing.assert_allclose(images.flatten(), labels, atol=1e-4)
+
+
+def test_an_epoch_depends_on_seed_and_index_alone():
+    some = batches(50, batch_size=8, shuffling=Shuffling(seed=3))
+    first = labels_of(some, 4)
+    torch.manual_seed(1)
+    assert labels_of(batches(50, batch_size=8, shuffling=Shuffling(seed=3)), 4) == first
+    assert labels_of(some, 5) != first
+    assert labels_of(batches(50, batch_size=8, shuffling=Shuffling(seed=4)), 4) != first
+
+
+def test_an_epoch_leaves_the_random_numbers_of_torch_alone():
+    state = torch.random.get_rng_state()
+    labels_of(batches(9, batch_size=2, shuffling=Shuffling(seed=0, pad_crop=0, flip=True)), 0)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@given(pad_crop=st.integers(0, 3), flip=st.booleans(), seed=st.integers(0, 1000))
+def test_augmented_images_are_crops_of_the_padded_and_mirrored(pad_crop, flip, seed):
+    images, _ = random_images(6, 2, 5, 4, seed=seed)
+    random = np.random.default_rng(seed)
+    augmented = augment(torch.from_numpy(images), pad_crop, flip, random).numpy()
+    for image, result in zip(images, augmented, strict=True):
+        padded = np.pad(image, ((0, 0), (pad_crop, pad_crop), (pad_crop, pad_crop)))
+        crops = [
+            padded[:, top : top + 5, left : left + 4]
+            for top in range(2 * pad_crop + 1)
+            for left in range(2 * pad_crop + 1)
+        ]
+        allowed = crops + [crop[..., ::-1] for crop in crops] * flip
+        assert any(np.array_equal(result, crop) for crop in allowed)
+
+
+def test_all_shifts_and_mirrors_come_up_equally_often():
+    image = torch.arange(1, 10, dtype=torch.uint8).reshape(1, 1, 3, 3)
+    count = 18 * 400
+    augmented = augment(image.expand(count, -1, -1, -1), 1, True, np.random.default_rng(0))
+    _, frequencies = torch.unique(augmented.flatten(1), dim=0, return_counts=True)
+    assert len(frequencies) == 18
+    assert frequencies.min() > 320
+    assert frequencies.max() < 480
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_sees_the_same_batches():
+    data = LabelledImages(*random_images(20, 3, 8, 8))
+    on_cpu, on_cuda = (
+        ArrayBatches(
+            data, 8, Normalisation([0.5] * 3, [0.2] * 3, device), Shuffling(0, 2, flip=True)
+        )
+        for device in ("cpu", "cuda")
+    )
+    for (images, labels), (same, same_labels) in zip(
+        on_cpu.epoch(1), on_cuda.epoch(1), strict=True
+    ):
+        assert same.is_cuda
+        torch.testing.assert_close(same.cpu(), images)
+        assert torch.equal(same_labels.cpu(), labels)

@@ -1,0 +1,49 @@
+"""The Markdown report, read back as tables."""
+
+from dataclasses import replace
+
+import pytest
+from sample_records import BARE, DEEP, FULL
+
+from qdeploy.report.markdown import markdown
+
+
+def tables(text):
+    """{heading: rows of cells} of the tables below each heading."""
+    found = {}
+    for part in text.split("\n## "):
+        rows = [line[2:-2].split(" | ") for line in part.splitlines() if line[:1] == "|"]
+        found[part.partition("\n")[0]] = rows
+    return found
+
+
+def test_every_table_is_rectangular():
+    for record in (FULL, BARE, DEEP):
+        text = markdown(record)
+        for line in text.splitlines():
+            assert line.startswith("|") == line.endswith("|")
+        for rows in tables(text).values():
+            assert len({len(row) for row in rows}) <= 1
+
+
+def test_tables_hold_the_numbers_of_the_record():
+    found = tables(markdown(FULL))
+    assert ["ONNX", "98.31 %", "99.71 %"] in found["Accuracy"]
+    assert ["float32 ONNX", "468 kB", "467,800", "28.4x"] in found["Size"]
+    assert ["Logits", "360", "1", "99.72 %", "0.0123", "0.00131"] in found["Agreement"]
+    assert ["max-size", "16000", "16480", "failed"] in found["Gates"]
+    assert found["Layers"][2][:5] == ["conv1", "Conv2d", "1 bit", "8 bit", "150"]
+    assert found["Training"][2][0] == "20"
+    assert [row[0] for row in found["Latency"][2:]] == ["float.onnx", "model.onnx"] * 2
+
+
+@pytest.mark.parametrize("heading", ["Agreement", "Latency", "Operators", "Layers", "Training"])
+def test_missing_parts_are_said(heading):
+    text = markdown(BARE)
+    part = next(part for part in text.split("\n## ") if part.startswith(heading))
+    assert part.rstrip().endswith("_not measured_")
+
+
+def test_a_bar_in_a_name_does_not_open_a_cell():
+    odd = replace(FULL, layers=(replace(FULL.layers[0], name="a|b"),))
+    assert "| a\\|b | Conv2d |" in markdown(odd)

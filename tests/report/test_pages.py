@@ -1,0 +1,133 @@
+"""The HTML pages, parsed: they show the record and need no network."""
+
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from sample_records import BARE, DEEP, FULL, epochs, layer
+
+from qdeploy.report.html import report_page, training_page
+
+VOID = {"meta", "link", "img", "br", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """The text that a reader sees, the addresses that a browser would load, bokeh's documents."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.text, self.addresses, self.scripts, self.open = [], [], [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in VOID:
+            self.open.append(tag)
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset", "data")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.scripts.append(data)
+        elif self.open[-1:] != ["style"]:
+            self.text += data.split()
+
+    def charts(self):
+        """The figures of bokeh, as the JSON in the page describes them."""
+        found = []
+        for script in self.scripts:
+            for text in re.findall(r"const docs_json = '(.*)';", script):
+                documents = json.loads(text.replace("\\'", "'").replace("\\\\", "\\"))
+                found += [root for document in documents.values() for root in document["roots"]]
+        return found
+
+
+@pytest.fixture(scope="module")
+def full():
+    return Page(report_page(FULL))
+
+
+@pytest.mark.parametrize("record", [FULL, BARE], ids=["full", "bare"])
+def test_the_report_is_well_formed_and_needs_no_network(record):
+    page = Page(report_page(record))
+    assert page.open == []
+    assert page.addresses == []
+
+
+def test_styles_load_nothing():
+    style = re.findall(r"<style>(.*?)</style>", report_page(FULL), re.DOTALL)
+    assert style
+    assert not any("url(" in css or "@import" in css for css in style)
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "98.31 %",
+        "98.33 %",
+        "99.72 %",
+        "0.0123",
+        "28.4x smaller than float (468 kB)",
+        "467,800",
+        "2.60x as fast as float.onnx",
+        "2 QLinearConv, 3 QGemm",
+        "18,338",
+        "Intel(R) Xeon(R) Processor",
+        "conv2 slb, 1 bit (-1, 1), per channel",
+        '"epochs": 20',
+        "max-size 16000 16480 failed",
+        "fc1 Linear, 1 bit, 48,000 weights",
+    ],
+)
+def test_the_report_shows(full, figure):
+    assert figure in " ".join(full.text)
+
+
+def test_each_layer_has_a_histogram_beside_sizes_accuracy_and_two_curves(full):
+    assert len(full.charts()) == len(FULL.layers) + 4
+    assert len(Page(report_page(DEEP)).charts()) == 60 + 4
+
+
+def test_histograms_hold_the_counts_of_the_codes():
+    record = replace(BARE, layers=(layer("conv", "Conv2d", 1000, 2),))
+    counts = record.layers[0].levels
+    assert sum(counts.values()) == 1000
+    drawn = json.dumps(Page(report_page(record)).charts())
+    assert json.dumps([counts[code] for code in sorted(counts)]) in drawn
+
+
+def test_a_layer_left_in_float_has_no_histogram():
+    in_float = replace(FULL.layers[0], weight_bits=None, act_bits=None, levels={})
+    page = Page(report_page(replace(BARE, layers=(in_float,))))
+    assert len(page.charts()) == 1
+    assert "conv1 Conv2d float float 150" in " ".join(page.text)
+
+
+def test_missing_parts_are_said():
+    text = " ".join(Page(report_page(BARE)).text)
+    for part in ("Training", "Kernels", "Agreement", "Latency"):
+        assert f"{part} not measured" in text
+    assert "Gates" not in text
+
+
+def test_names_are_text_and_no_markup():
+    page = Page(report_page(replace(BARE, name="<script src=x>", settings="a < b & c")))
+    assert page.addresses == []
+    assert "a < b & c" in " ".join(page.text)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_training_curves_run_over_the_epochs(count):
+    page = Page(training_page(epochs(count), "lenet5 <1>"))
+    assert page.open == page.addresses == []
+    assert "lenet5 <1>" in " ".join(page.text)
+    assert len(page.charts()) == 2
+
+
+def test_a_run_that_has_not_begun_has_a_page():
+    page = Page(training_page((), "lenet5"))
+    assert page.charts() == []
+    assert "No epoch has ended yet." in " ".join(page.text)

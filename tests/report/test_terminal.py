@@ -1,0 +1,83 @@
+"""The tables of the terminal, on a plain output of 80 columns."""
+
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+from sample_records import BARE, FULL, MACHINE
+
+from qdeploy.benchmark import BenchmarkResult
+from qdeploy.report import benchmark_table, record_table
+
+
+def lines(table, width=80):
+    """What a plain terminal shows: lines, and all of it as one text without line breaks."""
+    console = Console(width=width, force_terminal=False, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    shown = capture.get().splitlines()
+    return shown, " ".join(" ".join(shown).split())
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        "98.31 %",
+        "trained 98.33 %, float 98.61 %",
+        "99.72 %",
+        "largest logit difference 0.0123",
+        "28.4x smaller than float (468 kB)",  # 467800 / 16480
+        "1.12x the bound",  # 16480 / 14700
+        "2.60x as fast as float.onnx (0.333 ms)",
+        "5 integer",
+        "integer: 2 QLinearConv, 3 QGemm; float: none; provider: CPU",
+        "passed max-drop 0.5: 0.3",
+        "FAILED max-size 16000: 16480",
+    ],
+)
+def test_the_record_shows(figure):
+    assert figure in lines(record_table(FULL), width=160)[1]
+
+
+def test_everything_fits_80_columns_uncut():
+    result = BenchmarkResult(MACHINE, FULL.latency, FULL.placements)
+    for table in (record_table(FULL), record_table(BARE), benchmark_table(result)):
+        shown, text = lines(table)
+        assert max(map(len, shown)) <= 80
+        assert "…" not in text
+        assert "\x1b" not in text
+
+
+def test_what_was_not_measured_is_said():
+    text = lines(record_table(BARE), width=160)[1]
+    for label in ("Accuracy", "Agreement", "Latency", "Kernels"):
+        assert f"{label} not measured" in text
+    assert "float not measured; bound not measured" in text
+
+
+def test_a_file_larger_than_float_is_called_larger():
+    grown = replace(FULL, size=replace(FULL.size, onnx=2 * 467_800))
+    assert "2.00x larger than float" in lines(record_table(grown), width=160)[1]
+
+
+def test_a_file_measured_alone_is_compared_with_none():
+    alone = replace(FULL, latency=(FULL.latency[1],))
+    text = lines(record_table(alone), width=160)[1]
+    assert "0.128 ms batch 1, 1 thread on CPU" in text
+    assert "as fast as" not in text
+
+
+def test_the_benchmark_has_a_line_for_each_file_and_batch_size():
+    shown, text = lines(benchmark_table(BenchmarkResult(MACHINE, FULL.latency, FULL.placements)))
+    cells = [line.split() for line in shown if line.startswith("  ") or ".onnx" in line]
+    assert ["model.onnx", "CPU", "16.5", "kB", "3.46", "64"] in [row[:6] for row in cells]
+    assert "float.onnx integer: none; float: 2 FusedConv, 3 FusedGemm" in text
+    assert MACHINE.cpu in text
+    assert sum(row[1:2] == ["CPU"] for row in cells) == 4
+
+
+def test_kernels_that_cannot_be_listed_are_not_invented():
+    unlisted = tuple(replace(placed, operators=None) for placed in FULL.placements)
+    result = BenchmarkResult(MACHINE, FULL.latency, unlisted)
+    assert "model.onnx not measured" in lines(benchmark_table(result))[1]
+    assert "Kernels not measured" in lines(record_table(replace(FULL, placements=unlisted)))[1]

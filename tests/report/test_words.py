@@ -1,0 +1,44 @@
+"""Numbers as words, against what a person would write."""
+
+import pytest
+
+from qdeploy.report import words
+
+
+@pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.00 kB"),
+        (60_123, "60.1 kB"),
+        (467_800, "468 kB"),
+        (46_750_000, "46.8 MB"),
+        (1_570_000_000, "1.57 GB"),
+        (5_000_000_000_000, "5,000 GB"),
+        (None, "not measured"),
+    ],
+)
+def test_size(count, expected):
+    assert words.size(count) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0.0108865, "0.0109"), (2.6, "2.60"), (12.54, "12.5"), (99.96, "100"), (11_532.4, "11,532")],
+)
+def test_three_significant_digits(value, expected):
+    assert words.significant(value) == expected
+
+
+def test_absence_is_said_and_zero_is_not_absence():
+    assert words.percent(None) == words.milliseconds(None) == "not measured"
+    assert words.percent(0.0) == "0.00 %"
+    assert words.percent(0.98944) == "98.94 %"
+
+
+def test_kernels_and_counts():
+    assert words.kernels({"QLinearConv": 20, "QGemm": 1}) == "20 QLinearConv, 1 QGemm"
+    assert words.kernels({}) == "none"
+    assert words.plural(1, "thread") == "1 thread"
+    assert words.plural(10_000, "image") == "10,000 images"

@@ -1,0 +1,419 @@
+"""Recipes: what is read, what overrides change, and what is said of mistakes."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qdeploy.errors import QdeployError
+from qdeploy.recipe import (
+    DataSection,
+    ExportSection,
+    ModelSection,
+    QuantizeSection,
+    Recipe,
+    TrainSection,
+    zoo_recipes,
+    zoo_summary,
+)
+
+MINIMAL = """\
+# The least that a recipe must say
+[model]
+network = "lenet5"
+[data]
+dataset = "digits"
+"""
+
+FULL = """\
+[model]
+network = "lenet5"
+options = { num_classes = 10 }
+
+[data]
+dataset = "digits"
+batch_size = 32
+mean = [0.5]
+std = [0.25]
+pad_crop = 2
+flip = true
+
+[quantize]
+method = "slb"
+weight_bits = 1
+act_bits = "float"
+first_last_float = true
+
+[quantize.options]
+linear = true
+
+[quantize.layers."conv*"]
+act_bits = 4
+
+[quantize.layers."fc3"]
+method = "simqat"
+weight_bits = 8
+act_bits = "float"
+options = { symmetric = true }
+
+[quantize.layers]
+fc1 = "float"
+
+[train]
+epochs = 20
+seed = 3
+optimizer = "adamw"
+lr = 1
+betas = [0.8, 0.99]
+schedule = "step"
+milestones = [10, 15]
+
+[export]
+max_drop = 0.3
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Writes a recipe file and returns its path."""
+
+    def write_recipe(text: str) -> Path:
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        return path
+
+    return write_recipe
+
+
+class TestReading:
+    def test_what_is_not_given_has_its_default(self, write):
+        recipe = Recipe.load(write(MINIMAL))
+        assert recipe.name == "mine"
+        assert recipe.model == ModelSection(network="lenet5", options={}, weights=None)
+        assert recipe.quantize.method == "float"
+        assert (recipe.data.mean, recipe.data.pad_crop, recipe.data.workers) == (None, 0, 2)
+        assert (recipe.train.momentum, recipe.train.float_epochs) == (0.9, 0)
+        assert recipe.export == ExportSection(max_drop=None, min_agreement=None, max_size=None)
+
+    def test_what_is_given_arrives(self, write):
+        recipe = Recipe.load(write(FULL))
+        assert recipe.model.options == {"num_classes": 10}
+        assert (recipe.data.mean, recipe.data.std) == ((0.5,), (0.25,))
+        assert recipe.quantize.act_bits is None
+        assert recipe.quantize.options == {"linear": True}
+        assert recipe.train.lr == 1.0
+        assert isinstance(recipe.train.lr, float)
+        assert (recipe.train.betas, recipe.train.milestones) == ((0.8, 0.99), (10, 15))
+        assert recipe.export.max_drop == 0.3
+
+    def test_a_layer_says_only_what_differs(self, write):
+        assert Recipe.load(write(FULL)).quantize.layers == {
+            "conv*": {"act_bits": 4},
+            "fc3": {
+                "method": "simqat",
+                "weight_bits": 8,
+                "act_bits": None,
+                "options": {"symmetric": True},
+            },
+            "fc1": "float",
+        }
+
+    def test_a_recipe_can_give_its_name(self, write):
+        assert Recipe.load(write(f'name = "given"\n{MINIMAL}')).name == "given"
+
+    def test_a_recipe_cannot_be_changed(self, write):
+        with pytest.raises(ValueError, match="frozen"):
+            Recipe.load(write(MINIMAL)).train.lr = 1.0
+
+    def test_torch_is_not_imported(self):
+        command = "import sys, qdeploy.recipe; sys.exit('torch' in sys.modules)"
+        assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
+
+
+class TestOverrides:
+    @pytest.mark.parametrize(
+        ("override", "expected"),
+        [
+            ("train.lr=0.5", 0.5),
+            ("train.lr = 1e-3", 1e-3),
+            ("train.optimizer=adam", "adam"),
+            ('train.optimizer="adam"', "adam"),
+            ("data.flip=false", False),
+            ("data.mean=[0.1]", (0.1,)),
+            ("quantize.act_bits=float", None),
+            ("quantize.act_bits=2", 2),
+            ("quantize.options={a = 1}", {"a": 1}),
+        ],
+    )
+    def test_value_is_toml_or_plain_text(self, write, override, expected):
+        recipe = Recipe.load(write(FULL), [override])
+        section, key = override.partition("=")[0].strip().split(".")
+        assert getattr(getattr(recipe, section), key) == expected
+
+    def test_deeper_keys_and_globs(self, write):
+        recipe = Recipe.load(
+            write(FULL),
+            [
+                "quantize.options.t_factor=3.2",
+                'quantize.layers."conv*".weight_bits=2',
+                "quantize.layers.fc1.weight_bits=4",
+                'quantize.layers."*.shortcut.0"=float',
+            ],
+        )
+        assert recipe.quantize.options == {"linear": True, "t_factor": 3.2}
+        assert recipe.quantize.layers["conv*"] == {"act_bits": 4, "weight_bits": 2}
+        assert recipe.quantize.layers["fc1"] == {"weight_bits": 4}
+        assert recipe.quantize.layers["*.shortcut.0"] == "float"
+
+    def test_a_section_can_be_begun_and_the_last_one_wins(self, write):
+        recipe = Recipe.load(
+            write(MINIMAL), ["quantize.method=slb", "train.epochs=3", "train.epochs=4"]
+        )
+        assert (recipe.quantize.method, recipe.train.epochs) == ("slb", 4)
+
+    @pytest.mark.parametrize("override", ["train.lr", "=3", "train..lr=3", "layers.conv*.x=1", ""])
+    def test_what_is_no_assignment(self, write, override):
+        with pytest.raises(QdeployError) as caught:
+            Recipe.load(write(FULL), [override])
+        assert repr(override) in str(caught.value)
+        assert "allowed: section.key=value" in str(caught.value)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("override", "key", "allowed"),
+        [
+            ("train.lr=-1", "train.lr: given -1", "above 0"),
+            ("train.lr=fast", "train.lr: given 'fast'", "a number"),
+            ("train.lr=nan", "train.lr: given nan", "a finite number"),
+            ("train.epochs=0", "train.epochs: given 0", "above 0"),
+            ("train.epochs=1.5", "train.epochs: given 1.5", "a whole number"),
+            ("train.epochs=true", "train.epochs: given True", "a whole number"),
+            ("train.label_smoothing=1", "train.label_smoothing: given 1", "below 1"),
+            ("train.optimizer=sdg", "train.optimizer: given 'sdg'", "'sgd', 'adam' or 'adamw'"),
+            ("train.betas=[0.9,0.9,0.9]", "train.betas: given [0.9, 0.9, 0.9]", "2 values"),
+            ("train.milestones=3", "train.milestones: given 3", "a list"),
+            ("train=3", "train: given 3", "a table"),
+            ("data.flip=1", "data.flip: given 1", "true or false"),
+            ("data.batch_size=1", "data.batch_size: given 1", "2 or more"),
+            ("data.std=[0.0]", "data.std.0: given 0.0", "above 0"),
+            ("model.network=3", "model.network: given 3", "text in quotes"),
+            ("quantize.weight_bits=9", "quantize.weight_bits: given 9", "8 or less"),
+            ("quantize.act_bits=1", "quantize.act_bits: given 1", '2 to 8, or "float"'),
+            ("quantize.layers.fc1=flaot", "quantize.layers.fc1: given 'flaot'", "'float'"),
+            ("quantize.layers.fc1=3", "quantize.layers.fc1: given 3", "a table"),
+            (
+                'quantize.layers."conv*".weight_bits=0',
+                'quantize.layers."conv*".weight_bits: given 0',
+                "1 or more",
+            ),
+            (
+                "quantize.layers.fc1.act_bits=9",
+                "quantize.layers.fc1.act_bits: given 9",
+                '2 to 8, or "float"',
+            ),
+            ("export.min_agreement=99.9", "export.min_agreement: given 99.9", "1.0 or less"),
+        ],
+    )
+    def test_values_name_key_given_and_allowed(self, write, override, key, allowed):
+        path = write(FULL)
+        with pytest.raises(QdeployError) as caught:
+            Recipe.load(path, [override])
+        assert f"{path} with {override}: {key}, allowed: {allowed}" in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("override", "unknown", "nearest"),
+        [
+            ("train.epoch=3", "train.epoch", "train.epochs"),
+            ("trian.lr=3", "trian", "train"),
+            ("data.batchsize=3", "data.batchsize", "data.batch_size"),
+            (
+                'quantize.layers."conv*".weight_bit=3',
+                'quantize.layers."conv*".weight_bit',
+                'quantize.layers."conv*".weight_bits',
+            ),
+        ],
+    )
+    def test_unknown_keys_are_told_the_nearest(self, write, override, unknown, nearest):
+        with pytest.raises(QdeployError) as caught:
+            Recipe.load(write(FULL), [override])
+        assert f": unknown key {unknown}. Did you mean {nearest}?" in str(caught.value)
+
+    def test_a_key_like_no_other_is_told_all(self, write):
+        with pytest.raises(QdeployError) as caught:
+            Recipe.load(write(MINIMAL), ["export.zzz=1"])
+        assert str(caught.value).endswith(
+            "unknown key export.zzz. Allowed in [export]: max_drop, min_agreement, max_size"
+        )
+
+    def test_missing_keys(self, write):
+        path = write("[model]\n[quantize]\nweight_bits = 1\n")
+        with pytest.raises(QdeployError) as caught:
+            Recipe.load(path)
+        missing = [line.split(" is missing")[0] for line in str(caught.value).splitlines()]
+        assert missing == [f"{path}: {key}" for key in ("model.network", "data", "quantize.method")]
+
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (["data.mean=[0.1, 0.2]"], "mean and std go together"),
+            (["data.mean=[]", "data.std=[]"], "mean and std go together"),
+            (["data.image_size=32"], "image_size applies to dataset"),
+            (["data.dataset=folder", "data.flip=true"], "pad_crop and flip do not apply"),
+            (["train.milestones=[]"], "needs milestones"),
+            (["train.nesterov=true", "train.momentum=0"], "needs momentum"),
+        ],
+    )
+    def test_keys_that_contradict_each_other(self, write, overrides, message):
+        with pytest.raises(QdeployError, match=message):
+            Recipe.load(write(FULL), overrides)
+
+    def test_invalid_toml_names_file_and_line(self, write):
+        path = write(f"{MINIMAL}batch_size = = 3\n")
+        with pytest.raises(QdeployError, match=r"mine\.toml is not valid TOML: .*line 6"):
+            Recipe.load(path)
+
+    def test_bytes_that_are_no_text(self, tmp_path):
+        (tmp_path / "mine.toml").write_bytes(b"\xff\xfe\x00")
+        with pytest.raises(QdeployError, match=r"mine\.toml is not valid TOML"):
+            Recipe.load(tmp_path / "mine.toml")
+
+    def test_no_such_file(self, tmp_path):
+        with pytest.raises(QdeployError, match=r"nowhere\.toml: No such file"):
+            Recipe.load(tmp_path / "nowhere.toml")
+
+
+class TestPaths:
+    def test_a_path_starts_at_the_recipe_if_it_exists_there(self, write, tmp_path, monkeypatch):
+        for folder in (tmp_path, tmp_path / "elsewhere"):
+            folder.mkdir(exist_ok=True)
+            (folder / "both.pt").touch()
+        (tmp_path / "elsewhere" / "only.pt").touch()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        path = write(MINIMAL)
+        for typed, expected in [
+            ("both.pt", tmp_path / "both.pt"),
+            ("only.pt", tmp_path / "elsewhere" / "only.pt"),
+            ("neither.pt", tmp_path / "elsewhere" / "neither.pt"),
+            (str(tmp_path / "absolute.pt"), tmp_path / "absolute.pt"),
+        ]:
+            recipe = Recipe.load(path, [f"model.weights={typed}", f"data.root={typed}"])
+            assert recipe.model.weights == recipe.data.root == str(expected)
+
+    def test_a_file_of_a_network_is_made_absolute(self, write, tmp_path):
+        (tmp_path / "net.py").touch()
+        recipe = Recipe.load(write(MINIMAL), ["model.network=net.py:build"])
+        assert recipe.model.network == f"{tmp_path / 'net.py'}:build"
+
+    @pytest.mark.parametrize("network", ["lenet5", "package.module:function"])
+    def test_other_networks_stay_as_they_are(self, write, network):
+        recipe = Recipe.load(write(MINIMAL), [f"model.network={network}"])
+        assert recipe.model.network == network
+
+
+class TestZoo:
+    def test_the_default_recipe_is_in_the_zoo(self):
+        assert "lenet5-digits-slb-w1a8" in zoo_recipes()
+        recipe = Recipe.load("lenet5-digits-slb-w1a8", ["train.epochs=1"])
+        assert recipe.name == "lenet5-digits-slb-w1a8"
+        assert (recipe.quantize.method, recipe.quantize.weight_bits) == ("slb", 1)
+        assert recipe.train.epochs == 1
+
+    def test_every_recipe_loads_and_says_what_it_is(self):
+        for name in zoo_recipes():
+            assert Recipe.load(name).name == name
+            assert len(zoo_summary(name)) > 10
+            assert not zoo_summary(name).startswith("#")
+
+    def test_unknown_name(self):
+        with pytest.raises(QdeployError) as caught:
+            Recipe.load("lenet5-digits-slb")
+        assert "Did you mean lenet5-digits-slb-w1a8" in str(caught.value)
+        assert "`qdeploy models`" in str(caught.value)
+
+
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+numbers = st.floats(1e-9, 1e9)
+fractions = st.floats(0, 1, exclude_max=True)
+channels = st.lists(st.floats(0.01, 1), min_size=3, max_size=3)
+act_bits = st.sampled_from(["float", 2, 3, 4, 5, 6, 7, 8])
+values = st.recursive(
+    st.booleans() | st.integers(-(2**63), 2**63 - 1) | numbers | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=5,
+)
+options = st.dictionaries(text, values, max_size=3)
+layers = st.dictionaries(
+    text,
+    st.just("float")
+    | st.fixed_dictionaries(
+        {},
+        optional={
+            "method": text,
+            "weight_bits": st.integers(1, 8),
+            "act_bits": act_bits,
+            "options": options,
+        },
+    ),
+    max_size=3,
+)
+recipes = st.builds(
+    Recipe,
+    name=text.filter(bool),
+    model=st.builds(
+        ModelSection, network=text, options=options, weights=st.sampled_from([None, "a.pt", "/b c"])
+    ),
+    data=st.builds(
+        DataSection,
+        dataset=st.sampled_from(["digits", "mnist", "fashion-mnist", "cifar10"]),
+        mean=channels,
+        std=channels,
+        batch_size=st.integers(2, 4096),
+        flip=st.booleans(),
+    )
+    | st.builds(DataSection, dataset=st.just("folder"), image_size=st.none() | st.integers(1, 512)),
+    quantize=st.builds(
+        QuantizeSection,
+        method=text,
+        weight_bits=st.integers(1, 8),
+        act_bits=act_bits,
+        options=options,
+        layers=layers,
+    ),
+    train=st.builds(
+        TrainSection,
+        epochs=st.integers(1, 1000),
+        lr=numbers,
+        betas=st.lists(fractions, min_size=2, max_size=2),
+        milestones=st.lists(st.integers(1, 100)),
+        clip_norm=st.none() | numbers,
+    ),
+    export=st.builds(
+        ExportSection,
+        max_drop=st.none() | numbers,
+        min_agreement=st.none() | fractions,
+        max_size=st.none() | st.integers(1, 2**40),
+    ),
+)
+
+
+@given(recipes)
+def test_toml_of_a_recipe_loads_as_the_same_recipe(tmp_path_factory, recipe):
+    path = tmp_path_factory.getbasetemp() / "round-trip.toml"
+    path.write_text(recipe.to_toml(), "utf-8", newline="")
+    assert Recipe.load(path) == recipe
+
+
+def test_toml_is_written_out_with_its_defaults(write):
+    table = tomllib.loads(Recipe.load(write(FULL)).to_toml())
+    assert table["name"] == "mine"
+    assert (
+        table["quantize"]["act_bits"] == table["quantize"]["layers"]["fc3"]["act_bits"] == "float"
+    )
+    assert table["quantize"]["layers"]["conv*"] == {"act_bits": 4}
+    assert table["train"]["momentum"] == 0.9
+    assert "clip_norm" not in table["train"]

@@ -1,0 +1,52 @@
+"""Metrics against NumPy, and that evaluation leaves no trace."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from qdeploy.training.evaluate import evaluate
+
+
+def batches(classes: int) -> list[tuple[Tensor, Tensor]]:
+    random = torch.Generator().manual_seed(classes)
+    return [
+        (torch.randn(size, classes, generator=random), torch.arange(size) % classes)
+        for size in (7, 7, 3)
+    ]
+
+
+@pytest.mark.parametrize("classes", [3, 5, 12])
+def test_metrics_are_those_of_numpy(classes: int) -> None:
+    data = batches(classes)
+    logits = np.concatenate([x.numpy().astype(np.float64) for x, _ in data])
+    labels = np.concatenate([y.numpy() for _, y in data])
+    own = logits[np.arange(17), labels]
+    rank = (logits > own[:, None]).sum(1)
+
+    metrics = evaluate(nn.Identity(), data)
+
+    assert metrics.samples == 17
+    assert metrics.loss == pytest.approx(np.mean(np.log(np.exp(logits).sum(1)) - own), rel=1e-5)
+    assert metrics.top1 == np.mean(rank < 1)
+    assert metrics.top5 == np.mean(rank < 5)
+
+
+def test_weights_buffers_gradients_and_modes_stay() -> None:
+    network = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.9), nn.Linear(4, 4))
+    network[0].eval()  # somebody froze this one
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+
+    first, second = evaluate(network, batches(4)), evaluate(network, batches(4))
+
+    assert first == second
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert [module.training for module in network.modules()] == [True, False, True, True]
+
+
+def test_the_modes_come_back_after_an_error() -> None:
+    network = nn.Linear(3, 3)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        evaluate(network, batches(4))
+    assert network.training

@@ -1,0 +1,260 @@
+"""The loop against a loop written out by hand, and everything that may interrupt it."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_runs import (
+    SETTINGS,
+    SignSearch,
+    TinyBatches,
+    set_norm_statistics,
+    tiny_data,
+    tiny_fit,
+    tiny_network,
+)
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+from qdeploy.errors import QdeployError
+from qdeploy.training import loop, search
+from qdeploy.training.checkpoint import load_checkpoint
+from qdeploy.training.console import Console
+from qdeploy.training.evaluate import Metrics, evaluate
+
+
+def assert_same_state(left: nn.Module, right: nn.Module) -> None:
+    torch.testing.assert_close(left.state_dict(), right.state_dict(), rtol=0, atol=0)
+
+
+class FailingBatches(TinyBatches):
+    """Raises `error` in place of batch `step` of `epoch`."""
+
+    def __init__(self, error: BaseException, epoch: int, step: int) -> None:
+        super().__init__(shuffle=True)
+        self.error, self.at = error, (epoch, step)
+
+    def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, batch in enumerate(super().epoch(index)):
+            if (index, step) == self.at:
+                raise self.error
+            yield batch
+
+
+def data_that_fails(error: BaseException, epoch: int, step: int) -> object:
+    data = tiny_data()
+    data.train = FailingBatches(error, epoch, step)
+    return data
+
+
+def plain_loop() -> nn.Module:
+    """SETTINGS on the tiny data, in nothing but PyTorch."""
+    network = tiny_network()
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim == 1]
+    optimizer = torch.optim.SGD(
+        [{"params": weights, "weight_decay": 0.01}, {"params": others, "weight_decay": 0}],
+        lr=0.05,
+        momentum=0.9,
+        nesterov=True,
+    )
+    batches = TinyBatches(shuffle=True)
+    torch.manual_seed(3)
+    for epoch in range(4):
+        for step, (images, labels) in enumerate(batches.epoch(epoch)):
+            progress = epoch + (step + 0.5) / 5
+            cosine = 0.5 + 0.5 * np.cos(np.pi * (progress - 1) / 3)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.05 * (progress if progress < 1 else cosine)
+            optimizer.zero_grad()
+            cross_entropy(network(images), labels, label_smoothing=0.1).backward()
+            torch.nn.utils.clip_grad_norm_([*weights, *others], 1.0)
+            optimizer.step()
+    return network
+
+
+def test_the_weights_are_bitwise_those_of_a_plain_loop(tmp_path: Path) -> None:
+    network = tiny_network()
+    tiny_fit(network, tmp_path)
+    assert_same_state(network, plain_loop())
+
+
+def test_it_learns_and_records_what_evaluation_finds(tmp_path: Path) -> None:
+    network = tiny_network()
+    result = tiny_fit(network, tmp_path, epochs=30)
+    last = result.last
+    assert (last.epoch, last.steps) == (30, 150)
+    assert last.train_loss < result.history[0].train_loss
+    assert last.test_top1 > 0.8  # chance is 0.25
+    found = evaluate(network, tiny_data().test.epoch(0))
+    assert found == Metrics(last.test_loss, last.test_top1, last.test_top5, 44)
+    assert last.lr == pytest.approx(0.05 * np.sin(np.pi / 4 * 0.1 / 29 * 2) ** 2, rel=1e-6)
+
+
+def test_the_best_checkpoint_is_the_earlier_of_equals(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.5, 0.75, 0.75, 0.25])
+    monkeypatch.setattr(loop, "evaluate", lambda *_: Metrics(1.0, next(accuracies), 1.0, 44))
+    result = tiny_fit(tiny_network(), tmp_path)
+    assert result.best.epoch == load_checkpoint(tmp_path / "best.pt").epoch == 2
+    assert result.last.epoch == load_checkpoint(tmp_path / "last.pt").epoch == 4
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    data = tiny_data()
+    data.train.images[13] = torch.nan  # seen for the first time when the data is exchanged
+    tiny_fit(tiny_network(), tmp_path, epochs=2)
+    good = (tmp_path / "last.pt").read_bytes()
+
+    with pytest.raises(QdeployError, match=r"diverged: loss nan in epoch 3, step \d, .*rate 0\.0"):
+        tiny_fit(tiny_network(), tmp_path, data=data, resume=True)
+    assert (tmp_path / "last.pt").read_bytes() == good
+
+
+def test_an_infinite_test_loss_is_not_kept_either(tmp_path: Path) -> None:
+    data = tiny_data()
+    data.test.images[13] = torch.inf
+    with pytest.raises(QdeployError, match="diverged: test loss nan after epoch 1"):
+        tiny_fit(tiny_network(), tmp_path, data=data)
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_too_high_a_learning_rate_is_named(tmp_path: Path) -> None:
+    with pytest.raises(QdeployError, match=r"learning rate .*e\+.*; lower train\.lr"):
+        tiny_fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), tmp_path, lr=1e38, clip_norm=None)
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 3), (1, 0), (2, 4)])
+def test_after_ctrl_c_the_run_goes_on_to_the_same_weights(
+    tmp_path: Path, epoch: int, step: int
+) -> None:
+    stream = io.StringIO()
+    data = data_that_fails(KeyboardInterrupt(), epoch, step)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_fit(tiny_network(), tmp_path, data=data, console=Console(stream=stream))
+    assert (
+        f"stopped: {tmp_path} holds {epoch} of 4 epochs; `qdeploy train -o {tmp_path} --resume`"
+    ) in stream.getvalue()
+
+    torch.rand(5)  # the interrupted process left its generators anywhere
+    network = tiny_network()
+    tiny_fit(network, tmp_path, resume=True)
+    assert_same_state(network, plain_loop())
+
+
+def test_resuming_a_finished_run_gives_its_result(tmp_path: Path) -> None:
+    result = tiny_fit(tiny_network(), tmp_path)
+    network = tiny_network()
+    assert tiny_fit(network, tmp_path, resume=True) == result
+    assert_same_state(network, plain_loop())
+
+
+def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
+    tiny_fit(tiny_network(), tmp_path, epochs=1, fingerprint="lenet5 by slb w1a8")
+    with pytest.raises(
+        QdeployError, match="of lenet5 by slb w1a8, and this run trains lenet5 by simqat w8a8"
+    ):
+        tiny_fit(tiny_network(), tmp_path, resume=True, fingerprint="lenet5 by simqat w8a8")
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
+    tiny_fit(tiny_network(), tmp_path, epochs=1)
+    with pytest.raises(QdeployError, match=r"does not fit Sequential: unexpected: 0\.weight.*1\.weight \[3\]"):
+        tiny_fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), tmp_path, resume=True)
+
+
+@pytest.fixture
+def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Replaces calibration by its closed form; holds the number of batches of each call."""
+    counts: list[int] = []
+
+    def calibrate(network: SignSearch, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+        seen = list(batches)
+        counts.append(len(seen))
+        set_norm_statistics(network, seen)
+
+    monkeypatch.setattr(search, "calibrate", calibrate)
+    monkeypatch.setattr(loop, "calibrate", calibrate)
+    return counts
+
+
+def test_progress_is_told_before_each_epoch(tmp_path: Path, calibrations: list[int]) -> None:
+    network = SignSearch(commit_epoch=2)
+    tiny_fit(network, tmp_path)
+    assert network.progress == [(0, 4), (1, 4), (2, 4), (3, 4)]
+
+
+def test_calibration_serves_the_search_and_the_commitment(
+    tmp_path: Path, calibrations: list[int]
+) -> None:
+    # Two evaluations of soft epochs and the commitment before the third, by 2 batches each.
+    tiny_fit(SignSearch(commit_epoch=2), tmp_path)
+    assert calibrations == [2, 2, 2]
+
+
+def test_evaluation_while_searching_is_of_the_weights_that_ship(
+    tmp_path: Path, calibrations: list[int]
+) -> None:
+    network = SignSearch(commit_epoch=9)
+    result = tiny_fit(network, tmp_path, epochs=3)
+    checkpoint = load_checkpoint(tmp_path / "last.pt")
+    data = tiny_data()
+
+    with torch.no_grad():
+        seen = torch.cat([x for x, _ in list(data.train.epoch(2))[:2]]).flatten(1)
+        outputs = linear(seen, network.logits.sign())
+        hard = linear(data.test.images.flatten(1), network.logits.sign())
+        hard = (hard - outputs.mean(0)) / (outputs.var(0) + network.norm.eps).sqrt()
+        logits = network.head(hard * network.norm.weight + network.norm.bias)
+
+    assert result.last.test_loss == pytest.approx(cross_entropy(logits, data.test.labels).item())
+    torch.testing.assert_close(checkpoint.shipped["norm.running_mean"], outputs.mean(0))
+    torch.testing.assert_close(
+        checkpoint.state["norm.running_mean"], network.norm.running_mean, rtol=0, atol=0
+    )
+    assert not torch.allclose(network.norm.running_mean, outputs.mean(0))
+
+
+def test_after_the_commitment_the_integers_stay(tmp_path: Path, calibrations: list[int]) -> None:
+    network = SignSearch(commit_epoch=2)
+    tiny_fit(network, tmp_path, epochs=2)
+    searched = network.logits.detach().clone()
+    head = network.head.weight.detach().clone()
+
+    network = SignSearch(commit_epoch=2)
+    tiny_fit(network, tmp_path, epochs=5, resume=True)
+
+    assert torch.equal(network.logits, searched)
+    assert not torch.equal(network.head.weight, head)
+    checkpoint = load_checkpoint(tmp_path / "last.pt")
+    assert checkpoint.shipped == {}
+    assert len(checkpoint.optimizer["state"]) == 4  # head and norm, the logits no more
+
+
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+def test_an_interrupted_search_ends_in_the_same_weights(
+    tmp_path: Path, calibrations: list[int], epoch: int
+) -> None:
+    whole = SignSearch(commit_epoch=2)
+    expected = tiny_fit(whole, tmp_path / "whole").history
+
+    data = data_that_fails(KeyboardInterrupt(), epoch, step=1)
+    with pytest.raises(KeyboardInterrupt):
+        tiny_fit(SignSearch(commit_epoch=2), tmp_path / "cut", data=data)
+    network = SignSearch(commit_epoch=2)
+    history = tiny_fit(network, tmp_path / "cut", resume=True).history
+
+    assert_same_state(network, whole)
+    assert [r.test_loss for r in history] == [r.test_loss for r in expected]
+
+
+def test_the_settings_are_those_of_the_plain_loop() -> None:
+    """The plain loop repeats SETTINGS as numbers; a change there must be made here."""
+    assert SETTINGS.model_dump(exclude_defaults=True) == {
+        **{"epochs": 4, "seed": 3, "lr": 0.05, "nesterov": True, "weight_decay": 0.01},
+        **{"warmup_epochs": 1, "label_smoothing": 0.1, "clip_norm": 1.0, "calibration_batches": 2},
+    }

@@ -1,0 +1,53 @@
+"""metrics.csv and the running means."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from qdeploy.training.record import EpochRecord, Running, write_metrics
+
+RECORD = EpochRecord(
+    epoch=2,
+    steps=938,
+    lr=0.05,
+    train_loss=0.1,
+    train_top1=0.96875,
+    test_loss=1 / 3,
+    test_top1=0.9722,
+    test_top5=1.0,
+    seconds=4.25,
+)
+
+
+def test_the_file_holds_every_figure_exactly(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    write_metrics(path, [RECORD, RECORD])
+    with path.open() as file:
+        header, *rows = csv.reader(file)
+    assert ",".join(header) == (
+        "epoch,steps,lr,train_loss,train_top1,test_loss,test_top1,test_top5,seconds"
+    )
+    assert [list(map(float, row)) for row in rows] == 2 * [
+        [2, 938, 0.05, 0.1, 0.96875, 1 / 3, 0.9722, 1.0, 4.25]
+    ]
+
+
+def test_a_run_without_epochs_has_a_header(tmp_path: Path) -> None:
+    write_metrics(tmp_path / "metrics.csv", [])
+    assert (tmp_path / "metrics.csv").read_text().count("\n") == 1
+
+
+def test_the_line_on_the_console() -> None:
+    assert str(RECORD) == (
+        "epoch   2  lr 0.05  train loss 0.1000  top-1 96.88%  test loss 0.3333  top-1 97.22%"
+        "  top-5 100.00%  4.2 s"
+    )
+
+
+def test_means_weigh_batches_by_their_size() -> None:
+    running = Running()
+    running.add(loss=1.0, hits=3, samples=4)
+    running.add(loss=4.0, hits=0, samples=1)
+    assert running.loss == pytest.approx((4 * 1.0 + 1 * 4.0) / 5)
+    assert running.top1 == pytest.approx(3 / 5)

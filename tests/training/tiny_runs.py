@@ -1,0 +1,121 @@
+"""Runs small enough to train in milliseconds, with everything that makes resuming hard."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from qdeploy.recipe import DataSection, ModelSection, Recipe, TrainSection
+from qdeploy.training.console import Console
+from qdeploy.training.loop import Result, fit
+from qdeploy.training.run import RunFolder
+
+SETTINGS = TrainSection(
+    epochs=4,
+    seed=3,
+    lr=0.05,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=0.01,
+    schedule="cosine",
+    warmup_epochs=1,
+    label_smoothing=0.1,
+    clip_norm=1.0,
+    calibration_batches=2,
+)
+
+
+class TinyBatches:
+    """44 images of 1x4x4 whose class is their brightest column, in batches of 10."""
+
+    def __init__(self, shuffle: bool, samples: int = 44) -> None:
+        random = torch.Generator().manual_seed(11)
+        self.images = torch.randn(samples, 1, 4, 4, generator=random)
+        self.labels = self.images.sum((1, 2)).argmax(1)
+        self.shuffle = shuffle
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return -(-self.samples // 10)
+
+    def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        random = torch.Generator().manual_seed(100 + index)
+        order = torch.randperm(self.samples, generator=random)
+        if not self.shuffle:
+            order = torch.arange(self.samples)
+        for chosen in order.split(10):
+            yield self.images[chosen], self.labels[chosen]
+
+
+def tiny_data() -> SimpleNamespace:
+    return SimpleNamespace(train=TinyBatches(shuffle=True), test=TinyBatches(shuffle=False))
+
+
+def tiny_network() -> nn.Sequential:
+    """BatchNorm has statistics, dropout draws random numbers."""
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(12, 4),
+    )
+
+
+class SignSearch(nn.Module):
+    """A toy binary network: trains tanh(logits), ships sign(logits), commits at an epoch."""
+
+    def __init__(self, commit_epoch: int) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.logits = nn.Parameter(torch.randn(8, 16))
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 4)
+        self.commit_epoch = commit_epoch
+        self.searching = True
+        self.progress: list[tuple[int, int]] = []
+
+    def set_progress(self, epoch: int, epochs: int) -> None:
+        self.progress.append((epoch, epochs))
+        self.searching = epoch < self.commit_epoch
+        self.logits.requires_grad_(self.searching)
+
+    def forward(self, images: Tensor) -> Tensor:
+        soft = self.searching and self.training
+        weight = self.logits.tanh() if soft else self.logits.sign()
+        return self.head(self.norm(linear(images.flatten(1), weight)))
+
+
+@torch.no_grad()
+def set_norm_statistics(network: SignSearch, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
+    """What calibration does, in closed form: mean and variance of sign(logits) x over all images."""
+    images = torch.cat([images for images, _ in batches]).flatten(1)
+    outputs = linear(images, network.logits.sign())
+    network.norm.running_mean.copy_(outputs.mean(0))
+    network.norm.running_var.copy_(outputs.var(0))
+
+
+def tiny_fit(network: nn.Module, folder: Path, **changes: object) -> Result:
+    """fit() on the tiny data; `changes` are settings, or `data`, `console`, `resume`..."""
+    folder.mkdir(exist_ok=True)
+    others = {"data": tiny_data(), "console": Console(stream=io.StringIO())}
+    others |= {"fingerprint": "tiny", "device": "cpu"}
+    settings = {key: changes.pop(key) for key in list(changes) if key in TrainSection.model_fields}
+    return fit(
+        network,
+        settings=SETTINGS.model_copy(update=settings),
+        run=RunFolder(folder),
+        **(others | changes),
+    )
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        name="tiny", model=ModelSection(network="lenet5"), data=DataSection(dataset="digits")
+    )
