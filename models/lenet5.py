@@ -1,14 +1,16 @@
-"""LeNet-5 (LeCun et al., Proc. IEEE 1998), with ReLU and maximum pooling."""
+"""LeNet-5 (LeCun et al., Proc. IEEE 1998), with ReLU and pooling by maximum."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import max_pool2d
 
 
 class LeNet5(nn.Module):
-    """Images [N, in_channels, size, size] with size 28 or 32 to logits [N, num_classes].
+    """Images [N, in_channels, size, size], size 28 or 32, to logits [N, num_classes].
 
-    batch_norm=False is the classic network, whose layers have biases instead.
+    batch_norm=False is the classic network.
     """
 
     def __init__(
@@ -20,44 +22,32 @@ class LeNet5(nn.Module):
     ) -> None:
         super().__init__()
         if image_size not in (28, 32):
-            raise ValueError(f"LeNet-5 takes images of 28 or 32 pixels, not {image_size}")
-        padding = (32 - image_size) // 2
-
-        def norm2d(channels: int) -> nn.Module:
-            return nn.BatchNorm2d(channels) if batch_norm else nn.Identity()
-
-        def norm1d(features: int) -> nn.Module:
-            return nn.BatchNorm1d(features) if batch_norm else nn.Identity()
-
+            raise ValueError(f"image_size is 28 or 32, not {image_size}")
+        norm2d = nn.BatchNorm2d if batch_norm else nn.Identity
+        norm1d = nn.BatchNorm1d if batch_norm else nn.Identity
         bias = not batch_norm
-        self.features = nn.Sequential(
-            nn.Conv2d(in_channels, 6, 5, padding=padding, bias=bias),
-            norm2d(6),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5, bias=bias),
-            norm2d(16),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-        )
-        self.classifier = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(400, 120, bias=bias),
-            norm1d(120),
-            nn.ReLU(),
-            nn.Linear(120, 84, bias=bias),
-            norm1d(84),
-            nn.ReLU(),
-            nn.Linear(84, num_classes),
-        )
+        self.conv1 = nn.Conv2d(in_channels, 6, 5, padding=(32 - image_size) // 2, bias=bias)
+        self.bn1 = norm2d(6)
+        self.conv2 = nn.Conv2d(6, 16, 5, bias=bias)
+        self.bn2 = norm2d(16)
+        self.fc1 = nn.Linear(400, 120, bias=bias)
+        self.bn3 = norm1d(120)
+        self.fc2 = nn.Linear(120, 84, bias=bias)
+        self.bn4 = norm1d(84)
+        self.fc3 = nn.Linear(84, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(self.features(x))
+        x = max_pool2d(torch.relu(self.bn1(self.conv1(x))), 2)
+        x = max_pool2d(torch.relu(self.bn2(self.conv2(x))), 2)
+        x = torch.flatten(x, 1)
+        x = torch.relu(self.bn3(self.fc1(x)))
+        x = torch.relu(self.bn4(self.fc2(x)))
+        logits: Tensor = self.fc3(x)
         return logits
 
 
 def lenet5(
     num_classes: int = 10, in_channels: int = 1, image_size: int = 28, batch_norm: bool = True
 ) -> LeNet5:
-    """LeNet-5 for images of 28 or 32 pixels."""
+    """LeNet-5; batch_norm=False is the classic network."""
     return LeNet5(num_classes, in_channels, image_size, batch_norm)

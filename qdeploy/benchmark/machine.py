@@ -59,6 +59,6 @@ def _gpu() -> str | None:
     if program is None:
         return None
     query = [program, "--query-gpu=name", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
     names = answer.stdout.splitlines()
     return names[0] if answer.returncode == 0 and names else None

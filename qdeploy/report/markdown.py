@@ -4,7 +4,7 @@ from qdeploy.report import sections
 from qdeploy.report.record import Record
 from qdeploy.report.sections import Section
 from qdeploy.report.summary import headlines
-from qdeploy.report.words import NOT_MEASURED
+from qdeploy.report.words import NOT_MEASURED, exact
 
 
 def markdown(record: Record) -> str:
@@ -52,5 +52,5 @@ def _training(record: Record) -> str:
     if not record.training:
         return f"_{NOT_MEASURED}_"
     last = record.training[-1]
-    values = tuple(NOT_MEASURED if v is None else f"{v:g}" for v in last.values())
+    values = tuple(map(exact, last.values()))
     return f"The last epoch; report.html has the curves.\n\n{_table(tuple(last), (values,))}"

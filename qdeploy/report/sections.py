@@ -6,6 +6,7 @@ from qdeploy.report.record import Accuracy, Record
 from qdeploy.report.words import (
     NOT_MEASURED,
     bits,
+    exact,
     kernels,
     milliseconds,
     percent,
@@ -155,8 +156,8 @@ def gates(record: Record) -> Section:
         tuple(
             (
                 gate.name,
-                f"{gate.limit:g}",
-                NOT_MEASURED if gate.value is None else f"{gate.value:g}",
+                exact(gate.limit),
+                exact(gate.value),
                 "passed" if gate.passed else "failed",
             )
             for gate in record.gates

@@ -8,7 +8,7 @@ from qdeploy.benchmark import BenchmarkResult, Latency
 from qdeploy.report.record import Gate, Record
 from qdeploy.report.summary import computing, headlines
 from qdeploy.report.words import (
-    NOT_MEASURED,
+    exact,
     plural,
     provider,
     significant,
@@ -41,8 +41,7 @@ def _verdict(gate: Gate) -> Text:
 
 
 def _demand(gate: Gate) -> str:
-    value = NOT_MEASURED if gate.value is None else f"{gate.value:g}"
-    return f"{gate.name} {gate.limit:g}: {value}"
+    return f"{gate.name} {exact(gate.limit)}: {exact(gate.value)}"
 
 
 def benchmark_table(result: BenchmarkResult) -> Table:

@@ -30,6 +30,11 @@ def significant(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
 
 
+def exact(value: float | None) -> str:
+    """A number with all its digits, as "0.25" or "1,572,864"."""
+    return NOT_MEASURED if value is None else f"{value:,.10g}"
+
+
 def times(ratio: float) -> str:
     """A ratio, as "28.4x"."""
     return f"{significant(ratio)}x"

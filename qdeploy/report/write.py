@@ -42,3 +42,5 @@ def _replace(path: Path, text: str) -> None:
         raise QdeployError(
             f"cannot write {path}: {error.strerror}. Free the place or choose another folder."
         ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

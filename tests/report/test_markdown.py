@@ -31,7 +31,7 @@ def test_tables_hold_the_numbers_of_the_record():
     assert ["ONNX", "98.31 %", "99.71 %"] in found["Accuracy"]
     assert ["float32 ONNX", "468 kB", "467,800", "28.4x"] in found["Size"]
     assert ["Logits", "360", "1", "99.72 %", "0.0123", "0.00131"] in found["Agreement"]
-    assert ["max-size", "16000", "16480", "failed"] in found["Gates"]
+    assert ["max-size", "16,000", "16,480", "failed"] in found["Gates"]
     assert found["Layers"][2][:5] == ["conv1", "Conv2d", "1 bit", "8 bit", "150"]
     assert found["Training"][2][0] == "20"
     assert [row[0] for row in found["Latency"][2:]] == ["float.onnx", "model.onnx"] * 2

@@ -78,7 +78,7 @@ def test_styles_load_nothing():
         "Intel(R) Xeon(R) Processor",
         "conv2 slb, 1 bit (-1, 1), per channel",
         '"epochs": 20',
-        "max-size 16000 16480 failed",
+        "max-size 16,000 16,480 failed",
         "fc1 Linear, 1 bit, 48,000 weights",
     ],
 )

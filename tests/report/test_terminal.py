@@ -32,7 +32,7 @@ def lines(table, width=80):
         "5 integer",
         "integer: 2 QLinearConv, 3 QGemm; float: none; provider: CPU",
         "passed max-drop 0.5: 0.3",
-        "FAILED max-size 16000: 16480",
+        "FAILED max-size 16,000: 16,480",
     ],
 )
 def test_the_record_shows(figure):

@@ -31,6 +31,13 @@ def test_three_significant_digits(value, expected):
     assert words.significant(value) == expected
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.25, "0.25"), (1_572_864, "1,572,864"), (None, "not measured")]
+)
+def test_exact(value, expected):
+    assert words.exact(value) == expected
+
+
 def test_absence_is_said_and_zero_is_not_absence():
     assert words.percent(None) == words.milliseconds(None) == "not measured"
     assert words.percent(0.0) == "0.00 %"

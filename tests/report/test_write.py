@@ -36,6 +36,7 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(QdeployError, match=r"cannot write .*training\.html: No space left"):
         write_training_page(epochs(1), path, "lenet5")
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):

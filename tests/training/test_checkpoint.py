@@ -73,7 +73,9 @@ class TouchesAFile:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x, protocol=2))])
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x, protocol=2))]
+)
 def test_code_in_a_file_does_not_run(tmp_path: Path, save: object) -> None:
     save({"version": 1, "rng": TouchesAFile(tmp_path / "touched")}, tmp_path / "last.pt")
     with pytest.raises(QdeployError, match="no file of tensors"):
@@ -82,5 +84,5 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, save: object) -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(QdeployError, match="cannot read .*nowhere.pt: No such file"):
+    with pytest.raises(QdeployError, match=r"cannot read .*nowhere\.pt: No such file"):
         load_checkpoint(tmp_path / "nowhere.pt")

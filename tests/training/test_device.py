@@ -11,16 +11,14 @@ from qdeploy.training.device import pick_device
     ("name", "available", "expected"),
     [("auto", True, "cuda"), ("auto", False, "cpu"), ("cpu", True, "cpu"), ("cuda", True, "cuda")],
 )
-def test_names(
-    monkeypatch: pytest.MonkeyPatch, name: str, available: bool, expected: str
-) -> None:
+def test_names(monkeypatch: pytest.MonkeyPatch, name: str, available: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
     assert pick_device(name) == torch.device(expected)
 
 
 def test_cuda_does_not_fall_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(QdeployError, match="device cuda .* choose cpu or auto"):
+    with pytest.raises(QdeployError, match=r"device cuda .* choose cpu or auto"):
         pick_device("cuda")
 
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tiny_runs import (
     SETTINGS,
     SignSearch,
     TinyBatches,
-    set_norm_statistics,
+    shipped_statistics,
     tiny_data,
     tiny_fit,
     tiny_network,
@@ -163,63 +164,66 @@ def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
     tiny_fit(tiny_network(), tmp_path, epochs=1)
-    with pytest.raises(QdeployError, match=r"does not fit Sequential: unexpected: 0\.weight.*1\.weight \[3\]"):
+    with pytest.raises(
+        QdeployError, match=r"does not fit Sequential: unexpected: 0\.weight.*1\.weight \[3\]"
+    ):
         tiny_fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), tmp_path, resume=True)
 
 
-@pytest.fixture
-def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Replaces calibration by its closed form; holds the number of batches of each call."""
-    counts: list[int] = []
-
-    def calibrate(network: SignSearch, batches: Iterator[tuple[Tensor, Tensor]]) -> None:
-        seen = list(batches)
-        counts.append(len(seen))
-        set_norm_statistics(network, seen)
-
-    monkeypatch.setattr(search, "calibrate", calibrate)
-    monkeypatch.setattr(loop, "calibrate", calibrate)
-    return counts
-
-
-def test_progress_is_told_before_each_epoch(tmp_path: Path, calibrations: list[int]) -> None:
+def test_progress_is_told_before_each_epoch(tmp_path: Path) -> None:
     network = SignSearch(commit_epoch=2)
     tiny_fit(network, tmp_path)
     assert network.progress == [(0, 4), (1, 4), (2, 4), (3, 4)]
 
 
-def test_calibration_serves_the_search_and_the_commitment(
-    tmp_path: Path, calibrations: list[int]
+def test_calibration_is_for_evaluation_until_the_commitment_and_lasts_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Two evaluations of soft epochs and the commitment before the third, by 2 batches each.
+    calls = []
+    for module in (search, loop):
+
+        def calibrate(network: SignSearch, batches: Iterator, where: str = module.__name__) -> None:
+            calls.append((where.rpartition(".")[2], len(network.progress), len(list(batches))))
+
+        monkeypatch.setattr(module, "calibrate", calibrate)
+
     tiny_fit(SignSearch(commit_epoch=2), tmp_path)
-    assert calibrations == [2, 2, 2]
+    # (who asked, the epoch from 1, batches)
+    assert calls == [("search", 1, 2), ("search", 2, 2), ("loop", 3, 2)]
 
 
-def test_evaluation_while_searching_is_of_the_weights_that_ship(
-    tmp_path: Path, calibrations: list[int]
-) -> None:
+def test_the_committed_network_starts_from_its_own_statistics(tmp_path: Path) -> None:
+    data = data_that_fails(KeyboardInterrupt(), epoch=2, step=2)  # step 2: calibrated, 2 trained
+    network = SignSearch(commit_epoch=2)
+    network.norm.momentum = 0.0  # training leaves the statistics as calibration put them
+    with pytest.raises(KeyboardInterrupt):
+        tiny_fit(network, tmp_path, data=data)
+    mean, variance = shipped_statistics(network, islice(tiny_data().train.epoch(2), 2))
+    torch.testing.assert_close(network.norm.running_mean, mean)
+    torch.testing.assert_close(network.norm.running_var, variance)
+
+
+def test_evaluation_while_searching_is_of_the_weights_that_ship(tmp_path: Path) -> None:
     network = SignSearch(commit_epoch=9)
     result = tiny_fit(network, tmp_path, epochs=3)
     checkpoint = load_checkpoint(tmp_path / "last.pt")
     data = tiny_data()
 
+    mean, variance = shipped_statistics(network, islice(data.train.epoch(2), 2))
     with torch.no_grad():
-        seen = torch.cat([x for x, _ in list(data.train.epoch(2))[:2]]).flatten(1)
-        outputs = linear(seen, network.logits.sign())
         hard = linear(data.test.images.flatten(1), network.logits.sign())
-        hard = (hard - outputs.mean(0)) / (outputs.var(0) + network.norm.eps).sqrt()
+        hard = (hard - mean) / (variance + network.norm.eps).sqrt()
         logits = network.head(hard * network.norm.weight + network.norm.bias)
 
     assert result.last.test_loss == pytest.approx(cross_entropy(logits, data.test.labels).item())
-    torch.testing.assert_close(checkpoint.shipped["norm.running_mean"], outputs.mean(0))
+    torch.testing.assert_close(checkpoint.shipped["norm.running_mean"], mean)
     torch.testing.assert_close(
         checkpoint.state["norm.running_mean"], network.norm.running_mean, rtol=0, atol=0
     )
-    assert not torch.allclose(network.norm.running_mean, outputs.mean(0))
+    assert not torch.allclose(network.norm.running_mean, mean)
 
 
-def test_after_the_commitment_the_integers_stay(tmp_path: Path, calibrations: list[int]) -> None:
+def test_after_the_commitment_the_integers_stay(tmp_path: Path) -> None:
     network = SignSearch(commit_epoch=2)
     tiny_fit(network, tmp_path, epochs=2)
     searched = network.logits.detach().clone()
@@ -236,9 +240,7 @@ def test_after_the_commitment_the_integers_stay(tmp_path: Path, calibrations: li
 
 
 @pytest.mark.parametrize("epoch", [1, 2, 3])
-def test_an_interrupted_search_ends_in_the_same_weights(
-    tmp_path: Path, calibrations: list[int], epoch: int
-) -> None:
+def test_an_interrupted_search_ends_in_the_same_weights(tmp_path: Path, epoch: int) -> None:
     whole = SignSearch(commit_epoch=2)
     expected = tiny_fit(whole, tmp_path / "whole").history
 
