@@ -72,7 +72,7 @@ def stage(inputs: int, outputs: int, stride: int) -> list[BasicBlock]:
 
 
 class WideningBlock(nn.Module):
-    """The second convolution widens to `outputs`; the shortcut of a stage's first block is a bare 1x1."""
+    """The second convolution widens; a stage's first block has a bare 1x1 for a shortcut."""
 
     def __init__(self, inputs: int, middle: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -103,7 +103,9 @@ class ResNet20(nn.Module):
         blocks, inputs = [], 16
         for middle, stride in ((16, 1), (32, 2), (64, 2)):
             for index in range(3):
-                blocks.append(WideningBlock(inputs, middle, 4 * middle, stride if index == 0 else 1))
+                blocks.append(
+                    WideningBlock(inputs, middle, 4 * middle, stride if index == 0 else 1)
+                )
                 inputs = 4 * middle
         self.layers = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)

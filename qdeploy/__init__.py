@@ -1,10 +1,10 @@
 """qdeploy: a PyTorch network at 1 to 8 bits, shipped as ONNX.
 
-    import qdeploy
-    prepared = qdeploy.prepare(network, images, "slb", weight_bits=1, act_bits=8)
-    ...                                      # train `prepared` as you trained `network`
-    qdeploy.calibrate(prepared, batches)
-    qdeploy.export(prepared, "model.onnx", images)
+import qdeploy
+prepared = qdeploy.prepare(network, images, "slb", weight_bits=1, act_bits=8)
+...                                      # train `prepared` as you trained `network`
+qdeploy.calibrate(prepared, batches)
+qdeploy.export(prepared, "model.onnx", images)
 """
 
 from importlib import import_module

@@ -34,7 +34,9 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-DATA_ROOT = click.option("--data-root", type=click.Path(path_type=Path), help="Where the data sets are.")
+DATA_ROOT = click.option(
+    "--data-root", type=click.Path(path_type=Path), help="Where the data sets are."
+)
 DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
@@ -56,12 +58,19 @@ def main() -> None:
 
 @main.command()
 @click.argument("recipe", default=DEFAULT_RECIPE)
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting."
+)
 @click.option("--epochs", type=click.IntRange(min=1), help="Short for --set train.epochs=N.")
 @DATA_ROOT
 @click.option("--download", is_flag=True, help="Fetch missing data sets.")
 @DEVICE
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Run folder.  [default: runs/<recipe>-<time>]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Run folder.  [default: runs/<recipe>-<time>]",
+)
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
 @click.option("--force", is_flag=True, help="Start anew in a folder that holds a run.")
 @reports_errors
@@ -98,9 +107,15 @@ def train(
 
 @main.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="ONNX file.  [default: RUN/model.onnx]")
-@click.option("--max-drop", type=click.FloatRange(min=0), help="Points of top-1 it may lose against float.")
-@click.option("--min-agreement", type=click.FloatRange(0, 1), help="Share of images with the trained top-1.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="ONNX file.  [default: RUN/model.onnx]"
+)
+@click.option(
+    "--max-drop", type=click.FloatRange(min=0), help="Points of top-1 it may lose against float."
+)
+@click.option(
+    "--min-agreement", type=click.FloatRange(0, 1), help="Share of images with the trained top-1."
+)
 @click.option("--max-size", type=click.IntRange(min=1), help="Bytes of the file.")
 @click.option(
     "--checkpoint",
@@ -112,8 +127,12 @@ def train(
 @DATA_ROOT
 @DEVICE
 @PROVIDER
-@click.option("--samples", type=click.IntRange(min=1), help="Test images to validate on.  [default: all]")
-@click.option("--trace-layers", is_flag=True, help="Compare every quantized tensor with the training network.")
+@click.option(
+    "--samples", type=click.IntRange(min=1), help="Test images to validate on.  [default: all]"
+)
+@click.option(
+    "--trace-layers", is_flag=True, help="Compare every quantized tensor with the training network."
+)
 @AS_JSON
 @reports_errors
 def export(
@@ -131,21 +150,24 @@ def export(
     as_json: bool,
 ) -> None:
     """Export the trained RUN as ONNX, validate it on the test set and write the report."""
+    from rich.console import Console
+
     from qdeploy.pipeline.export import export_run, trace_run
-    from qdeploy.report.table import print_record, print_trace
+    from qdeploy.report.table import record_table, trace_table
 
     places: dict[str, Any] = {
         "checkpoint": checkpoint, "data_root": data_root, "device": device, "provider": provider,
     }  # fmt: skip
-    limits = {"max_drop": max_drop, "min_agreement": min_agreement, "max_size": max_size}
-    record = export_run(run, output, limits=limits, samples=samples, **places)
+    gates = {"max_drop": max_drop, "min_agreement": min_agreement, "max_size": max_size}
+    given = {name: limit for name, limit in gates.items() if limit is not None}
+    record = export_run(run, output, limits=given, samples=samples, **places)
     if as_json:
         click.echo(record.to_json())
     else:
-        print_record(record)
+        Console().print(record_table(record))
         click.echo(f"report: {run / 'report.html'}")
     if trace_layers:
-        print_trace(trace_run(run, **places))
+        Console().print(trace_table(trace_run(run, **places)))
     if not all(gate.passed for gate in record.gates):
         raise click.exceptions.Exit(1)
 
@@ -154,7 +176,14 @@ def export(
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @PROVIDER
 @click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--batch-size", "batch_sizes", type=click.IntRange(min=1), multiple=True, default=(1,), show_default=True)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+)
 @click.option("--data", "dataset", help="Measure top-1 on this data set as well.")
 @DATA_ROOT
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for benchmark.json.")
@@ -171,9 +200,11 @@ def benchmark(
     as_json: bool,
 ) -> None:
     """Measure ONNX files on this machine; ratios are against the first."""
+    from rich.console import Console
+
     from qdeploy.pipeline.benchmark import benchmark as run_benchmark
     from qdeploy.pipeline.benchmark import benchmark_json, write_benchmark
-    from qdeploy.report.table import print_benchmark
+    from qdeploy.report.table import benchmark_table
 
     result, accuracies = run_benchmark(
         models,
@@ -186,7 +217,7 @@ def benchmark(
     if as_json:
         click.echo(benchmark_json(result, accuracies))
     else:
-        print_benchmark(result)
+        Console().print(benchmark_table(result))
         for row in accuracies:
             click.echo(f"{row.file}: top-1 {row.top1:.2%} of {row.samples} images of {row.title}")
     if output is not None:
@@ -201,7 +232,9 @@ def methods() -> None:
 
     for name in available():
         method = find(name)
-        weights, acts = (", ".join(map(str, bits)) for bits in (method.weight_bits, method.act_bits))
+        weights, acts = (
+            ", ".join(map(str, bits)) for bits in (method.weight_bits, method.act_bits)
+        )
         click.echo(f"{name:10} {method.summary}  [weights {weights}; activations {acts} or float]")
 
 

@@ -97,7 +97,9 @@ class QTensor:
 
     def __post_init__(self) -> None:
         if not self.grid.holds(self.codes):
-            raise ValueError(f"codes outside {self.grid}: {np.setdiff1d(self.codes, self.grid.codes)}")
+            raise ValueError(
+                f"codes outside {self.grid}: {np.setdiff1d(self.codes, self.grid.codes)}"
+            )
 
     def _column(self, per_channel: Array) -> Array:
         return per_channel.reshape(-1, *[1] * (self.codes.ndim - 1))
@@ -119,7 +121,9 @@ class QTensor:
         codes = np.where(flip, offset - self.codes.astype(np.int32), self.codes)
         zero = np.where(gain < 0, offset - self.zero.astype(np.int32), self.zero)
         scale = self.scale * np.abs(gain)
-        return QTensor(codes.astype(np.int8), scale.astype(np.float32), zero.astype(np.int8), self.grid)
+        return QTensor(
+            codes.astype(np.int8), scale.astype(np.float32), zero.astype(np.int8), self.grid
+        )
 
     def spread(self, factor: int) -> QTensor:
         """The same values on codes multiplied by an integer: a finer step for the int32 bias."""

@@ -50,14 +50,16 @@ def network_function(reference: str) -> Callable[..., Any]:
     if not module_name:
         hint = did_you_mean(reference, NETWORKS)
         raise QdeployError(f"unknown network {reference!r};{hint} give {FORMS}")
-    module = _from_file(Path(module_name)) if module_name.endswith(".py") else _from_package(module_name)
+    module = (
+        _from_file(Path(module_name)) if module_name.endswith(".py") else _from_package(module_name)
+    )
     function = getattr(module, name, None)
     if not callable(function):
         there = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         raise QdeployError(
             f"{module_name} has no function {name!r};{did_you_mean(name, there)} it has {', '.join(there)}"
         )
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def network_source(reference: str) -> str:
@@ -79,7 +81,9 @@ def _from_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise QdeployError(f"network file {path} cannot be loaded: {type(error).__name__}: {error}") from error
+        raise QdeployError(
+            f"network file {path} cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
     finally:
         sys.path.pop(0)
     return module
@@ -89,4 +93,6 @@ def _from_package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise QdeployError(f"network module {name!r} cannot be imported: {error}; give {FORMS}") from error
+        raise QdeployError(
+            f"network module {name!r} cannot be imported: {error}; give {FORMS}"
+        ) from error

@@ -4,7 +4,6 @@ A recipe is read from a file or, by name, from the zoo; single keys are changed 
 such as `train.lr=0.01`. Whatever is wrong with it is a `QdeployError` that names the key.
 """
 
-import difflib
 import os
 import re
 import tomllib
@@ -37,6 +36,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict
 
 from qdeploy.errors import QdeployError
+from qdeploy.validation import allowed, did_you_mean
 
 _ZOO = "qdeploy.models.recipes"
 _CHECKS = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -105,12 +105,14 @@ class DataSection(_Section):
     """The data set, its batches and their augmentation.
 
     `mean` and `std` per channel normalise pixels scaled to 0..1; None takes the data set's own.
+    `title` is what reports call the data, if not by its usual name.
     `pad_crop` pads by so many black pixels and crops back at random; with `flip` it serves the
     small data sets. `image_size` (None: 224) and `workers` (processes that decode) serve `folder`.
     """
 
     dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10", "folder"]
     root: FilePath | None = None
+    title: str | None = None
     mean: Means | None = None
     std: Deviations | None = None
     batch_size: Annotated[int, Field(ge=2)] = 128  # BatchNorm cannot train on a single image
@@ -275,9 +277,8 @@ def _recipe_file(source: str) -> Traversable:
         return Path(source)
     if source in zoo_recipes():
         return files(_ZOO) / f"{source}.toml"
-    nearest = difflib.get_close_matches(source, zoo_recipes())
     raise QdeployError(
-        f"no recipe {source!r} in the zoo.{_did_you_mean(nearest)}"
+        f"no recipe {source!r} in the zoo.{did_you_mean(source, zoo_recipes())}"
         " `qdeploy models` lists the zoo; your own recipe is given as a path that ends in .toml."
     )
 
@@ -335,24 +336,6 @@ def _without_none(table: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-# What is allowed where pydantic complains of a type or a bound, in the words of TOML.
-_ALLOWED = {
-    "model_type": "a table",
-    "dict_type": "a table",
-    "tuple_type": "a list",
-    "bool_type": "true or false",
-    "int_type": "a whole number",
-    "float_type": "a number",
-    "string_type": "text in quotes",
-    "string_too_short": "text that is not empty",
-    "too_long": "{max_length} values",
-    "greater_than": "above {gt}",
-    "greater_than_equal": "{ge} or more",
-    "less_than": "below {lt}",
-    "less_than_equal": "{le} or less",
-}
-
-
 def _problem(details: ErrorDetails) -> str:
     """One of pydantic's findings in the words of the recipe: key, given, allowed."""
     path = _path(details)
@@ -363,10 +346,7 @@ def _problem(details: ErrorDetails) -> str:
         return f"{key} is missing; it has no default, so the recipe must give it"
     if details["type"] == "value_error":
         return f"{key}: {details['ctx']['error']}"
-    allowed = details["msg"].removeprefix("Input should be ")
-    if details["type"] in _ALLOWED:
-        allowed = _ALLOWED[details["type"]].format(**details.get("ctx", {}))
-    return f"{key}: given {details['input']!r}, allowed: {allowed}"
+    return f"{key}: given {details['input']!r}, allowed: {allowed(details)}"
 
 
 def _path(details: ErrorDetails) -> list[str]:
@@ -381,11 +361,10 @@ def _dotted(path: list[str]) -> str:
 
 def _unknown_key(path: list[str]) -> str:
     *table, key = path
-    allowed = _keys_of(table)
-    nearest = [_dotted([*table, near]) for near in difflib.get_close_matches(key, allowed, n=1)]
+    keys = _keys_of(table)
     place = f"in [{_dotted(table)}]" if table else "at the top"
-    unknown = f"unknown key {_dotted(path)}.{_did_you_mean(nearest)}"
-    return f"{unknown} Allowed {place}: {', '.join(allowed)}"
+    nearest = did_you_mean(key, keys, lambda near: _dotted([*table, near]))
+    return f"unknown key {_dotted(path)}.{nearest} Allowed {place}: {', '.join(keys)}"
 
 
 def _keys_of(table: list[str]) -> list[str]:
@@ -396,7 +375,3 @@ def _keys_of(table: list[str]) -> list[str]:
         return list(LayerOverride.__annotations__)
     section = cast(type[BaseModel], Recipe.model_fields[table[0]].annotation)
     return list(section.model_fields)
-
-
-def _did_you_mean(names: Sequence[str]) -> str:
-    return f" Did you mean {' or '.join(names)}?" if names else ""

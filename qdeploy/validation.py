@@ -1,9 +1,9 @@
-"""Pydantic's findings in the words of this project: what was given, what is allowed, the nearest key."""
+"""Pydantic's findings in the words of this project: given, allowed, nearest key."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -53,7 +53,7 @@ def allowed(details: ErrorDetails) -> str:
     return text
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """' Did you mean X?' for the nearest of `names`, or nothing."""
+def did_you_mean(name: str, names: Iterable[str], written: Callable[[str], str] = str) -> str:
+    """' Did you mean X?' for the nearest of `names`, as it is `written`; or nothing."""
     near = difflib.get_close_matches(name, list(names), n=1)
-    return f" Did you mean {near[0]}?" if near else ""
+    return f" Did you mean {written(near[0])}?" if near else ""

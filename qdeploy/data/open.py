@@ -67,7 +67,7 @@ def _open_arrays(
     _, channels, height, width = train.images.shape
     return Data(
         name=section.dataset,
-        title=spec.title,
+        title=section.title or spec.title,
         classes=spec.classes,
         input_shape=(channels, height, width),
         mean=mean,
@@ -85,7 +85,7 @@ def _open_folder(section: DataSection, root: Path, device: torch.device | str, s
     batching = (size, section.batch_size, section.workers, normalise)
     return Data(
         name="folder",
-        title=root.resolve().name,
+        title=section.title or root.resolve().name,
         classes=train.classes,
         input_shape=(3, size, size),
         mean=mean,

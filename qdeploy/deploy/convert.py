@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import cast
 
 import numpy as np
 import torch
@@ -16,8 +17,8 @@ from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.product import Product
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.placement import is_mover
-from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.prepare import insert_after
+from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.trace import called_module, is_tuple
 
 # Codes up to 63: two uint8 x int8 products fit the int16 sums of processors without VNNI.
@@ -82,7 +83,7 @@ class IntegerLayer(nn.Module):
         if input_scale is None:
             self.register_buffer("bias", bias.to(torch.float32))
             return
-        bias_scale = self.scale * np.float32(input_scale)
+        bias_scale = self.scale * torch.tensor(input_scale, dtype=torch.float32)
         codes = torch.round(bias.to(torch.float64) / bias_scale.to(torch.float64))
         self.register_buffer("bias", codes.to(torch.int32))
         self.register_buffer("bias_scale", bias_scale)
@@ -169,17 +170,23 @@ def repeat_after_movers(network: fx.GraphModule) -> None:
         quantizer = sources.pop()
         if quantizer is None or sources:
             continue
-        again = network.get_submodule(quantizer).unclipped()
+        again = activation_at(quantizer, network).unclipped()
         network.add_submodule(f"moved.{node.name}", again)
         insert_after(node, f"moved.{node.name}", network.graph)
 
 
 def source_quantizer(node: fx.Node, network: fx.GraphModule) -> str | None:
     """The module path of the quantizer that made this value; None if it is not quantized."""
-    while is_tuple(node):  # chunk, split and unbind: the parts are quantized where they are taken out
+    while is_tuple(
+        node
+    ):  # chunk, split and unbind: the parts are quantized where they are taken out
         node = node.all_input_nodes[0]
     module = called_module(node, network)
     return str(node.target) if isinstance(module, IntegerActivation) else None
+
+
+def activation_at(path: str, network: fx.GraphModule) -> IntegerActivation:
+    return cast(IntegerActivation, network.get_submodule(path))
 
 
 def integer_layers(network: fx.GraphModule) -> None:
@@ -193,7 +200,7 @@ def integer_layers(network: fx.GraphModule) -> None:
         if calls[node.target] > 1:
             node.target = f"{node.target}_{calls[node.target]}"
         quantizer = source_quantizer(node.all_input_nodes[0], network)
-        scale = None if quantizer is None else network.get_submodule(quantizer).scale.item()
+        scale = None if quantizer is None else activation_at(quantizer, network).scale.item()
         weight, bias = layer.integers()
         integers = IntegerLayer(layer.kind, layer.product, weight, bias, scale)
         network.add_submodule(node.target, integers)

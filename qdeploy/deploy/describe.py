@@ -55,7 +55,7 @@ def _integer(name: str, layer: IntegerLayer, act_bits: int | None) -> Layer:
         act_bits=act_bits,
         weights=codes.size,
         levels={int(value): int(count) for value, count in zip(values, counts, strict=True)},
-        weight_bytes=codes.size if chosen is None else chosen.size(codes.size),
+        weight_bytes=codes.size if chosen is None else chosen.file_size(codes.size),
         bound_bytes=-(-codes.size * layer.grid.bits // 8) + BYTES_PER_CHANNEL * len(codes),
     )
 

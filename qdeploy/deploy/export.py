@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import warnings
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import onnx
@@ -82,7 +82,11 @@ def save(proto: onnx.ModelProto, path: str | Path) -> Path:
 
 def _exported(network: nn.Module, example_input: Tensor, outputs: Sequence[str]) -> ir.Model:
     # A batch of one would be taken for a constant.
-    example = example_input if len(example_input) > 1 else example_input.repeat(2, *[1] * (example_input.ndim - 1))
+    example = (
+        example_input
+        if len(example_input) > 1
+        else example_input.repeat(2, *[1] * (example_input.ndim - 1))
+    )
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -97,7 +101,9 @@ def _exported(network: nn.Module, example_input: Tensor, outputs: Sequence[str])
                 verbose=False,
             )
         except Exception as error:
-            raise QdeployError(f"torch.onnx cannot export {type(network).__name__}: {error}") from error
+            raise QdeployError(
+                f"torch.onnx cannot export {type(network).__name__}: {error}"
+            ) from error
     assert program is not None
     return program.model
 
@@ -117,7 +123,11 @@ def _quiet() -> Iterator[None]:
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            redirect_stdout(io.StringIO()),
+            redirect_stderr(io.StringIO()),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -7,7 +7,6 @@ quantized tensor is compared in steps of its own grid.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,23 +15,15 @@ import torch
 from torch import Tensor, fx
 
 from qdeploy.benchmark.runtime import open_session
-from qdeploy.deploy.convert import convert
+from qdeploy.deploy.convert import activation_at, convert
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.preparation.placement import is_rectifier
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.trace import called_module
+from qdeploy.report.record import TensorDifference
 
 Values = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class TensorDifference:
-    """One quantized tensor: share of elements that differ, and by how many steps at most."""
-
-    name: str
-    elements: int
-    share: float
-    max_steps: int
 
 
 def trace_layers(
@@ -46,13 +37,13 @@ def trace_layers(
     nodes = {node.name: str(node.target) for node in quantizer_nodes(prepared.network)}
     expected = Recorder(prepared.network.cpu().eval(), set(nodes)).recorded(images.cpu())
     converted = convert(prepared)
-    scales = {name: converted.get_submodule(target).scale for name, target in nodes.items()}
+    scales = {name: activation_at(target, converted).scale for name, target in nodes.items()}
     expose(converted, list(nodes))
     proto = finished(to_onnx(converted, images, ["logits", *nodes]), True, {})
     session = open_session(proto.SerializeToString(), provider)
     _, *found = session.inference.run(None, {"input": images.cpu().numpy()})
     return [
-        compare(name, expected[name].numpy(), values, float(scales[name]))
+        compare(label(name, prepared.network), expected[name].numpy(), values, float(scales[name]))
         for name, values in zip(nodes, found, strict=True)
     ]
 
@@ -64,6 +55,14 @@ def quantizer_nodes(network: fx.GraphModule) -> list[fx.Node]:
         for node in network.graph.nodes
         if isinstance(called_module(node, network), ActivationQuantizer)
     ]
+
+
+def label(name: str, network: fx.GraphModule) -> str:
+    """A quantized tensor in the user's words: the layer that made it, and its ReLU."""
+    node = next(node for node in network.graph.nodes if node.name == name).all_input_nodes[0]
+    if is_rectifier(node, network):
+        return f"{node.all_input_nodes[0].target}, {node.name}"
+    return str(node.target) if node.op in ("call_module", "placeholder") else node.name
 
 
 class Recorder(fx.Interpreter):

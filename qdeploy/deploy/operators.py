@@ -45,7 +45,9 @@ def _(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
 
 
 def _dequantize_onnx(codes: Any, scale: Any, zero: Any) -> Any:
-    # An explicit zero point, or ONNX Runtime makes no QGemm of it.
+    if codes.dtype == ir.DataType.INT32:
+        return op.DequantizeLinear(codes, scale, axis=0)
+    # A weight needs an explicit zero point, or ONNX Runtime makes no QGemm of it.
     return op.DequantizeLinear(codes, scale, zero, axis=0)
 
 
@@ -53,10 +55,13 @@ def _quantize_dequantize_onnx(x: Any, scale: Any, zero: Any, low: int, high: int
     codes = op.QuantizeLinear(x, scale, zero)
     if (low, high) != (0, 255):
         # QuantizeLinear saturates at 8 bits. On the integer side a clip keeps the fused kernels.
-        bounds = (ir.tensor([bound], ir.DataType.UINT8) for bound in (low, high))
-        low_code, high_code = (op.Squeeze(op.Constant(value=bound)) for bound in bounds)
-        codes = op.Clip(codes, low_code, high_code)
+        codes = op.Clip(codes, _uint8(low), _uint8(high))
     return op.DequantizeLinear(codes, scale, zero)
+
+
+def _uint8(value: int) -> Any:
+    constant: Any = op.Constant(value_int=value)
+    return op.Cast(constant, to=ir.DataType.UINT8)
 
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {

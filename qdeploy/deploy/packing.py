@@ -15,6 +15,7 @@ windows   b bits a code for b = 3, 5, 6, 7: b bytes hold 8 codes end to end. Rea
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,9 +46,9 @@ class Digits:
         digits = bytes_[:, None] // n ** np.arange(k) % n
         return np.asarray(self.levels, np.int8)[digits]
 
-    def size(self, count: int) -> int:
-        """Bytes for `count` codes, the table included."""
-        return -(-count // self.per_byte) + self.table.size
+    def file_size(self, count: int) -> int:
+        """Bytes in the file for `count` codes, with the table and about 200 for the nodes."""
+        return -(-count // self.per_byte) + self.table.size + 200
 
     def pack(self, codes: Codes) -> Bytes:
         """uint8 [ceil(count / k)]; the last byte is filled up with the lowest level."""
@@ -80,8 +81,9 @@ class Windows:
         start = self.bits * np.arange(8)
         return start // 8, start % 8
 
-    def size(self, count: int) -> int:
-        return -(-count // 8) * self.bits
+    def file_size(self, count: int) -> int:
+        """Bytes in the file for `count` codes, with about 700 for the nodes and their constants."""
+        return -(-count // 8) * self.bits + 700
 
     def pack(self, codes: Codes) -> Bytes:
         """uint8 [ceil(count / 8), bits]."""
@@ -117,7 +119,7 @@ Packing = Digits | Windows
 
 
 class Initialisers:
-    """Adds constants to a graph, each distinct one once, under names of a few letters."""
+    """Adds constants to a graph, each distinct one once."""
 
     def __init__(self, graph: ir.Graph) -> None:
         self.graph = graph
@@ -127,10 +129,10 @@ class Initialisers:
         value = np.asarray(array)
         key = (value.dtype.name, value.shape, value.tobytes())
         if key not in self.known:
-            tensor = ir.tensor(value, name=f"p{len(self.graph.initializers)}")
-            self.known[key] = ir.Value(
-                name=tensor.name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
+            names = (f"constant_{number}" for number in itertools.count())
+            name = next(name for name in names if name not in self.graph.initializers)
+            tensor = ir.tensor(value, name=name)
+            self.known[key] = ir.val(name, const_value=tensor)
             self.graph.register_initializer(self.known[key])
         return self.known[key]
 
@@ -144,12 +146,8 @@ def choose(codes: Codes) -> Packing | None:
     windows = _windows(levels)
     if windows is not None:
         choices.append(windows)
-    best = min(choices, key=lambda packing: packing.size(codes.size), default=None)
-    # The nodes and names that read a packed weight back cost bytes as well.
-    return best if best is not None and best.size(codes.size) + NODES_COST < codes.size else None
-
-
-NODES_COST = 300
+    best = min(choices, key=lambda packing: packing.file_size(codes.size), default=None)
+    return best if best is not None and best.file_size(codes.size) < codes.size else None
 
 
 def _windows(levels: tuple[int, ...]) -> Windows | None:

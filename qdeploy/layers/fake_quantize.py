@@ -20,9 +20,7 @@ def quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Ten
 
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
         if ctx.needs_input_grad[0]:
             inside = (x >= (low - zero) * scale) & (x <= (high - zero) * scale)
             ctx.save_for_backward(inside)
@@ -30,7 +28,7 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         (inside,) = ctx.saved_tensors
         return grad * inside, None, None, None, None
 
@@ -46,7 +44,9 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -
     return result
 
 
-def affine_range(low_value: Tensor, high_value: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+def affine_range(
+    low_value: Tensor, high_value: Tensor, low: int, high: int
+) -> tuple[Tensor, Tensor]:
     """Scale and nudged zero point of a range (Jacob et al., CVPR 2018, section 3).
 
     The range is widened to include 0, so that 0 is exact. zero is an integer code in

@@ -88,7 +88,9 @@ def two_conv(layer: QuantizedLayer, x: Tensor) -> Tensor:
     gamma, beta = gamma_beta(norm)
     offset = -mean if layer.bias is None else layer.bias - mean
     y = layer.product(x, weight, None)
-    return y * over_channels(sigma_running / sigma, y) + over_channels(beta + gamma * offset / sigma, y)
+    return y * over_channels(sigma_running / sigma, y) + over_channels(
+        beta + gamma * offset / sigma, y
+    )
 
 
 def batch_statistics(norm: BatchNorm, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-
 @dataclass(frozen=True)
 class Convolution:
     """x [N, in, ...] with weight [out, in / groups, ...] and bias [out]."""
@@ -26,12 +25,13 @@ class Convolution:
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self.border, mode=self.padding_mode), (0,) * self.dimensions
         convolve = F.conv1d if self.dimensions == 1 else F.conv2d
-        return convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups)  # type: ignore[arg-type]
+        return convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def __repr__(self) -> str:
         return (
             f"stride={self.stride}, padding={self.padding}, dilation={self.dilation}, "
-            f"groups={self.groups}" + ("" if self.padding_mode == "zeros" else f", {self.padding_mode}")
+            f"groups={self.groups}"
+            + ("" if self.padding_mode == "zeros" else f", {self.padding_mode}")
         )
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -61,7 +59,7 @@ class QuantizedLayer(nn.Module):
         out = self.quantizer.collapse(self.quantizer.latent).scale.numel()
         if self.norm is None:
             bias = self.bias if self.bias is not None else torch.zeros(out)
-            return self._collapsed(None), cast(Tensor, bias.detach().cpu())
+            return self._collapsed(None), bias.detach().cpu()
         gain, bias = folding.gain_of(self.norm), folding.shift_of(self.norm, self.bias).cpu()
         if self.fold == "none":
             return self._collapsed(None).fold(gain.cpu().numpy()), bias

@@ -91,7 +91,9 @@ class SlbWeight(WeightQuantizer):
         self.grid = Grid.odd(bits)
         self.options = options
         self.temperature = options.t_start_val
-        self.register_buffer("codes", torch.tensor(self.grid.codes, dtype=torch.int8), persistent=False)
+        self.register_buffer(
+            "codes", torch.tensor(self.grid.codes, dtype=torch.int8), persistent=False
+        )
         levels = self.levels().to(site.weight)
         logits = random_logits if options.start == "random" else logits_from_weight
         self.latent = nn.Parameter(logits(site.weight.detach(), bits, levels))
@@ -104,7 +106,9 @@ class SlbWeight(WeightQuantizer):
         return self.codes.to(torch.float32) / self.grid.highest
 
     def relax(self, latent: Tensor) -> Tensor:
-        expected = self._chosen(latent) / self.grid.highest if self.committed else self._expected(latent)
+        expected = (
+            self._chosen(latent) / self.grid.highest if self.committed else self._expected(latent)
+        )
         if self.log_scale is None:
             return expected
         return expected * per_channel(self.log_scale.exp() / channel_rms(expected), expected)
@@ -112,7 +116,7 @@ class SlbWeight(WeightQuantizer):
     def collapse(self, latent: Tensor) -> Collapsed:
         codes = self._chosen(latent)
         if self.log_scale is None:
-            scale = torch.full_like(codes[(slice(None), *[0] * (codes.ndim - 1))], 1 / self.grid.highest)
+            scale = codes.new_full((len(codes),), 1 / self.grid.highest)
         else:
             scale = self.log_scale.exp() / channel_rms(codes)
         return Collapsed(codes.to(torch.int8), scale, torch.zeros_like(scale, dtype=torch.int8))
@@ -130,7 +134,9 @@ class SlbWeight(WeightQuantizer):
 
     def set_progress(self, epoch: int, epochs: int) -> None:
         total = self.options.epoch_size or epochs + self.options.has_trained_epoch
-        self.temperature = temperature(epoch + 1 + self.options.has_trained_epoch, total, self.options)
+        self.temperature = temperature(
+            epoch + 1 + self.options.has_trained_epoch, total, self.options
+        )
         self.latent.requires_grad_(not self.committed)
 
     @property
@@ -143,7 +149,9 @@ class SlbWeight(WeightQuantizer):
 
     def extra_repr(self) -> str:
         scale = "none (BatchNorm follows)" if self.log_scale is None else "learned"
-        return f"slb, bits={self.bits}, temperature={self.temperature}, scale={scale}, {self.options}"
+        return (
+            f"slb, bits={self.bits}, temperature={self.temperature}, scale={scale}, {self.options}"
+        )
 
 
 def channel_rms(weight: Tensor) -> Tensor:

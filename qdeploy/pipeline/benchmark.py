@@ -52,7 +52,9 @@ def accuracy(
     from qdeploy.deploy.validate import of_session, predict
 
     session = open_session(path, provider, threads)
-    section = DataSection(dataset=dataset, **normalisation(session.metadata, path))
+    section = DataSection.model_validate(
+        {"dataset": dataset, **normalisation(session.metadata, path)}
+    )
     data = open_data(section, data_root, False, "cpu", seed=0)
     predictions = predict({"onnx": of_session(session)}, data.test.epoch(0))
     found = predictions.accuracy("onnx")

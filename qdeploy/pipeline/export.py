@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +36,7 @@ from qdeploy.pipeline.assemble import (
 )
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.trace import trace
-from qdeploy.recipe import ExportSection, Recipe
+from qdeploy.recipe import Recipe
 from qdeploy.report.record import Accuracies, Dataset, Record, Sizes
 from qdeploy.report.write import write_report
 from qdeploy.training.checkpoint import load_checkpoint
@@ -63,7 +63,7 @@ def export_run(
     path: Path,
     output: Path | None = None,
     *,
-    limits: ExportSection | None = None,
+    limits: Mapping[str, float] | None = None,
     checkpoint: Which = "last",
     data_root: Path | None = None,
     device: str = "auto",
@@ -73,7 +73,7 @@ def export_run(
     """Exports a run, validates the file on the test set, writes the report into the run folder.
 
     output      the ONNX file; model.onnx in the run folder by default
-    limits      gates; those of the recipe by default. The caller decides what a failed one means.
+    limits      gates by name, over those of the recipe; what a failed one means is the caller's affair
     checkpoint  "last", or "best": the epoch that did best on the very test set
     samples     test images to validate on, at least; all by default
 
@@ -90,6 +90,7 @@ def export_run(
     agreement = predictions.agreement("trained", "onnx")
     timed = benchmark_files([run.float_model, target], provider)
     layers = describe(integers)
+    demands = trained.recipe.export.model_copy(update=dict(limits or {}))
     size = Sizes(
         onnx=files.model.ByteSize(),
         float=files.float.ByteSize(),
@@ -112,7 +113,7 @@ def export_run(
         layers=layers,
         latency=timed.latency,
         placements=timed.placements,
-        gates=validate.gates(limits or trained.recipe.export, accuracy, agreement, size.onnx),
+        gates=validate.gates(demands, accuracy, agreement, size.onnx),
         training=training_rows(run),
     )
     write_report(record, run.path)
@@ -155,7 +156,9 @@ def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: 
             f"{file} is a checkpoint of {found.fingerprint}, but {run.recipe} is of {fingerprint(recipe)}"
         )
     load_network_state(network, found)
-    return TrainedRun(run, recipe, data, network, float_network, load_baseline(recipe, run, float_network))
+    return TrainedRun(
+        run, recipe, data, network, float_network, load_baseline(recipe, run, float_network)
+    )
 
 
 def network_reference(recipe: Recipe, run: RunFolder) -> str:
@@ -249,4 +252,6 @@ def training_rows(run: RunFolder) -> tuple[dict[str, float | None], ...]:
     """The lines of metrics.csv."""
     with run.metrics.open(newline="") as file:
         rows = csv.DictReader(file)
-        return tuple({key: float(text) if text else None for key, text in row.items()} for row in rows)
+        return tuple(
+            {key: float(text) if text else None for key, text in row.items()} for row in rows
+        )

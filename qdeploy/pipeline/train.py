@@ -11,7 +11,13 @@ from torch import nn
 from qdeploy.data import Data
 from qdeploy.files import atomic_write
 from qdeploy.networks import network_source
-from qdeploy.pipeline.assemble import data_of, fingerprint, float_network_of, settings_text, trainable
+from qdeploy.pipeline.assemble import (
+    data_of,
+    fingerprint,
+    float_network_of,
+    settings_text,
+    trainable,
+)
 from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.report.write import write_training_page
 from qdeploy.training.console import Console
@@ -38,14 +44,18 @@ def train(
     """
     data = data_of(recipe, data_root, download, device)
     float_network = float_network_of(recipe, data)
-    trainable(recipe, float_network, data)  # finds errors of the method before hours of float epochs
+    trainable(
+        recipe, float_network, data
+    )  # finds errors of the method before hours of float epochs
     run = create_run(path or default_path(recipe), recipe, resume=resume, force=force)
     with atomic_write(run.network) as file:
         file.write(network_source(recipe.model.network).encode())
     console = Console(run.log, stream)
     float_start(recipe, float_network, data, run, device, resume, stream)
     network = trainable(recipe, float_network, data)
-    console.log(f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {run.path}")
+    console.log(
+        f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {run.path}"
+    )
     console.log(settings_text(network))
     fit_and_plot(network, data, recipe, run, console, device, resume)
     return run

@@ -73,7 +73,9 @@ def shared_tensors(
         merged = [node]
         if is_mover(node, network):
             for source in filter(is_float_tensor, node.all_input_nodes):
-                merged = groups.get(source, []) + [m for m in merged if m not in groups.get(source, [])]
+                merged = groups.get(source, []) + [
+                    m for m in merged if m not in groups.get(source, [])
+                ]
         for member in merged:
             groups[member] = merged
     unique = {id(group): group for group in groups.values()}.values()
@@ -86,10 +88,15 @@ def _values(network: fx.GraphModule) -> Iterator[fx.Node]:
     for node in network.graph.nodes:
         if node.op in ("get_attr", "output") or not is_float_tensor(node):
             continue
-        if len(node.users) == 1 and is_rectifier(next(iter(node.users)), network):
-            if node.op != "placeholder" and not is_mover(node, network):
-                continue
-        yield node
+        if not _is_rectified(node, network):
+            yield node
+
+
+def _is_rectified(node: fx.Node, network: fx.GraphModule) -> bool:
+    """True for what an operator computes only for a ReLU to read."""
+    if node.op == "placeholder" or is_mover(node, network) or len(node.users) != 1:
+        return False
+    return is_rectifier(next(iter(node.users)), network)
 
 
 def _shared_tensor(group: list[fx.Node], network: fx.GraphModule) -> SharedTensor:

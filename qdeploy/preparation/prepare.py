@@ -75,9 +75,7 @@ def weight_layers(network: fx.GraphModule) -> dict[str, nn.Module]:
     return {name: layer for name, layer in calls if type(layer) in WEIGHT_LAYERS}  # type: ignore[misc]
 
 
-def quantize_weights(
-    network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]
-) -> None:
+def quantize_weights(network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]) -> None:
     """Replaces each layer that has settings, together with the BatchNorm behind it."""
     calls: dict[str, list[fx.Node]] = {}
     for node in network.graph.nodes:

@@ -88,8 +88,8 @@ def check_globs(overrides: Mapping[str, Override], names: Sequence[str]) -> None
         unknown = [] if isinstance(override, str) else sorted(set(override) - set(OVERRIDE_KEYS))
         if unknown or (isinstance(override, str) and override != FLOAT):
             raise QdeployError(
-                f"layers: {glob!r} is given {unknown or override!r}; allowed is {FLOAT!r} or a table of "
-                f"{', '.join(OVERRIDE_KEYS)}"
+                f"layers: {glob!r} is given {unknown or override!r}; allowed is {FLOAT!r} or a "
+                f"table of {', '.join(OVERRIDE_KEYS)}"
             )
 
 

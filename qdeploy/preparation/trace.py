@@ -47,7 +47,8 @@ def check_input(model: nn.Module, example_input: Tensor) -> None:
             model.eval()(example_input)
     except Exception as error:
         raise QdeployError(
-            f"{type(model).__name__} cannot take an input of shape {tuple(example_input.shape)}: {error}"
+            f"{type(model).__name__} cannot take an input of shape "
+            f"{list(example_input.shape)}: {error}"
         ) from error
     finally:
         model.train(was_training)

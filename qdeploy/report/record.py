@@ -90,6 +90,20 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class TensorDifference:
+    """One quantized tensor, the ONNX file against the training network.
+
+    Attributes:
+        share: the fraction of elements that differ; max_steps: by how many steps of its grid.
+    """
+
+    name: str
+    elements: int
+    share: float
+    max_steps: int
+
+
+@dataclass(frozen=True)
 class Gate:
     """A demand on the export; value is None where it could not be measured."""
 

@@ -1,11 +1,13 @@
 """What the terminal shows after an export and after a benchmark."""
 
+from collections.abc import Sequence
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from qdeploy.benchmark import BenchmarkResult, Latency
-from qdeploy.report.record import Gate, Record
+from qdeploy.report.record import Gate, Record, TensorDifference
 from qdeploy.report.summary import computing, headlines
 from qdeploy.report.words import (
     exact,
@@ -42,6 +44,23 @@ def _verdict(gate: Gate) -> Text:
 
 def _demand(gate: Gate) -> str:
     return f"{gate.name} {exact(gate.limit)}: {exact(gate.value)}"
+
+
+def trace_table(differences: Sequence[TensorDifference]) -> Table:
+    """A row for each quantized tensor, in the order of the network."""
+    table = Table(
+        title="The ONNX file against the training network, tensor by tensor",
+        title_justify="left",
+        title_style="bold",
+        box=box.HORIZONTALS,
+    )
+    table.add_column("tensor", overflow="fold")
+    for heading in ("elements", "differ", "at most"):
+        table.add_column(heading, justify="right")
+    for row in differences:
+        steps = plural(row.max_steps, "step")
+        table.add_row(row.name, f"{row.elements:,}", f"{row.share:.4%}", steps)
+    return table
 
 
 def benchmark_table(result: BenchmarkResult) -> Table:

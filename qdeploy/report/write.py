@@ -1,10 +1,9 @@
 """Writes the report's files, each complete or not at all."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from qdeploy.errors import QdeployError
+from qdeploy.files import atomic_write
 from qdeploy.report.charts import Row
 from qdeploy.report.html import report_page, training_page
 from qdeploy.report.markdown import markdown
@@ -34,13 +33,5 @@ def write_training_page(rows: Sequence[Row], path: Path, title: str) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise QdeployError(
-            f"cannot write {path}: {error.strerror}. Free the place or choose another folder."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(text.encode())

@@ -1,6 +1,6 @@
 """Checkpoints: written atomically, read without running code, refused with a reason."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qdeploy.errors import QdeployError
-from qdeploy.training.atomic import atomic_write
+from qdeploy.files import atomic_write
 from qdeploy.training.record import EpochRecord
 
 VERSION = 1
@@ -59,7 +59,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def is_checkpoint(content: object) -> bool:
     """True for what save_checkpoint wrote."""
-    return isinstance(content, dict) and content.get("version") == VERSION and "rng" in content
+    names = {"version", *(field.name for field in fields(Checkpoint))}
+    return isinstance(content, dict) and content.keys() == names and content["version"] == VERSION
 
 
 def read_tensors(path: Path) -> Any:

@@ -80,9 +80,10 @@ def fit(
                 trained = training.train(epoch, bar)
                 tested, buffers = training.evaluate(epoch)
                 seconds = time.perf_counter() - started
-                history.append(training.record(epoch, trained, tested, seconds))
-                console.log(str(history[-1]))
-                _keep(training.checkpoint(fingerprint, history, buffers), run)
+                record = training.record(epoch, trained, tested, seconds)
+                _keep(training.checkpoint(fingerprint, [*history, record], buffers), run)
+                history.append(record)
+                console.log(str(record))
     except KeyboardInterrupt:
         console.log(
             f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs; "

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from qdeploy.training.atomic import atomic_write
+from qdeploy.files import atomic_write
 
 
 @dataclass

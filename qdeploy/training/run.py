@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import Recipe
-from qdeploy.training.atomic import atomic_write
+from qdeploy.files import atomic_write
 
 
 @dataclass(frozen=True)

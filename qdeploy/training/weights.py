@@ -11,6 +11,7 @@ from qdeploy.training.checkpoint import Checkpoint, is_checkpoint, read_tensors
 from qdeploy.training.run import RunFolder
 
 NAMED_IN_ERRORS = 4
+PARALLEL = "module."  # what DataParallel puts before every name
 
 
 def load_network_state(network: nn.Module, checkpoint: Checkpoint, shipped: bool = True) -> None:
@@ -32,17 +33,20 @@ def load_float_weights(network: nn.Module, path: Path) -> None:
     names or shapes do not fit.
     """
     file = RunFolder(path).best if path.is_dir() else path
-    _load(network, _find_state(read_tensors(file), file), str(file))
+    state = _find_state(read_tensors(file), file)
+    if not any(name.startswith(PARALLEL) for name in network.state_dict()):
+        state = {name.removeprefix(PARALLEL): value for name, value in state.items()}
+    _load(network, state, str(file))
 
 
 def _find_state(content: Any, file: Path) -> dict[str, Tensor]:
     """The state dict inside what a file holds."""
     if isinstance(content, dict):
-        wrappers = ("state",) if is_checkpoint(content) else ("state_dict", "model")
-        for wrapper in wrappers:
-            content = content.get(wrapper, content)
+        for wrapper in ("state",) if is_checkpoint(content) else ("state_dict", "model"):
+            if isinstance(content.get(wrapper), dict):
+                content = content[wrapper]
         if content and all(isinstance(value, Tensor) for value in content.values()):
-            return {name.removeprefix("module."): value for name, value in content.items()}
+            return content
     raise QdeployError(
         f"{file} holds no state dict; save one with torch.save(network.state_dict(), path), bare "
         "or under 'state_dict' or 'model'"

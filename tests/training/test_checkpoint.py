@@ -1,6 +1,8 @@
 """Checkpoints come back exactly, and everything else is refused."""
 
+import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
@@ -57,7 +59,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [{"weight": torch.ones(1)}, torch.ones(1), {"version": 99, "rng": {}}]
+    "content", [{"weight": torch.ones(1)}, torch.ones(1), {"version": 1, "rng": {}}]
 )
 def test_tensors_that_are_no_checkpoint_are_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "last.pt")
@@ -86,3 +88,18 @@ def test_code_in_a_file_does_not_run(tmp_path: Path, save: object) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(QdeployError, match=r"cannot read .*nowhere\.pt: No such file"):
         load_checkpoint(tmp_path / "nowhere.pt")
+
+
+def test_a_disk_that_fills_is_named_and_the_old_checkpoint_stays(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(checkpoint(), path)
+    old = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        with pytest.raises(QdeployError, match=rf"cannot write {path}: File too large"):
+            save_checkpoint(checkpoint(), path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["last.pt"]

@@ -40,6 +40,16 @@ def test_state_dicts_of_others(tmp_path: Path, wrap: Callable[[State], object]) 
     torch.testing.assert_close(taker.state_dict(), given.state_dict(), rtol=0, atol=0)
 
 
+def test_a_network_whose_own_part_is_called_module_or_model(tmp_path: Path) -> None:
+    given, taker = nn.Module(), nn.Module()
+    for parent in (given, taker):
+        parent.module = nn.Linear(2, 2)
+        parent.model = nn.Parameter(torch.randn(3))
+    torch.save(given.state_dict(), tmp_path / "weights.pt")
+    load_float_weights(taker, tmp_path / "weights.pt")
+    torch.testing.assert_close(taker.state_dict(), given.state_dict(), rtol=0, atol=0)
+
+
 def test_a_checkpoint_and_the_best_one_of_a_run_folder(tmp_path: Path) -> None:
     best, last, taker = network(), network(), network()
     save_checkpoint(checkpoint_of(best.state_dict()), tmp_path / "best.pt")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qdeploy.errors import QdeployError
-from qdeploy.training.atomic import atomic_write
+from qdeploy.files import atomic_write
 
 
 def write(path: Path, *parts: bytes | BaseException) -> None:
