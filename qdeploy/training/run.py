@@ -5,8 +5,8 @@ from datetime import datetime
 from pathlib import Path
 
 from qdeploy.errors import QdeployError
-from qdeploy.recipe import Recipe
 from qdeploy.files import atomic_write
+from qdeploy.recipe import Recipe
 
 
 @dataclass(frozen=True)
