@@ -70,10 +70,6 @@ class Grid:
         """The grid with every code multiplied by a positive integer."""
         return Grid(tuple(code * factor for code in self.codes))
 
-    def mirrored(self) -> Grid:
-        """The smallest grid that holds every code and its negative."""
-        return Grid(tuple(sorted(self._members | {-code for code in self.codes})))
-
     def __repr__(self) -> str:
         if len(self.codes) <= 4:
             return f"Grid{self.codes}"
@@ -96,6 +92,8 @@ class QTensor:
     grid: Grid
 
     def __post_init__(self) -> None:
+        if self.grid.lowest < -128 or self.grid.highest > 127:
+            raise ValueError(f"{self.grid} does not fit int8")
         if not self.grid.holds(self.codes):
             raise ValueError(
                 f"codes outside {self.grid}: {np.setdiff1d(self.codes, self.grid.codes)}"

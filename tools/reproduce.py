@@ -62,7 +62,9 @@ def row(record: Record, recipe: Recipe, label: str, overrides: tuple[str, ...]) 
         "agreement": None if record.agreement is None else asdict(record.agreement),
         "size": asdict(record.size),
         "seconds": sum(line["seconds"] or 0 for line in record.training),
-        "trained_on": torch.cuda.get_device_name() if torch.cuda.is_available() else record.machine.cpu,
+        "trained_on": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else record.machine.cpu,
         "validated_on": record.latency[0].provider,
         "qdeploy": record.version,
     }

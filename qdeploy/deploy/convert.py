@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
-from typing import cast
+import itertools
 
 import numpy as np
 import torch
@@ -12,14 +11,14 @@ from torch import Tensor, fx, nn
 
 from qdeploy.deploy import operators
 from qdeploy.errors import QdeployError
-from qdeploy.grid import Grid, QTensor
+from qdeploy.grid import Array, Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.product import Product
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.placement import is_mover
 from qdeploy.preparation.prepare import insert_after
 from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.preparation.trace import called_module, is_tuple
+from qdeploy.preparation.trace import called_module, is_float_tensor, is_tuple
 
 # Codes up to 63: two uint8 x int8 products fit the int16 sums of processors without VNNI.
 SPREAD_LIMIT = 63
@@ -28,25 +27,34 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 
 class IntegerActivation(nn.Module):
-    """Scale, zero point and grid of one activation tensor."""
+    """Scale, zero point and grid of one activation tensor.
+
+    saturates   False for values that are on the grid already
+    """
 
     scale: Tensor
     zero: Tensor
 
-    def __init__(self, scale: Tensor, zero: Tensor, grid: Grid) -> None:
+    def __init__(self, scale: Tensor, zero: Tensor, grid: Grid, saturates: bool = True) -> None:
         super().__init__()
         self.grid = grid
+        self.saturates = saturates
         self.register_buffer("scale", scale.detach().to(torch.float32).cpu().clone())
         self.register_buffer("zero", zero.detach().to(torch.uint8).cpu().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        low, high = self.grid.lowest, self.grid.highest
+        low, high = (self.grid.lowest, self.grid.highest) if self.saturates else (0, 255)
         result: Tensor = operators.quantize_dequantize(x, self.scale, self.zero, low, high)
         return result
 
-    def unclipped(self) -> IntegerActivation:
-        """The same scale and zero point for values that are on the grid already."""
-        return IntegerActivation(self.scale, self.zero, Grid.unsigned(8))
+    @property
+    def step(self) -> tuple[float, int]:
+        """Scale and zero point."""
+        return self.scale.item(), int(self.zero.item())
+
+    def again(self) -> IntegerActivation:
+        """The same for values that are on the grid already."""
+        return IntegerActivation(self.scale, self.zero, self.grid, saturates=False)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale.item():.6g}, zero={self.zero.item()}, grid={self.grid}"
@@ -109,20 +117,26 @@ def spread_factor(grid: Grid) -> int:
 def with_room_for_bias(weight: QTensor, bias: Tensor, input_scale: float) -> QTensor:
     """Raises the scale of channels so small that their bias would overflow int32.
 
-    A dead channel (gamma 0) has scale 0 and a live bias. Where the grid has every integer the
-    codes are rounded to the raised scale, so nothing is lost but what the bias drowns.
+    A dead channel (gamma 0) has scale 0 and a live bias. Its codes are rounded to the raised
+    scale, so nothing is lost but what the bias drowns.
     """
     floor = bias.abs().to(torch.float64).numpy() / (BIAS_LIMIT * input_scale)
     floor = np.maximum(floor, 1e-30 / input_scale)
     small = weight.scale < floor
     scale = np.where(small, floor, weight.scale).astype(np.float32)
-    codes = weight.codes
-    if len(weight.grid.codes) == weight.grid.highest - weight.grid.lowest + 1:
-        shrink = np.where(small, weight.scale / scale, 1)
-        column = (-1, *[1] * (codes.ndim - 1))
-        zero = weight.zero.reshape(column)
-        codes = np.round((codes.astype(np.float64) - zero) * shrink.reshape(column)) + zero
-    return QTensor(codes.astype(np.int8), scale, weight.zero, weight.grid)
+    column = (-1, *[1] * (weight.codes.ndim - 1))
+    shrink = (weight.scale[small] / scale[small]).reshape(column)
+    zero = weight.zero[small].reshape(column)
+    codes = weight.codes.copy()
+    codes[small] = nearest((codes[small].astype(np.float64) - zero) * shrink + zero, weight.grid)
+    return QTensor(codes, scale, weight.zero, weight.grid)
+
+
+def nearest(values: Array, grid: Grid) -> Array:
+    """The codes of the grid, int8, that are nearest to `values`."""
+    levels = np.array(grid.codes)
+    codes: Array = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, values)]
+    return codes.astype(np.int8)
 
 
 def convert(prepared: PreparedNetwork) -> fx.GraphModule:
@@ -166,41 +180,41 @@ def repeat_after_movers(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
         if not is_mover(node, network) or is_tuple(node):
             continue
-        sources = {source_quantizer(source, network) for source in node.all_input_nodes}
-        quantizer = sources.pop()
-        if quantizer is None or sources:
-            continue
-        again = activation_at(quantizer, network).unclipped()
-        network.add_submodule(f"moved.{node.name}", again)
-        insert_after(node, f"moved.{node.name}", network.graph)
+        sources = filter(is_float_tensor, node.all_input_nodes)
+        quantizers = [source_activation(source, network) for source in sources]
+        if len({quantizer and quantizer.step for quantizer in quantizers}) == 1 and quantizers[0]:
+            network.add_submodule(f"moved.{node.name}", quantizers[0].again())
+            insert_after(node, f"moved.{node.name}", network.graph)
 
 
-def source_quantizer(node: fx.Node, network: fx.GraphModule) -> str | None:
-    """The module path of the quantizer that made this value; None if it is not quantized."""
-    while is_tuple(
-        node
-    ):  # chunk, split and unbind: the parts are quantized where they are taken out
+def source_activation(node: fx.Node, network: fx.GraphModule) -> IntegerActivation | None:
+    """The quantizer that made this value; None if it is not quantized."""
+    # The parts that chunk, split and unbind give are quantized where they are taken out.
+    while is_tuple(node):
         node = node.all_input_nodes[0]
     module = called_module(node, network)
-    return str(node.target) if isinstance(module, IntegerActivation) else None
-
-
-def activation_at(path: str, network: fx.GraphModule) -> IntegerActivation:
-    return cast(IntegerActivation, network.get_submodule(path))
+    return module if isinstance(module, IntegerActivation) else None
 
 
 def integer_layers(network: fx.GraphModule) -> None:
     """Replaces each quantized layer, once for each place that calls it: its bias step differs."""
     places = [(node, called_module(node, network)) for node in network.graph.nodes]
-    calls: Counter[str] = Counter()
+    replaced: set[str] = set()
     for node, layer in places:
         if not isinstance(layer, QuantizedLayer):
             continue
-        calls[node.target] += 1
-        if calls[node.target] > 1:
-            node.target = f"{node.target}_{calls[node.target]}"
-        quantizer = source_quantizer(node.all_input_nodes[0], network)
-        scale = None if quantizer is None else activation_at(quantizer, network).scale.item()
+        if node.target in replaced:
+            node.target = unused_name(str(node.target), network)
+        replaced.add(node.target)
+        quantizer = source_activation(node.all_input_nodes[0], network)
+        scale = None if quantizer is None else quantizer.scale.item()
         weight, bias = layer.integers()
         integers = IntegerLayer(layer.kind, layer.product, weight, bias, scale)
         network.add_submodule(node.target, integers)
+
+
+def unused_name(name: str, network: nn.Module) -> str:
+    """`name`_2, or the next number that no module has."""
+    taken = {path for path, _ in network.named_modules()}
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return next(path for path in numbered if path not in taken)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 from torch import fx, nn
 
@@ -17,7 +15,16 @@ BYTES_PER_CHANNEL = 8  # float32 scale, int32 bias
 
 def describe(network: fx.GraphModule) -> tuple[Layer, ...]:
     """The layers that hold parameters, in the order the network runs them."""
-    return tuple(_layers(network))
+    nodes = _nodes_with_parameters(network)
+    modules = [network.get_submodule(str(node.target)) for node in nodes]
+    integer = [module for module in modules if isinstance(module, IntegerLayer)]
+    packings = iter(packing.plan([layer.codes.numpy() for layer in integer]))
+    return tuple(
+        _integer_layer(node, module, next(packings), network)
+        if isinstance(module, IntegerLayer)
+        else _float_layer(node, module)
+        for node, module in zip(nodes, modules, strict=True)
+    )
 
 
 def information_bound(network: nn.Module, layers: tuple[Layer, ...]) -> int:
@@ -30,34 +37,39 @@ def information_bound(network: nn.Module, layers: tuple[Layer, ...]) -> int:
     return quantized + 4 * sum(_float_values(module) for module in network.modules())
 
 
-def _layers(network: fx.GraphModule) -> Iterator[Layer]:
-    seen: set[nn.Module] = set()
+def _nodes_with_parameters(network: fx.GraphModule) -> list[fx.Node]:
+    """The first call of each module that holds parameters."""
+    first: dict[nn.Module, fx.Node] = {}
     for node in network.graph.nodes:
         module = called_module(node, network)
-        if module is None or module in seen:
-            continue
-        seen.add(module)
-        if isinstance(module, IntegerLayer):
-            yield _integer(str(node.target), module, _act_bits(node.all_input_nodes[0], network))
-        elif values := sum(_float_values(part) for part in module.modules()):
-            kind = type(module).__name__
-            yield Layer(str(node.target), kind, None, None, values, {}, 4 * values, 4 * values)
+        if isinstance(module, IntegerLayer) or (
+            module and any(map(_float_values, module.modules()))
+        ):
+            first.setdefault(module, node)
+    return list(first.values())
 
 
-def _integer(name: str, layer: IntegerLayer, act_bits: int | None) -> Layer:
+def _integer_layer(
+    node: fx.Node, layer: IntegerLayer, packed: packing.Packing | None, network: fx.GraphModule
+) -> Layer:
     codes = layer.codes.numpy()
     values, counts = np.unique(codes // layer.spread, return_counts=True)
-    chosen = packing.choose(codes)
     return Layer(
-        name=name,
+        name=str(node.target),
         kind=layer.kind,
         weight_bits=layer.grid.bits,
-        act_bits=act_bits,
+        act_bits=_act_bits(node.all_input_nodes[0], network),
         weights=codes.size,
         levels={int(value): int(count) for value, count in zip(values, counts, strict=True)},
-        weight_bytes=codes.size if chosen is None else chosen.file_size(codes.size),
+        weight_bytes=codes.size if packed is None else packed.file_size(codes.size),
         bound_bytes=-(-codes.size * layer.grid.bits // 8) + BYTES_PER_CHANNEL * len(codes),
     )
+
+
+def _float_layer(node: fx.Node, module: nn.Module) -> Layer:
+    values = sum(map(_float_values, module.modules()))
+    size = 4 * values
+    return Layer(str(node.target), type(module).__name__, None, None, values, {}, size, size)
 
 
 def _act_bits(source: fx.Node, network: fx.GraphModule) -> int | None:

@@ -16,6 +16,8 @@ windows   b bits a code for b = 3, 5, 6, 7: b bytes hold 8 codes end to end. Rea
 from __future__ import annotations
 
 import itertools
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +49,13 @@ class Digits:
         return np.asarray(self.levels, np.int8)[digits]
 
     def file_size(self, count: int) -> int:
-        """Bytes in the file for `count` codes, with the table and about 200 for the nodes."""
-        return -(-count // self.per_byte) + self.table.size + 200
+        """Bytes in the file for `count` codes, with about 200 for the nodes."""
+        return -(-count // self.per_byte) + 200
+
+    @property
+    def shared_size(self) -> int:
+        """Bytes of the table, which all weights of these levels share."""
+        return self.table.size
 
     def pack(self, codes: Codes) -> Bytes:
         """uint8 [ceil(count / k)]; the last byte is filled up with the lowest level."""
@@ -84,6 +91,8 @@ class Windows:
     def file_size(self, count: int) -> int:
         """Bytes in the file for `count` codes, with about 700 for the nodes and their constants."""
         return -(-count // 8) * self.bits + 700
+
+    shared_size = 0
 
     def pack(self, codes: Codes) -> Bytes:
         """uint8 [ceil(count / 8), bits]."""
@@ -137,14 +146,23 @@ class Initialisers:
         return self.known[key]
 
 
+def plan(weights: Sequence[Codes]) -> list[Packing | None]:
+    """The packing of each weight of a file; None where int8 itself is smaller."""
+    chosen = [choose(codes) for codes in weights]
+    saved: Counter[Packing] = Counter()
+    for codes, packing in zip(weights, chosen, strict=True):
+        if packing is not None:
+            saved[packing] += codes.size - packing.file_size(codes.size)
+    # A table is stored once for all weights of the same levels; together they must earn it.
+    return [p if p is not None and saved[p] > p.shared_size else None for p in chosen]
+
+
 def choose(codes: Codes) -> Packing | None:
-    """The smallest packing of these codes; None where int8 itself is smallest."""
+    """The smallest packing of one weight, without what it shares with others."""
     levels = tuple(int(level) for level in np.unique(codes))
-    choices: list[Packing] = []
-    if len(levels) <= 16:
-        choices.append(Digits(levels))
+    choices: list[Packing] = [Digits(levels)] if len(levels) <= 16 else []
     windows = _windows(levels)
-    if windows is not None:
+    if windows is not None and windows.bits not in (1, 2, 4):
         choices.append(windows)
     best = min(choices, key=lambda packing: packing.file_size(codes.size), default=None)
     return best if best is not None and best.file_size(codes.size) < codes.size else None
@@ -163,12 +181,16 @@ def pack(model: ir.Model) -> None:
     """
     graph = model.graph
     initialisers = Initialisers(graph)
-    weights = [v for v in graph.initializers.values() if v.dtype == ir.DataType.INT8 and v.uses()]
-    for weight in weights:
-        codes = weight.const_value.numpy()  # type: ignore[union-attr]
-        packing = choose(codes)
+    weights = [value for value in graph.initializers.values() if _is_weight(value)]
+    arrays = [weight.const_value.numpy() for weight in weights]  # type: ignore[union-attr]
+    for weight, codes, packing in zip(weights, arrays, plan(arrays), strict=True):
         if packing is not None:
             _replace(weight, codes, packing, graph, initialisers)
+
+
+def _is_weight(value: ir.Value) -> bool:
+    """True for int8 codes [out, ...]; zero points have one dimension."""
+    return value.dtype == ir.DataType.INT8 and value.shape is not None and value.shape.rank() > 1
 
 
 def _replace(

@@ -66,7 +66,9 @@ def of_network(network: nn.Module, device: torch.device | str) -> Classifier:
 
     @torch.inference_mode()
     def classify(images: Tensor) -> Logits:
-        logits: Logits = network(images.to(device)).float().cpu().numpy()
+        # TF32 convolutions, torch's default on CUDA, round to 10 bits and would tip codes over.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            logits: Logits = network(images.to(device)).float().cpu().numpy()
         return logits
 
     return classify

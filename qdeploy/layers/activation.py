@@ -93,7 +93,8 @@ class MovingRange(ActivationQuantizer):
         self.maximum += weight * (high - self.maximum)
 
     def reset(self) -> None:
-        self.batches.zero_()
+        for buffer in (self.minimum, self.maximum, self.batches):
+            buffer.zero_()
         self._has_range = False
 
     def qparams(self) -> tuple[Tensor, Tensor]:

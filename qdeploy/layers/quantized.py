@@ -56,10 +56,10 @@ class QuantizedLayer(nn.Module):
     @torch.no_grad()
     def integers(self) -> tuple[QTensor, Tensor]:
         """The weight that ships and the float32 bias [out], the BatchNorm folded into both."""
-        out = self.quantizer.collapse(self.quantizer.latent).scale.numel()
         if self.norm is None:
-            bias = self.bias if self.bias is not None else torch.zeros(out)
-            return self._collapsed(None), bias.detach().cpu()
+            weight = self._collapsed(None)
+            bias = torch.zeros(len(weight.scale)) if self.bias is None else self.bias
+            return weight, bias.detach().cpu()
         gain, bias = folding.gain_of(self.norm), folding.shift_of(self.norm, self.bias).cpu()
         if self.fold == "none":
             return self._collapsed(None).fold(gain.cpu().numpy()), bias

@@ -22,6 +22,8 @@ from qdeploy.methods.method import Method, Options, WeightSite
 # Standard deviations of a normal distribution that the outermost level of the best uniform
 # quantizer stands at (Max, IRE Trans. Information Theory, 1960, table II).
 OUTERMOST = {2: 1.494, 4: 2.513}
+# A softmax is one-hot long before this, and float32 overflows not long after.
+HOTTEST = 1e30
 
 
 class SlbOptions(Options):
@@ -65,12 +67,16 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
     """Temperature of an epoch, counted from 1 over the whole schedule; inf once committed.
 
     With start = int(epochs * t_start_time) and end = int(epochs * t_end_time):
-    t_start_val up to `start`, then times t_factor an epoch, and inf (one-hot) from `end` on.
+    t_start_val up to `start`, then times t_factor an epoch (at most HOTTEST), and inf (one-hot)
+    from `end` on.
     """
     start, end = int(epochs * options.t_start_time), int(epochs * options.t_end_time)
     if epoch >= end:
         return math.inf
-    return options.t_start_val * options.t_factor ** max(0, epoch - start)
+    rises = max(0, epoch - start)
+    if rises * math.log(options.t_factor) > math.log(HOTTEST / options.t_start_val):
+        return HOTTEST
+    return options.t_start_val * options.t_factor**rises
 
 
 class SlbWeight(WeightQuantizer):
@@ -85,6 +91,8 @@ class SlbWeight(WeightQuantizer):
     mean square of each channel and multiplied by a learned scale, soft and hard alike.
     """
 
+    codes: Tensor
+
     def __init__(self, site: WeightSite, bits: int, options: SlbOptions) -> None:
         super().__init__()
         self.bits = bits
@@ -94,16 +102,16 @@ class SlbWeight(WeightQuantizer):
         self.register_buffer(
             "codes", torch.tensor(self.grid.codes, dtype=torch.int8), persistent=False
         )
-        levels = self.levels().to(site.weight)
+        weight = site.weight.detach()
+        if not site.normalized:
+            weight = without_dead_channels(weight)
         logits = random_logits if options.start == "random" else logits_from_weight
-        self.latent = nn.Parameter(logits(site.weight.detach(), bits, levels))
-        self.log_scale = None if site.normalized else nn.Parameter(initial_log_scale(site.weight))
+        self.latent = nn.Parameter(logits(weight, bits, self.levels(weight)))
+        self.log_scale = None if site.normalized else nn.Parameter(channel_rms(weight).log())
 
-    codes: Tensor
-
-    def levels(self) -> Tensor:
-        """The 2^bits levels, evenly spaced over -1..1."""
-        return self.codes.to(torch.float32) / self.grid.highest
+    def levels(self, like: Tensor) -> Tensor:
+        """The 2^bits levels, evenly spaced over -1..1, in the type of `like`."""
+        return self.codes.to(like) / self.grid.highest
 
     def relax(self, latent: Tensor) -> Tensor:
         expected = (
@@ -124,7 +132,7 @@ class SlbWeight(WeightQuantizer):
     def _expected(self, latent: Tensor) -> Tensor:
         if self.bits == 1:
             return torch.tanh(latent * (self.temperature / math.sqrt(2)))
-        return torch.softmax(latent * self.temperature, -1) @ self.levels()
+        return torch.softmax(latent * self.temperature, -1) @ self.levels(latent)
 
     def _chosen(self, latent: Tensor) -> Tensor:
         """The most probable codes, as float32 [out, ...]."""
@@ -138,6 +146,8 @@ class SlbWeight(WeightQuantizer):
             epoch + 1 + self.options.has_trained_epoch, total, self.options
         )
         self.latent.requires_grad_(not self.committed)
+        if self.committed:
+            self.latent.grad = None  # an optimizer passes over what has no gradient
 
     @property
     def committed(self) -> bool:
@@ -160,11 +170,14 @@ def channel_rms(weight: Tensor) -> Tensor:
     return weight.flatten(1).square().mean(1).clamp(min=tiny).sqrt()
 
 
-def initial_log_scale(weight: Tensor) -> Tensor:
-    """Keeps each channel's size, [out]; an all-zero channel gets He et al.'s sqrt(2 / fan_in)."""
-    rms = channel_rms(weight.detach())
+def without_dead_channels(weight: Tensor) -> Tensor:
+    """The weight, with He et al.'s noise, std sqrt(2 / fan_in), in channels that are all zero.
+
+    Such a channel has no direction that a scale could multiply, and an infinite gradient.
+    """
     he = math.sqrt(2 / weight[0].numel())
-    return torch.where(rms > 1e-6 * he, rms, torch.full_like(rms, he)).log()
+    dead = channel_rms(weight) <= 1e-6 * he
+    return torch.where(per_channel(dead, weight), torch.randn_like(weight) * he, weight)
 
 
 def random_logits(weight: Tensor, bits: int, levels: Tensor) -> Tensor:
@@ -186,7 +199,8 @@ def logits_from_weight(weight: Tensor, bits: int, levels: Tensor) -> Tensor:
     """
     if bits == 1:
         return math.sqrt(2) * torch.atanh(weight.clamp(-0.999, 0.999))
-    clip = OUTERMOST[bits] * weight.std().clamp(min=torch.finfo(weight.dtype).tiny)
+    rms = weight.square().mean().sqrt()
+    clip = OUTERMOST[bits] * rms.clamp(min=torch.finfo(weight.dtype).tiny)
     beta = clip / levels.square().mean()
     return -0.5 * beta * (weight.unsqueeze(-1) / clip - levels).square()
 

@@ -1,0 +1,82 @@
+"""Writes the README's tables from the files in results/: python tools/tables.py
+
+Each table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing there is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+Rows = list[tuple[str, ...]]
+
+
+def accuracy(results: list[dict[str, Any]]) -> Rows:
+    """Recipes as tools/reproduce.py measured them."""
+    head = ("recipe", "float", "trained", "ONNX", "agreement", "bytes", "smaller than float")
+    return [head, *(_recipe(row) for row in results)]
+
+
+def _recipe(row: dict[str, Any]) -> tuple[str, ...]:
+    tops = [_percent(row["accuracy"][name]) for name in ("float", "trained", "onnx")]
+    size = row["size"]
+    agreement = f"{row['agreement']['top1']:.2%}"
+    return (
+        row["recipe"],
+        *tops,
+        agreement,
+        f"{size['onnx']:,}",
+        f"{size['float'] / size['onnx']:.1f}x",
+    )
+
+
+def _percent(accuracy: dict[str, float] | None) -> str:
+    return "not measured" if accuracy is None else f"{accuracy['top1']:.2%}"
+
+
+def latency(results: dict[str, Any]) -> Rows:
+    """Files as tools/latency.py timed them."""
+    head = ("file", "bytes", "load ms", "p50 ms", "speed", "integer kernels")
+    kernels = {placed["file"]: placed["operators"] or {} for placed in results["placements"]}
+    rows = [head]
+    for row in results["latency"]:
+        numbers = (f"{row['file_bytes']:,}", f"{row['load_ms']:.0f}", f"{row['p50_ms']:.2f}")
+        found = ", ".join(
+            f"{n} {_short(op)}" for op, n in kernels[row["file"]].items() if "::Q" in op
+        )
+        rows.append((row["file"], *numbers, f"{row['speedup']:.2f}x", found or "none"))
+    return rows
+
+
+def _short(operator: str) -> str:
+    return operator.rpartition("::")[2]
+
+
+TABLES: dict[str, tuple[str, Callable[[Any], Rows]]] = {
+    "mnist": ("results/mnist.json", accuracy),
+    "latency": ("results/latency.json", latency),
+}
+
+
+def markdown(rows: Rows) -> str:
+    head, *body = rows
+    lines = ["| " + " | ".join(row) + " |" for row in [head, tuple("---" for _ in head), *body]]
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """The text with every table made anew."""
+    for name, (file, make) in TABLES.items():
+        table = markdown(make(json.loads((ROOT / file).read_text())))
+        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
+        text = re.sub(pattern, lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", text, flags=re.DOTALL)
+    return text
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text()))
