@@ -29,13 +29,16 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
         except QdeployError as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
             sys.exit(INTERRUPTED)
 
     return run
 
 
 DATA_ROOT = click.option(
-    "--data-root", type=click.Path(path_type=Path), help="Where the data sets are."
+    "--data-root",
+    type=click.Path(path_type=Path),
+    help="Where the data sets are, in place of data.root.",
 )
 DEVICE = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
@@ -57,7 +60,7 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("recipe", default=DEFAULT_RECIPE)
+@click.argument("recipe", required=False)
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting."
 )
@@ -75,7 +78,7 @@ def main() -> None:
 @click.option("--force", is_flag=True, help="Start anew in a folder that holds a run.")
 @reports_errors
 def train(
-    recipe: str,
+    recipe: str | None,
     overrides: tuple[str, ...],
     epochs: int | None,
     data_root: Path | None,
@@ -85,16 +88,24 @@ def train(
     resume: bool,
     force: bool,
 ) -> None:
-    """Train RECIPE: a TOML file or the name of a zoo recipe (see `qdeploy models`)."""
+    """Train RECIPE: a TOML file or the name of a zoo recipe (see `qdeploy models`).
+
+    Without one, lenet5-digits-slb-w1a8; with --resume, the recipe of the run.
+    """
+    if resume and output is None:
+        raise click.UsageError("--resume needs the run folder: give it with -o")
+    if resume and force:
+        raise click.UsageError("--resume goes on with a run, --force starts it anew: give one")
+    if epochs is not None:
+        overrides = (*overrides, f"train.epochs={epochs}")
+
+    from qdeploy.pipeline.train import run_recipe
     from qdeploy.pipeline.train import train as train_recipe
     from qdeploy.recipe import Recipe
 
-    if resume and output is None:
-        raise click.UsageError("--resume needs the run folder: give it with -o")
-    if epochs is not None:
-        overrides = (*overrides, f"train.epochs={epochs}")
+    source = recipe or (run_recipe(output) if resume and output else DEFAULT_RECIPE)
     run = train_recipe(
-        Recipe.load(recipe, overrides),
+        Recipe.load(source, overrides),
         output,
         data_root=data_root,
         download=download,
@@ -152,7 +163,7 @@ def export(
     """Export the trained RUN as ONNX, validate it on the test set and write the report."""
     from rich.console import Console
 
-    from qdeploy.pipeline.export import export_run, trace_run
+    from qdeploy.pipeline.export import export_run, record_json, trace_run
     from qdeploy.report.table import record_table, trace_table
 
     places: dict[str, Any] = {
@@ -160,14 +171,15 @@ def export(
     }  # fmt: skip
     gates = {"max_drop": max_drop, "min_agreement": min_agreement, "max_size": max_size}
     given = {name: limit for name, limit in gates.items() if limit is not None}
+    traced = trace_run(run, **places) if trace_layers else None
     record = export_run(run, output, limits=given, samples=samples, **places)
     if as_json:
-        click.echo(record.to_json())
+        click.echo(record_json(record, traced))
     else:
         Console().print(record_table(record))
+        if traced is not None:
+            Console().print(trace_table(traced))
         click.echo(f"report: {run / 'report.html'}")
-    if trace_layers:
-        Console().print(trace_table(trace_run(run, **places)))
     if not all(gate.passed for gate in record.gates):
         raise click.exceptions.Exit(1)
 

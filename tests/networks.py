@@ -271,4 +271,23 @@ def build(name, seed=0):
 
 
 def images(count=16, seed=1):
-    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    """[count, 3, 8, 8], each of another contrast."""
+    noise = torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return noise * torch.linspace(0.3, 2, count).reshape(-1, 1, 1, 1)
+
+
+class Network(nn.Module):
+    """A network written as a function of itself and x, with the named parts."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def conv(inputs=3, outputs=6, kernel=3, **options):
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, **options)

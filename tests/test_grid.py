@@ -163,7 +163,9 @@ def test_a_gain_of_zero_leaves_no_weight():
     assert not tensor.fold(np.zeros(1, np.float32)).dequantize().any()
 
 
-SPREADABLE = st.one_of(st.builds(Grid.signed, st.integers(2, 4)), st.builds(Grid.odd, st.integers(1, 4)))
+SPREADABLE = st.one_of(
+    st.builds(Grid.signed, st.integers(2, 4)), st.builds(Grid.odd, st.integers(1, 4))
+)
 
 
 @given(qtensors(SPREADABLE), st.sampled_from([1, 2, 4, 8]))
@@ -176,9 +178,7 @@ def test_spreading_by_a_power_of_two_changes_no_bit_of_the_values(tensor, factor
 
 @given(qtensors(SPREADABLE), st.integers(1, 8))
 def test_spreading_by_any_integer_changes_values_by_rounding_alone(tensor, factor):
-    np.testing.assert_allclose(
-        tensor.spread(factor).dequantize(), tensor.dequantize(), rtol=2**-22
-    )
+    np.testing.assert_allclose(tensor.spread(factor).dequantize(), tensor.dequantize(), rtol=2**-22)
 
 
 @pytest.mark.parametrize("factor", [2, 3, 63])

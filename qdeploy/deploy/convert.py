@@ -118,14 +118,15 @@ def with_room_for_bias(weight: QTensor, bias: Tensor, input_scale: float) -> QTe
     """Raises the scale of channels so small that their bias would overflow int32.
 
     A dead channel (gamma 0) has scale 0 and a live bias. Its codes are rounded to the raised
-    scale, so nothing is lost but what the bias drowns.
+    scale, so nothing is lost but what the bias drowns. A grid without 0 keeps the signs, so that
+    what is left of the products cancels.
     """
     floor = bias.abs().to(torch.float64).numpy() / (BIAS_LIMIT * input_scale)
     floor = np.maximum(floor, 1e-30 / input_scale)
     small = weight.scale < floor
     scale = np.where(small, floor, weight.scale).astype(np.float32)
     column = (-1, *[1] * (weight.codes.ndim - 1))
-    shrink = (weight.scale[small] / scale[small]).reshape(column)
+    shrink = np.maximum(weight.scale[small] / scale[small], 1e-9).reshape(column)
     zero = weight.zero[small].reshape(column)
     codes = weight.codes.copy()
     codes[small] = nearest((codes[small].astype(np.float64) - zero) * shrink + zero, weight.grid)

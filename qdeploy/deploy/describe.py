@@ -6,7 +6,7 @@ import numpy as np
 from torch import fx, nn
 
 from qdeploy.deploy import packing
-from qdeploy.deploy.convert import IntegerActivation, IntegerLayer
+from qdeploy.deploy.convert import IntegerActivation, IntegerLayer, source_activation
 from qdeploy.preparation.trace import called_module
 from qdeploy.report.record import Layer
 
@@ -54,11 +54,12 @@ def _integer_layer(
 ) -> Layer:
     codes = layer.codes.numpy()
     values, counts = np.unique(codes // layer.spread, return_counts=True)
+    activation = source_activation(node.all_input_nodes[0], network)
     return Layer(
         name=str(node.target),
         kind=layer.kind,
         weight_bits=layer.grid.bits,
-        act_bits=_act_bits(node.all_input_nodes[0], network),
+        act_bits=None if activation is None else activation.grid.bits,
         weights=codes.size,
         levels={int(value): int(count) for value, count in zip(values, counts, strict=True)},
         weight_bytes=codes.size if packed is None else packed.file_size(codes.size),
@@ -70,14 +71,6 @@ def _float_layer(node: fx.Node, module: nn.Module) -> Layer:
     values = sum(map(_float_values, module.modules()))
     size = 4 * values
     return Layer(str(node.target), type(module).__name__, None, None, values, {}, size, size)
-
-
-def _act_bits(source: fx.Node, network: fx.GraphModule) -> int | None:
-    """Bits of the tensor a layer reads; a moved tensor has those of where it was made."""
-    while str(source.target).startswith("moved."):
-        source = source.all_input_nodes[0].all_input_nodes[0]
-    quantizer = called_module(source, network)
-    return quantizer.grid.bits if isinstance(quantizer, IntegerActivation) else None
 
 
 def _float_values(module: nn.Module) -> int:

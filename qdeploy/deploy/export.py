@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import warnings
@@ -40,9 +41,8 @@ def export(
     the codes as int8. The input is called "input", the output "logits". The file is written
     whole or not at all. Errors: QdeployError for a network that torch.onnx cannot export.
     """
-    network = prepared_or_converted
-    if isinstance(network, PreparedNetwork):
-        network = convert(network)
+    given = prepared_or_converted
+    network = convert(given) if isinstance(given, PreparedNetwork) else copy.deepcopy(given)
     model = to_onnx(network, example_input)
     return save(finished(model, packing, metadata or {}), path)
 

@@ -7,6 +7,7 @@ quantized tensor is compared in steps of its own grid.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,8 @@ import torch
 from torch import Tensor, fx
 
 from qdeploy.benchmark.runtime import open_session
-from qdeploy.deploy.convert import activation_at, convert
+from qdeploy.deploy.convert import IntegerActivation, convert
 from qdeploy.deploy.export import finished, to_onnx
-from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.preparation.placement import is_rectifier
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.trace import called_module
@@ -34,42 +34,47 @@ def trace_layers(
     The file is exported once more with every quantized tensor as an output beside the logits;
     ONNX Runtime's integer kernels stay as they are.
     """
-    nodes = {node.name: str(node.target) for node in quantizer_nodes(prepared.network)}
-    expected = Recorder(prepared.network.cpu().eval(), set(nodes)).recorded(images.cpu())
     converted = convert(prepared)
-    scales = {name: activation_at(target, converted).scale for name, target in nodes.items()}
-    expose(converted, list(nodes))
-    proto = finished(to_onnx(converted, images, ["logits", *nodes]), True, {})
+    scales = quantized_tensors(converted)
+    expected = Recorder(prepared, set(scales)).recorded(images.cpu())
+    labels = {name: label(name, converted) for name in scales}
+    expose(converted, list(scales))
+    proto = finished(to_onnx(converted, images, ["logits", *scales]), True, {})
     session = open_session(proto.SerializeToString(), provider)
     _, *found = session.inference.run(None, {"input": images.cpu().numpy()})
     return [
-        compare(label(name, prepared.network), expected[name].numpy(), values, float(scales[name]))
-        for name, values in zip(nodes, found, strict=True)
+        compare(labels[name], expected[name].numpy(), values, scale)
+        for (name, scale), values in zip(scales.items(), found, strict=True)
     ]
 
 
-def quantizer_nodes(network: fx.GraphModule) -> list[fx.Node]:
-    """The places where an activation is quantized, in the order of the graph."""
-    return [
-        node
-        for node in network.graph.nodes
-        if isinstance(called_module(node, network), ActivationQuantizer)
-    ]
+def quantized_tensors(converted: fx.GraphModule) -> dict[str, float]:
+    """Node and scale of each place where values are rounded, in the order of the graph."""
+    modules = ((node.name, called_module(node, converted)) for node in converted.graph.nodes)
+    return {
+        name: module.scale.item()
+        for name, module in modules
+        if isinstance(module, IntegerActivation) and module.saturates
+    }
 
 
 def label(name: str, network: fx.GraphModule) -> str:
     """A quantized tensor in the user's words: the layer that made it, and its ReLU."""
     node = next(node for node in network.graph.nodes if node.name == name).all_input_nodes[0]
     if is_rectifier(node, network):
-        return f"{node.all_input_nodes[0].target}, {node.name}"
+        return f"{_maker(node.all_input_nodes[0])}, {node.name}"
+    return _maker(node)
+
+
+def _maker(node: fx.Node) -> str:
     return str(node.target) if node.op in ("call_module", "placeholder") else node.name
 
 
 class Recorder(fx.Interpreter):
-    """Runs a traced network and keeps the values of the named nodes."""
+    """Runs a copy of a training network in evaluation mode and keeps the values of the named nodes."""
 
-    def __init__(self, network: fx.GraphModule, names: set[str]) -> None:
-        super().__init__(network)
+    def __init__(self, prepared: PreparedNetwork, names: set[str]) -> None:
+        super().__init__(copy.deepcopy(prepared.network).cpu().eval())
         self.names = names
         self.values: dict[str, Tensor] = {}
 

@@ -7,6 +7,7 @@ import string
 from collections.abc import Callable, Iterator
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 from qdeploy.deploy.packing import Initialisers
@@ -17,14 +18,25 @@ def global_average_pools(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type != "ReduceMean" or not _over_height_and_width(node):
             continue
-        source, result = node.inputs[0], node.outputs[0]
+        pool = ir.node("GlobalAveragePool", [node.inputs[0]])
+        ir.convenience.replace_nodes_and_values(
+            model.graph, node, [node], [pool], node.outputs, pool.outputs
+        )
         if node.attributes.get_int("keepdims", 1) == 0:
-            continue
-        pool = ir.node("GlobalAveragePool", [source])
-        pool.outputs[0].shape, pool.outputs[0].type = result.shape, result.type
-        model.graph.insert_before(node, pool)
-        result.replace_all_uses_with(pool.outputs[0], replace_graph_outputs=True)
-        model.graph.remove(node, safe=True)
+            _flatten(pool, model.graph)
+
+
+def _flatten(pool: ir.Node, graph: ir.Graph) -> None:
+    """Drops height and width; behind the quantizer, which must stand right behind the pool."""
+    quantizer = _only_reader(pool.outputs[0], "QuantizeLinear")
+    source = (quantizer or pool).outputs[0]
+    flatten = ir.node("Flatten", [source])
+    result = flatten.outputs[0]
+    result.type, result.shape = source.type, source.shape
+    source.replace_all_uses_with(result, replace_graph_outputs=True)
+    flatten.replace_input_with(0, source)
+    source.shape = None
+    graph.insert_after(quantizer or pool, flatten)
 
 
 def _over_height_and_width(node: ir.Node) -> bool:
@@ -33,6 +45,47 @@ def _over_height_and_width(node: ir.Node) -> bool:
     if source is None or source.shape is None or len(source.shape) != 4 or axes is None:
         return False
     return sorted(int(axis) % 4 for axis in axes.numpy().ravel()) == [2, 3]
+
+
+def drop_saturated_clips(model: ir.Model) -> None:
+    """A float Clip goes where the quantizer behind it saturates no later: ReLU6 before k bits.
+
+    ONNX Runtime drops such a Clip itself, but looks only at the 8 bits of QuantizeLinear and
+    not at the integer Clip that makes k bits of them. A float Clip keeps the Conv float.
+    """
+    for node in list(model.graph):
+        if node.op_type != "Clip":
+            continue
+        quantizer = _only_reader(node.outputs[0], "QuantizeLinear")
+        clip = quantizer and _only_reader(quantizer.outputs[0], "Clip")
+        if quantizer and clip and _saturates(node, quantizer, clip):
+            node.outputs[0].replace_all_uses_with(node.inputs[0])  # type: ignore[arg-type]
+            model.graph.remove(node, safe=True)
+
+
+def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
+    """The operator of this type that alone reads the value."""
+    readers = [use.node for use in value.uses()]
+    only = len(readers) == 1 and not value.is_graph_output() and readers[0].op_type == op_type
+    return readers[0] if only else None
+
+
+def _scalars(node: ir.Node) -> npt.NDArray[np.float32] | None:
+    """The two constants behind the first input; None where they are not two scalar constants."""
+    constants = [value.const_value if value else None for value in node.inputs[1:]]
+    arrays = [constant.numpy() for constant in constants if constant is not None]
+    scalar = [array.size for array in arrays] == [1, 1]
+    return np.array(arrays, np.float32).ravel() if scalar else None
+
+
+def _saturates(clip: ir.Node, quantizer: ir.Node, codes: ir.Node) -> bool:
+    """True if rounding onto the codes does all that clipping does."""
+    bounds, grid, ends = map(_scalars, (clip, quantizer, codes))
+    if bounds is None or grid is None or ends is None:
+        return False
+    scale, zero = grid
+    rounded = np.rint(bounds / scale) + zero
+    return bool(rounded[0] <= ends[0] and rounded[1] >= ends[1])
 
 
 def guard_float_layers(model: ir.Model) -> None:
@@ -109,5 +162,10 @@ def strip_metadata(model: ir.Model) -> None:
 
 
 Pass = Callable[[ir.Model], None]
-BEFORE_PACKING: tuple[Pass, ...] = (global_average_pools, guard_float_layers, share_initialisers)
+BEFORE_PACKING: tuple[Pass, ...] = (
+    global_average_pools,
+    drop_saturated_clips,
+    guard_float_layers,
+    share_initialisers,
+)
 AFTER_PACKING: tuple[Pass, ...] = (share_initialisers, strip_metadata, short_names)

@@ -160,7 +160,8 @@ class SlbWeight(WeightQuantizer):
     def extra_repr(self) -> str:
         scale = "none (BatchNorm follows)" if self.log_scale is None else "learned"
         return (
-            f"slb, bits={self.bits}, temperature={self.temperature}, scale={scale}, {self.options}"
+            f"slb, bits={self.bits}, temperature={self.temperature:.6g}, scale={scale}, "
+            f"{self.options}"
         )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +17,22 @@ from qdeploy.preparation.prepare import prepare
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe
 from qdeploy.training.device import pick_device
+from qdeploy.training.evaluate import evaluation_mode
 
 
 def data_of(recipe: Recipe, root: Path | None, download: bool, device: str) -> Data:
     return open_data(recipe.data, root, download, pick_device(device), recipe.train.seed)
 
 
-def float_network_of(recipe: Recipe, data: Data, reference: str | None = None) -> nn.Module:
+def float_network_of(recipe: Recipe, data: Data, copy: Path | None = None) -> nn.Module:
     """The recipe's network, freshly initialised from the recipe's seed.
+
+    copy    a run's copy of the network's file, see load_network
 
     Errors: QdeployError if it does not take the data's images or does not give one logit a class.
     """
     torch.manual_seed(recipe.train.seed)
-    network = load_network(reference or recipe.model.network, recipe.model.options)
+    network = load_network(recipe.model.network, recipe.model.options, copy)
     check_fits(network, data, recipe.model.network)
     return network
 
@@ -34,17 +40,15 @@ def float_network_of(recipe: Recipe, data: Data, reference: str | None = None) -
 def check_fits(network: nn.Module, data: Data, name: str) -> None:
     """Runs two blank images through the network."""
     shape, classes = data.input_shape, len(data.classes)
-    was_training = network.training
     try:
-        with torch.no_grad():
-            logits = network.eval()(example_input(data))
-    except (RuntimeError, ValueError, TypeError) as error:
+        with evaluation_mode(network), torch.no_grad():
+            logits = network(example_input(data))
+    except Exception as error:
         raise QdeployError(
-            f"network {name!r} cannot take images of shape {list(shape)} of {data.title}: {error}; "
+            f"network {name!r} cannot take images of shape {list(shape)} of {data.title}: "
+            f"{type(error).__name__}: {error}; "
             "set model.options to this image size and number of channels"
         ) from error
-    finally:
-        network.train(was_training)
     if not isinstance(logits, Tensor) or logits.shape != (2, classes):
         given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise QdeployError(
@@ -63,6 +67,7 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
     quantize = recipe.quantize
     if quantize.method == "float":
         return float_network
+    check_options(quantize.options)
     torch.manual_seed(recipe.train.seed)
     return prepare(
         float_network,
@@ -74,6 +79,16 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
         first_last_float=quantize.first_last_float,
         **quantize.options,
     )
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Errors: QdeployError for a key of [quantize] among the method's own options."""
+    misplaced = sorted(set(options) & set(inspect.signature(prepare).parameters))
+    if misplaced:
+        raise QdeployError(
+            f"quantize.options has {', '.join(misplaced)}, which no method takes; keys such as "
+            "weight_bits, act_bits and layers stand in [quantize] itself"
+        )
 
 
 def settings_text(network: nn.Module) -> str:

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from qdeploy.benchmark import BenchmarkResult, benchmark_files, open_session
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.recipe import DataSection
+from qdeploy.validation import explain
 
 
 @dataclass(frozen=True)
@@ -40,26 +43,35 @@ def benchmark(
     result = benchmark_files(models, provider, threads, batch_sizes)
     accuracies = []
     if dataset is not None:
-        accuracies = [accuracy(path, dataset, data_root, provider, threads) for path in models]
+        labels = [placement.file for placement in result.placements]
+        accuracies = [
+            accuracy(path, label, dataset, data_root, provider, threads)
+            for path, label in zip(models, labels, strict=True)
+        ]
     return result, accuracies
 
 
 def accuracy(
-    path: Path, dataset: str, data_root: Path | None, provider: str, threads: int
+    path: Path, label: str, dataset: str, data_root: Path | None, provider: str, threads: int
 ) -> FileAccuracy:
     """Images are normalised as the file's metadata says."""
     from qdeploy.data import open_data
     from qdeploy.deploy.validate import of_session, predict
 
     session = open_session(path, provider, threads)
-    section = DataSection.model_validate(
-        {"dataset": dataset, **normalisation(session.metadata, path)}
-    )
+    section = section_of(dataset, normalisation(session.metadata, path))
     data = open_data(section, data_root, False, "cpu", seed=0)
     predictions = predict({"onnx": of_session(session)}, data.test.epoch(0))
     found = predictions.accuracy("onnx")
     assert found is not None
-    return FileAccuracy(path.name, data.title, len(predictions.labels), found.top1)
+    return FileAccuracy(label, data.title, len(predictions.labels), found.top1)
+
+
+def section_of(dataset: str, normalisation: dict[str, list[float]]) -> DataSection:
+    try:
+        return DataSection.model_validate({"dataset": dataset, **normalisation})
+    except ValidationError as error:
+        raise QdeployError(explain(error, DataSection, "--data")) from None
 
 
 def normalisation(metadata: dict[str, str], path: Path) -> dict[str, list[float]]:
@@ -76,7 +88,13 @@ def normalisation(metadata: dict[str, str], path: Path) -> dict[str, list[float]
 def write_benchmark(
     result: BenchmarkResult, accuracies: Sequence[FileAccuracy], folder: Path
 ) -> Path:
-    """benchmark.json in `folder`, whole or not at all."""
+    """benchmark.json in `folder`, which is made if it is missing; whole or not at all."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QdeployError(
+            f"cannot make the folder {folder}: {error.strerror}; choose another with -o"
+        ) from error
     path = folder / "benchmark.json"
     with atomic_write(path) as file:
         file.write(benchmark_json(result, accuracies).encode())

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -17,15 +17,15 @@ from torch import Tensor, fx, nn
 
 import qdeploy
 from qdeploy.benchmark import benchmark_files
+from qdeploy.benchmark.providers import choose
 from qdeploy.benchmark.runtime import open_session
-from qdeploy.data import Data
+from qdeploy.data import Batches, Data
 from qdeploy.deploy import validate
 from qdeploy.deploy.convert import convert
 from qdeploy.deploy.describe import describe, information_bound
 from qdeploy.deploy.export import finished, save, to_onnx
-from qdeploy.deploy.layer_trace import TensorDifference, trace_layers
+from qdeploy.deploy.layer_trace import trace_layers
 from qdeploy.errors import QdeployError
-from qdeploy.networks import network_source
 from qdeploy.pipeline.assemble import (
     data_of,
     example_input,
@@ -37,7 +37,7 @@ from qdeploy.pipeline.assemble import (
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.trace import trace
 from qdeploy.recipe import Recipe
-from qdeploy.report.record import Accuracies, Dataset, Record, Sizes
+from qdeploy.report.record import Accuracies, Dataset, Record, Sizes, TensorDifference
 from qdeploy.report.write import write_report
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.device import pick_device
@@ -75,16 +75,19 @@ def export_run(
     output      the ONNX file; model.onnx in the run folder by default
     limits      gates by name, over those of the recipe; what a failed one means is the caller's affair
     checkpoint  "last", or "best": the epoch that did best on the very test set
-    samples     test images to validate on, at least; all by default
+    samples     the first so many test images validate; all by default
 
-    Errors: QdeployError for a folder that is no finished run, and as the parts have them.
+    Errors: QdeployError for a folder that is no trained run, and as the parts have them.
     """
-    trained = load_run(RunFolder(path), checkpoint, data_root, device)
-    run, target = trained.run, output or trained.run.model
+    run = RunFolder(path)
+    target = output or run.model
+    check_target(target, run)
+    choose(provider)
+    trained = load_run(run, checkpoint, data_root, device)
     integers = integers_of(trained)
     files = build(trained, integers)
-    save(files.float, run.float_model)
     save(files.model, target)
+    save(files.float, run.float_model)
     predictions = predict(trained, target, device, provider, samples)
     accuracy = Accuracies(*(predictions.accuracy(name) for name in ("float", "trained", "onnx")))
     agreement = predictions.agreement("trained", "onnx")
@@ -99,7 +102,7 @@ def export_run(
     )
     record = Record(
         name=trained.recipe.name,
-        file=target.name,
+        file=timed.placements[-1].file,
         version=qdeploy.__version__,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=timed.machine,
@@ -133,22 +136,43 @@ def trace_run(
     trained = load_run(RunFolder(path), checkpoint, data_root, device)
     if not isinstance(trained.network, PreparedNetwork):
         raise QdeployError(f"{path} is a float run: it has no quantized tensors to compare")
-    batches = [images.cpu() for images, _ in _first(trained.data, samples)]
-    return trace_layers(trained.network, torch.cat(batches)[:samples], provider)
+    images = torch.cat([images.cpu() for images, _ in first(trained.data.test, samples)])
+    return trace_layers(trained.network, images, provider)
+
+
+def record_json(record: Record, traced: Sequence[TensorDifference] | None) -> str:
+    """The record as JSON, with the trace of its layers under "trace" if there is one."""
+    if traced is None:
+        return record.to_json()
+    trace = [asdict(difference) for difference in traced]
+    return json.dumps({**json.loads(record.to_json()), "trace": trace}, indent=2)
+
+
+def check_target(target: Path, run: RunFolder) -> None:
+    """Errors: QdeployError for a file that cannot be written or that the float network has."""
+    if target.resolve() == run.float_model.resolve():
+        raise QdeployError(f"{target} is where the float network goes; choose another file with -o")
+    if not target.parent.is_dir():
+        raise QdeployError(
+            f"cannot write {target}: {target.parent} is no folder; make it, or choose another with -o"
+        )
 
 
 def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: str) -> TrainedRun:
     """Errors: QdeployError if the folder holds no trained run."""
     file = run.last if checkpoint == "last" else run.best
-    for needed in (run.recipe, file):
-        if not needed.is_file():
-            raise QdeployError(
-                f"{run.path} is no trained run: it has no {needed.name}; "
-                f"give a folder that `qdeploy train` wrote"
-            )
+    if not run.recipe.is_file():
+        raise QdeployError(
+            f"{run.path} is no run: it has no {run.recipe.name}; give a folder that `qdeploy train` wrote"
+        )
+    if not file.is_file():
+        raise QdeployError(
+            f"{run.path} is not trained yet: it has no {file.name}; "
+            f"`qdeploy train --resume -o {run.path}` goes on with it"
+        )
     recipe = Recipe.load(run.recipe)
     data = data_of(recipe, data_root, False, device)
-    float_network = float_network_of(recipe, data, network_reference(recipe, run))
+    float_network = float_network_of(recipe, data, run.network)
     network = trainable(recipe, float_network, data)
     found = load_checkpoint(file)
     if found.fingerprint != fingerprint(recipe):
@@ -159,16 +183,6 @@ def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: 
     return TrainedRun(
         run, recipe, data, network, float_network, load_baseline(recipe, run, float_network)
     )
-
-
-def network_reference(recipe: Recipe, run: RunFolder) -> str:
-    """The recipe's network; the copy in the run folder if it came from a file that changed since."""
-    reference = recipe.model.network
-    file, _, function = reference.rpartition(":")
-    if not file.endswith(".py"):
-        return reference
-    unchanged = Path(file).is_file() and network_source(reference) == run.network.read_text()
-    return reference if unchanged else f"{run.network}:{function}"
 
 
 def load_baseline(recipe: Recipe, run: RunFolder, float_network: nn.Module) -> bool:
@@ -235,21 +249,23 @@ def predict(
     }
     if trained.float_is_trained:
         classifiers["float"] = validate.of_network(trained.float_network, torch_device)
-    return validate.predict(classifiers, _first(trained.data, samples))
+    return validate.predict(classifiers, first(trained.data.test, samples))
 
 
-def _first(data: Data, samples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Test batches until `samples` images are reached."""
-    seen = 0
-    for images, labels in data.test.epoch(0):
-        yield images, labels
-        seen += len(labels)
-        if samples is not None and seen >= samples:
+def first(batches: Batches, samples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `samples` images, or all, in their batches."""
+    left = batches.samples if samples is None else samples
+    for images, labels in batches.epoch(0):
+        if left <= 0:
             return
+        yield images[:left], labels[:left]
+        left -= len(labels)
 
 
 def training_rows(run: RunFolder) -> tuple[dict[str, float | None], ...]:
-    """The lines of metrics.csv."""
+    """The lines of metrics.csv; none if the file is lost."""
+    if not run.metrics.is_file():
+        return ()
     with run.metrics.open(newline="") as file:
         rows = csv.DictReader(file)
         return tuple(

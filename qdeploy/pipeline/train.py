@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from torch import nn
 
 from qdeploy.data import Data
+from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.networks import network_source
 from qdeploy.pipeline.assemble import (
@@ -39,19 +41,28 @@ def train(
 ) -> RunFolder:
     """Trains a recipe and returns its run folder, `path` or a new one below ./runs.
 
-    Everything that can be wrong with the recipe, its network and its data is found before the
-    folder is made. device: auto, cpu or cuda. Errors: QdeployError.
+    data_root   takes the place of the recipe's data.root
+    device      auto, cpu or cuda
+    resume      goes on with the run in `path`, which must be one of this recipe
+
+    Everything that can be wrong with the recipe, its network, its weights and its data is found
+    before the folder is made. Errors: QdeployError.
     """
-    data = data_of(recipe, data_root, download, device)
-    float_network = float_network_of(recipe, data)
-    trainable(
-        recipe, float_network, data
-    )  # finds errors of the method before hours of float epochs
-    run = create_run(path or default_path(recipe), recipe, resume=resume, force=force)
-    with atomic_write(run.network) as file:
-        file.write(network_source(recipe.model.network).encode())
+    run = RunFolder(path or default_path(recipe))
+    if resume and run.recipe.is_file():
+        recipe = recipe_of_run(run, recipe)
+    recipe = with_root(recipe, data_root)
+    data = data_of(recipe, None, download, device)
+    float_network = float_network_of(recipe, data, run.network if resume else None)
+    if recipe.model.weights is not None:
+        load_float_weights(float_network, Path(recipe.model.weights))
+    trainable(recipe, float_network, data)  # finds the method's errors before hours in float
+    create_run(run.path, recipe, resume=resume, force=force)
+    if not run.network.is_file():
+        keep_source(recipe, run)
     console = Console(run.log, stream)
-    float_start(recipe, float_network, data, run, device, resume, stream)
+    if recipe.train.float_epochs:
+        train_in_float(recipe, float_network, data, run, device, resume, stream)
     network = trainable(recipe, float_network, data)
     console.log(
         f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {run.path}"
@@ -59,6 +70,55 @@ def train(
     console.log(settings_text(network))
     fit_and_plot(network, data, recipe, run, console, device, resume)
     return run
+
+
+def run_recipe(path: Path) -> Path:
+    """The file of the recipe that the run in `path` began with. Errors: QdeployError if none."""
+    recipe = RunFolder(path).recipe
+    if not recipe.is_file():
+        raise QdeployError(
+            f"{path} holds no run to resume: it has no {recipe.name}; leave out --resume to start one, "
+            "or name the recipe as well"
+        )
+    return recipe
+
+
+def recipe_of_run(run: RunFolder, recipe: Recipe) -> Recipe:
+    """The recipe that a run began with.
+
+    Errors: QdeployError naming the keys in which `recipe` is another.
+    """
+    began = Recipe.load(run.recipe)
+    differences = list(differing(began.model_dump(), recipe.model_dump()))
+    if differences:
+        raise QdeployError(
+            f"{run.path} holds a run of another recipe: {'; '.join(differences)}. Go on with its own by "
+            f"`qdeploy train --resume -o {run.path}`, start anew with --force, or choose another "
+            "folder with -o"
+        )
+    return began
+
+
+def differing(began: Any, given: Any, key: str = "") -> Iterator[str]:
+    """A phrase for each key that two recipes have otherwise; data.root may be another."""
+    if isinstance(began, dict) and isinstance(given, dict):
+        for name in {**began, **given}:
+            yield from differing(began.get(name), given.get(name), f"{key}.{name}".lstrip("."))
+    elif began != given and key != "data.root":
+        yield f"{key} is {began!r} in the run, given is {given!r}"
+
+
+def with_root(recipe: Recipe, root: Path | None) -> Recipe:
+    """The recipe with its data in `root`, so that the run knows where they are."""
+    if root is None:
+        return recipe
+    data = recipe.data.model_copy(update={"root": str(root.resolve())})
+    return recipe.model_copy(update={"data": data})
+
+
+def keep_source(recipe: Recipe, run: RunFolder) -> None:
+    with atomic_write(run.network) as file:
+        file.write(network_source(recipe.model.network))
 
 
 def fit_and_plot(
@@ -83,7 +143,7 @@ def fit_and_plot(
     write_training_page([asdict(row) for row in result.history], run.curves, recipe.name)
 
 
-def float_start(
+def train_in_float(
     recipe: Recipe,
     network: nn.Module,
     data: Data,
@@ -92,19 +152,16 @@ def float_start(
     resume: bool,
     stream: TextIO | None,
 ) -> None:
-    """Gives the float network its trained weights: from a file, or from epochs of its own.
+    """Gives the float network weights of some epochs of its own.
 
-    The float epochs are a run of their own, in the folder `float` of this one: the baseline
-    that the report compares with.
+    They are a run in the folder `float` of this one: the baseline that the report compares with.
     """
-    if recipe.model.weights is not None:
-        load_float_weights(network, Path(recipe.model.weights))
-    if recipe.train.float_epochs:
-        baseline = float_recipe(recipe)
-        folder = create_run(run.float_run.path, baseline, resume=resume, force=not resume)
-        console = Console(folder.log, stream)
-        console.log(f"{baseline.name}: {baseline.train.epochs} epochs in float")
-        fit_and_plot(network, data, baseline, folder, console, device, resume)
+    baseline = float_recipe(recipe)
+    folder = create_run(run.float_run.path, baseline, resume=resume, force=not resume)
+    console = Console(folder.log, stream)
+    console.log(f"{baseline.name}: {baseline.train.epochs} epochs in float")
+    fit_and_plot(network, data, baseline, folder, console, device, resume)
+    network.cpu()
 
 
 def float_recipe(recipe: Recipe) -> Recipe:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -23,19 +24,20 @@ def calibrate(prepared: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]
 
     Errors: QdeployError if `batches` is empty.
     """
-    count = 0
+    remaining = iter(batches)
+    try:
+        first = next(remaining)
+    except StopIteration:
+        raise QdeployError("calibrate was given no batches; give it at least one") from None
     with calibration_mode(prepared):
-        for batch in batches:
+        for batch in itertools.chain([first], remaining):
             prepared(batch if isinstance(batch, Tensor) else batch[0])
-            count += 1
-    if count == 0:
-        raise QdeployError("calibrate was given no batches; give it at least one")
 
 
 @contextmanager
 def calibration_mode(prepared: nn.Module) -> Iterator[None]:
     """Evaluation mode, but norms and observers start anew and average what they see."""
-    was_training = prepared.training
+    modes = {module: module.training for module in prepared.modules()}
     norms = [m for m in prepared.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     quantizers = [m for m in prepared.modules() if isinstance(m, ActivationQuantizer)]
     momenta = [norm.momentum for norm in norms]
@@ -54,4 +56,5 @@ def calibration_mode(prepared: nn.Module) -> Iterator[None]:
             norm.momentum = momentum
         for quantizer in quantizers:
             quantizer.calibrating = False
-        prepared.train(was_training)
+        for module, training in modes.items():
+            module.training = training

@@ -2,7 +2,8 @@
 
 One rule: every float tensor is quantized once, where it is made, except
 
-- a tensor whose only reader is a ReLU: the ReLU's output is quantized instead;
+- a tensor whose only reader is a ReLU, or the BatchNorm of a layer left in float: what that
+  gives is quantized instead;
 - outputs of operators that only move values (pooling by maximum, flatten, reshape, concat ...):
   they share the quantizer of what they read, and so does everything a concat joins;
 - the network's output, and tensors that only float layers read.
@@ -21,12 +22,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.preparation.trace import called_module, is_float_tensor
 
+FLOAT_LAYERS = (_ConvNd, nn.Linear)  # not yet replaced by a quantized layer
 RECTIFIERS: set[Any] = {
-    nn.ReLU, nn.ReLU6, nn.Hardtanh, F.relu, F.relu6, F.hardtanh, torch.relu, "relu", "relu_",
-    torch.clamp, "clamp",
+    nn.ReLU, nn.ReLU6, nn.Hardtanh, F.relu, F.relu_, F.relu6, F.hardtanh, torch.relu,
+    torch.relu_, "relu", "relu_", torch.clamp, "clamp", "clamp_",
 }  # fmt: skip
 MOVERS: set[Any] = {
     nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten,
@@ -34,7 +38,8 @@ MOVERS: set[Any] = {
     nn.ChannelShuffle, nn.UpsamplingNearest2d, nn.ZeroPad2d,
     F.max_pool1d, F.max_pool2d, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.pixel_shuffle,
     torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
-    torch.chunk, torch.split, torch.unbind, torch.cat, torch.stack, torch.clone, operator.getitem,
+    torch.chunk, torch.split, torch.unbind, torch.cat, torch.concat, torch.stack, torch.clone,
+    operator.getitem,
     "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous",
     "chunk", "split", "unbind", "expand", "clone", "detach", "unflatten",
 }  # fmt: skip
@@ -84,11 +89,11 @@ def shared_tensors(
 
 
 def _values(network: fx.GraphModule) -> Iterator[fx.Node]:
-    """Float tensors that are computed; not parameters, and not the input of a lone ReLU."""
+    """Float tensors that are computed; not parameters, and not those on the way to a ReLU."""
     for node in network.graph.nodes:
         if node.op in ("get_attr", "output") or not is_float_tensor(node):
             continue
-        if not _is_rectified(node, network):
+        if not (_is_rectified(node, network) or _is_normalized(node, network)):
             yield node
 
 
@@ -97,6 +102,13 @@ def _is_rectified(node: fx.Node, network: fx.GraphModule) -> bool:
     if node.op == "placeholder" or is_mover(node, network) or len(node.users) != 1:
         return False
     return is_rectifier(next(iter(node.users)), network)
+
+
+def _is_normalized(node: fx.Node, network: fx.GraphModule) -> bool:
+    """True for what a float layer computes only for its BatchNorm to read; those fold at export."""
+    if not isinstance(called_module(node, network), FLOAT_LAYERS) or len(node.users) != 1:
+        return False
+    return isinstance(called_module(next(iter(node.users)), network), _BatchNorm)
 
 
 def _shared_tensor(group: list[fx.Node], network: fx.GraphModule) -> SharedTensor:
@@ -115,8 +127,8 @@ def rectifiers_first(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
         if not is_rectifier(node, network):
             continue
-        while _can_pass(mover := node.args[0], network):
-            source = mover.args[0]
+        while _can_pass(mover := node.all_input_nodes[0], network):
+            source = mover.all_input_nodes[0]
             node.replace_all_uses_with(mover)
             mover.replace_input_with(source, node)
             node.replace_input_with(mover, source)
@@ -125,9 +137,10 @@ def rectifiers_first(network: fx.GraphModule) -> None:
     network.recompile()
 
 
-def _can_pass(mover: Any, network: fx.GraphModule) -> bool:
-    """True for an operator that moves one tensor, read by the ReLU alone."""
-    if not isinstance(mover, fx.Node) or len(mover.users) != 1 or not is_mover(mover, network):
+def _can_pass(mover: fx.Node, network: fx.GraphModule) -> bool:
+    """True for an operator that moves one tensor, which nothing but the ReLU reads."""
+    if len(mover.users) != 1 or not is_mover(mover, network):
         return False
     sources = [source for source in mover.all_input_nodes if is_float_tensor(source)]
-    return sources == [mover.args[0]] and kind_of(mover, network) is not operator.getitem
+    alone = sources == mover.all_input_nodes[:1] and len(sources[0].users) == 1
+    return alone and kind_of(mover, network) is not operator.getitem

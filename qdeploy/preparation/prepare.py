@@ -21,7 +21,7 @@ from qdeploy.preparation.settings import (
     layer_settings,
     settings_by_layer,
 )
-from qdeploy.preparation.trace import called_module, trace
+from qdeploy.preparation.trace import called_module, shape_of, trace
 
 
 def prepare(
@@ -96,14 +96,18 @@ def quantize_weights(network: fx.GraphModule, settings: Mapping[str, LayerSettin
 def following_norm(
     layer_calls: list[fx.Node], calls: Mapping[str, list[fx.Node]], network: fx.GraphModule
 ) -> fx.Node | None:
-    """The BatchNorm that alone reads the layer; none if either is called twice."""
+    """The BatchNorm that alone reads the layer; none if either is called twice.
+
+    Nor where the norm runs over another axis than the layer's output: Linear on [N, L, in].
+    """
     if len(layer_calls) != 1 or len(layer_calls[0].users) != 1:
         return None
     (reader,) = layer_calls[0].users
-    norm = called_module(reader, network)
+    norm, layer = called_module(reader, network), called_module(layer_calls[0], network)
     if not isinstance(norm, NORMS) or len(calls[str(reader.target)]) != 1:
         return None
-    return reader if norm.track_running_stats else None
+    over_outputs = not isinstance(layer, nn.Linear) or len(shape_of(layer_calls[0])) == 2
+    return reader if norm.track_running_stats and over_outputs else None
 
 
 def quantized_layer(layer: Any, norm: Any, chosen: LayerSettings) -> QuantizedLayer:

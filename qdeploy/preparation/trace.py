@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import traceback
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,10 +14,17 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from qdeploy.errors import QdeployError
 
+TORCH = Path(torch.__file__).parent
 WAYS_OUT = (
     "Ways out: move what depends on values or shapes out of forward; mark a function with "
     "torch.fx.wrap; or quantize the part of the network that can be traced."
 )
+
+
+DROPOUTS: dict[Any, type[nn.Module]] = {
+    F.dropout: nn.Dropout, torch.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d,
+    F.dropout2d: nn.Dropout2d,
+}  # fmt: skip
 
 
 def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
@@ -27,6 +35,15 @@ def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
     """
     model = copy.deepcopy(model)
     check_input(model, example_input)
+    was_training = model.training
+    evaluated, network = traced(model.eval()), traced(model.train())
+    check_modes(network, evaluated)
+    annotate_shapes(network, example_input)
+    return network.train(was_training)
+
+
+def traced(model: nn.Module) -> fx.GraphModule:
+    """The graph of the model in the mode that it is in."""
     try:
         graph = fx.Tracer().trace(model)
     except Exception as error:
@@ -35,8 +52,20 @@ def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
         ) from error
     network = fx.GraphModule(model, graph, type(model).__name__)
     dropout_as_module(network)
-    annotate_shapes(network, example_input)
     return network
+
+
+def check_modes(training: fx.GraphModule, evaluation: fx.GraphModule) -> None:
+    """A graph has one mode. Errors: QdeployError if forward asks which mode the model is in."""
+    nodes = zip(training.graph.nodes, evaluation.graph.nodes, strict=False)
+    for node, other in nodes:
+        if node.format_node() != other.format_node():
+            raise QdeployError(
+                f"forward does something else in training ({node.format_node()}) than in evaluation "
+                f"({other.format_node()}), and a traced network has one forward for both. Put what "
+                "differs into a module of torch.nn, such as BatchNorm or Dropout, or set the model "
+                "to its evaluation form"
+            )
 
 
 def check_input(model: nn.Module, example_input: Tensor) -> None:
@@ -56,7 +85,11 @@ def check_input(model: nn.Module, example_input: Tensor) -> None:
 
 def _place(error: Exception) -> str:
     """' (file, line: code)' of the innermost frame outside torch."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not Path(frame.filename).is_relative_to(TORCH) and frame.filename != __file__
+    ]
     if not frames:
         return ""
     return f" ({frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})"
@@ -64,13 +97,13 @@ def _place(error: Exception) -> str:
 
 def dropout_as_module(network: fx.GraphModule) -> None:
     """Functional dropouts become modules: tracing froze their `training` argument."""
-    kinds: dict[Any, type[nn.Module]] = {F.dropout: nn.Dropout, F.dropout2d: nn.Dropout2d}
     for node in list(network.graph.nodes):
-        if node.op == "call_function" and node.target in kinds:
+        if node.op == "call_function" and node.target in DROPOUTS:
             probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
-            network.add_submodule(node.name, kinds[node.target](probability))
+            name = f"dropouts.{node.name}"
+            network.add_submodule(name, DROPOUTS[node.target](probability))
             with network.graph.inserting_after(node):
-                new = network.graph.call_module(node.name, (node.args[0],))
+                new = network.graph.call_module(name, (node.all_input_nodes[0],))
             node.replace_all_uses_with(new)
             network.graph.erase_node(node)
     network.recompile()
@@ -90,6 +123,11 @@ def is_float_tensor(node: fx.Node) -> bool:
     if is_tuple(node):
         meta = meta[0] if meta else None
     return isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
+
+
+def shape_of(node: fx.Node) -> torch.Size:
+    shape: torch.Size = node.meta["tensor_meta"].shape
+    return shape
 
 
 def is_tuple(node: fx.Node) -> bool:

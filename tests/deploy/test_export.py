@@ -1,0 +1,282 @@
+"""The file: valid, stock operators only, small, fused into integer kernels, and right."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from exported_networks import (
+    SETTINGS,
+    calibrated,
+    export,
+    exported,
+    operators,
+    optimized,
+    outputs,
+    run,
+    session,
+    spread,
+)
+from networks import NETWORKS, Network, build, conv, images
+from onnx.reference import ReferenceEvaluator
+from torch import nn
+
+import qdeploy
+from qdeploy.deploy import passes
+from qdeploy.deploy.describe import describe, information_bound
+from qdeploy.deploy.export import finished, to_onnx
+from qdeploy.errors import QdeployError
+from qdeploy.models.lenet5 import lenet5
+from qdeploy.models.resnet import resnet20
+
+FILES = [(name, "simqat w8a8") for name in NETWORKS] + [
+    ("residual", "slb w1a8"), ("residual", "simqat w3a4"), ("inverted_residual", "simqat w3a4"),
+    ("shuffled", "slb w2a8"), ("branches", "simqat w5a6"), ("squeeze_excite", "slb w4a8"),
+    ("plain", "slb w1a8"), ("hard_swish", "simqat w3a4"), ("called_twice", "slb w1a8"),
+]  # fmt: skip
+every_file = pytest.mark.parametrize(("name", "settings"), FILES)
+
+
+@every_file
+def test_the_file_computes_what_training_evaluates(name, settings):
+    file, x = exported(name, settings), images(64)
+    integer = outputs(file.converted, x)
+    found = run(file.packed, x)
+    assert np.abs(found - integer).max() < 0.02 * spread(integer)
+    trained = outputs(file.prepared, x)
+    few_steps = min(SETTINGS[settings][1:3]) < 8 and "slb" not in settings
+    assert np.abs(found - trained).max() < (0.3 if few_steps else 0.03) * spread(trained)
+    assert (found.argmax(1) == trained.argmax(1)).mean() >= (0.9 if few_steps else 0.95)
+
+
+@every_file
+def test_the_file_is_valid_and_plain(name, settings):
+    proto = exported(name, settings).packed
+    onnx.checker.check_model(proto, full_check=True)
+    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    assert [(o.domain, o.version) for o in proto.opset_import] == [("", 21)]
+    assert proto.ir_version == 10
+    assert {node.domain for node in proto.graph.node} == {""}
+    assert len(proto.functions) == len(proto.metadata_props) == 0
+    assert [i.name for i in proto.graph.input] == ["input"]
+    assert [o.name for o in proto.graph.output] == ["logits"]
+
+
+@every_file
+def test_nothing_in_the_file_is_for_debugging(name, settings):
+    proto = exported(name, settings).packed
+    graph = proto.graph
+    holders = (graph, *graph.node, *graph.initializer, *graph.input, *graph.output)
+    assert not any(holder.doc_string for holder in (proto, *holders))
+    assert not any(len(holder.metadata_props) for holder in holders)
+    assert len(graph.value_info) == 0
+    assert not any(node.name for node in graph.node)
+    names = [name for node in graph.node for name in node.output]
+    assert all(len(name) <= 2 or name == "logits" for name in names)
+
+
+@every_file
+def test_the_batch_is_free(name, settings):
+    file = exported(name, settings)
+    runtime = session(file.packed)
+    whole = runtime.run(None, {"input": images(17).numpy()})[0]
+    assert len(whole) == 17
+    for size in (1, 3):
+        part = runtime.run(None, {"input": images(17)[:size].numpy()})[0]
+        np.testing.assert_allclose(part, whole[:size], atol=1e-5)
+
+
+INTEGER = {
+    "residual": {"QLinearConv": 5, "QLinearAdd": 2, "QGemm": 1, "QLinearGlobalAveragePool": 1},
+    "branches": {"QLinearConv": 4, "QLinearConcat": 2, "QGemm": 1},
+    "inverted_residual": {"QLinearConv": 4, "QLinearAdd": 1, "QLinearGlobalAveragePool": 1},
+    "shuffled": {"QLinearConv": 3, "QLinearConcat": 2, "QLinearGlobalAveragePool": 1},
+    "average_pooled": {"QLinearConv": 2, "QLinearAveragePool": 2, "QGemm": 1},
+    "plain": {"QLinearConv": 1, "QGemm": 2},
+    "vector": {"QGemm": 2},
+    "signal": {"QLinearConv": 1, "QGemm": 1},
+    "called_twice": {"QLinearConv": 3, "QGemm": 1},
+}
+FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Add", "Concat", "DequantizeLinear"}
+
+
+@pytest.mark.parametrize(("name", "settings"), [f for f in FILES if f[0] in INTEGER])
+def test_onnx_runtime_makes_integer_kernels_of_it(name, settings, tmp_path):
+    found = operators(optimized(exported(name, settings).packed, tmp_path))
+    assert {kind: found[kind] for kind in INTEGER[name]} == INTEGER[name]
+    assert not set(found) & FLOAT
+    assert found["QuantizeLinear"] == 1  # the image
+
+
+@pytest.mark.parametrize("name", ["pre_activation", "squeeze_excite", "hard_swish", "up_and_down"])
+def test_layers_beside_float_operators_are_integer_too(name, tmp_path):
+    found = operators(optimized(exported(name, "simqat w8a8").packed, tmp_path))
+    assert found["QLinearConv"] == {
+        "pre_activation": 3, "squeeze_excite": 4, "hard_swish": 2, "up_and_down": 1,
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "settings"), [("plain", "slb w1a8"), ("residual", "simqat w3a4"), ("shuffled", "slb w2a8")])  # fmt: skip
+def test_onnx_itself_computes_the_same_as_the_unfused_file(name, settings):
+    file, x = exported(name, settings), images(4).numpy()
+    expected = ReferenceEvaluator(file.packed).run(None, {"input": x})[0]
+    np.testing.assert_allclose(run(file.packed, x, plain=True), expected, rtol=1e-3, atol=2e-3)
+
+
+def test_activations_of_few_bits_saturate_at_their_bits():
+    file, x = exported("residual", "simqat w3a4"), 6 * images(32)
+    assert operators(file.packed)["Clip"] == 4
+    trained, found = outputs(file.prepared, x), run(file.packed, x)
+    assert np.abs(found - trained).max() < 0.3 * spread(trained)
+    unclipped = onnx.ModelProto.FromString(file.packed.SerializeToString())
+    for node in unclipped.graph.node:
+        if node.op_type == "Clip":
+            node.op_type = "Identity"
+            del node.input[1:]
+    assert np.abs(run(unclipped, x) - trained).max() > 2 * spread(trained)
+
+
+def test_float_activations_leave_packed_weights_and_nothing_else():
+    network = build("residual")
+    prepared = qdeploy.prepare(network, images(2), "slb", 1, "float").eval()
+    proto = export(prepared).packed
+    x = images(32)
+    np.testing.assert_allclose(run(proto, x), outputs(prepared, x), rtol=1e-3, atol=1e-3)
+    assert operators(proto)["QuantizeLinear"] == 0
+
+
+def outlier(weight):
+    """Rounded to eight bits with 40 in it, nothing of the rest would be left."""
+    with torch.no_grad():
+        weight.flatten(1)[:, 0] = 40
+
+
+BESIDE_FLOAT = {
+    "conv": (conv(6, 6), "float_layer"),
+    "conv without bias": (conv(6, 6, bias=False), "float_layer"),
+    "conv and norm": (nn.Sequential(conv(6, 6), nn.BatchNorm2d(6)), "float_layer.0"),
+    "transposed": (nn.ConvTranspose2d(6, 6, 3, padding=1), None),
+    "linear": (nn.Sequential(nn.Flatten(1), nn.Linear(384, 384), nn.Unflatten(1, (6, 8, 8))), "float_layer.1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("layer", "glob"), BESIDE_FLOAT.values(), ids=BESIDE_FLOAT)
+def test_a_float_layer_between_integer_tensors_stays_float(layer, glob, tmp_path, monkeypatch):
+    torch.manual_seed(1)
+    outlier(next(p for p in layer.parameters() if p.ndim > 1))
+    network = Network(
+        lambda self, x: self.fc((self.float_layer(y := self.stem(x)) + y).relu().flatten(1)),
+        stem=nn.Sequential(conv(), nn.ReLU()), float_layer=layer, fc=nn.Linear(384, 5),
+    )  # fmt: skip
+    prepared = calibrated(network, layers={glob: "float"} if glob else None)
+    x = images(32)
+    trained = outputs(prepared, x)
+    guarded = export(prepared).packed
+    assert np.abs(run(guarded, x) - trained).max() < 0.005 * spread(trained)
+    monkeypatch.setattr(
+        passes, "BEFORE_PACKING",
+        [p for p in passes.BEFORE_PACKING if p is not passes.guard_float_layers],
+    )  # fmt: skip
+    assert np.abs(run(export(prepared).packed, x) - trained).max() > 0.005 * spread(trained)
+
+
+def test_first_and_last_in_float_are_float_in_the_file(tmp_path):
+    prepared = calibrated(build("residual"), "slb w1a8", first_last_float=True)
+    file, x = export(prepared), images(32)
+    found = operators(optimized(file.packed, tmp_path))
+    assert found["QLinearConv"] == 4
+    assert found["Gemm"] + found["FusedGemm"] == 1
+    trained = outputs(prepared, x)
+    assert np.abs(run(file.packed, x) - trained).max() < 0.03 * spread(trained)
+
+
+def test_a_plain_float_network_exports_and_is_left_alone(tmp_path):
+    network = build("residual").train()
+    path = qdeploy.export(network, tmp_path / "float.onnx", images(1))
+    assert all(module.training for module in network.modules())
+    found = run(onnx.load(path), images(8))
+    np.testing.assert_allclose(found, outputs(network.eval(), images(8)), rtol=1e-3, atol=1e-4)
+
+
+def test_export_writes_what_to_onnx_and_finished_give(tmp_path):
+    file = exported("residual", "slb w1a8")
+    prepared = file.prepared.train()
+    path = qdeploy.export(prepared, tmp_path / "a.onnx", images(2))
+    assert prepared.training
+    prepared.eval()
+    assert onnx.load(path) == file.packed
+    path = qdeploy.export(file.converted, str(tmp_path / "b.onnx"), images(2), packing=False)
+    assert onnx.load(path) == file.int8
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
+
+
+def test_metadata_travels_in_the_file(tmp_path):
+    path = qdeploy.export(
+        exported("vector", "simqat w8a8").converted, tmp_path / "a.onnx", images(2),
+        metadata={"classes": "a,b"},
+    )  # fmt: skip
+    proto = onnx.load(path)
+    assert {p.key: p.value for p in proto.metadata_props} == {"classes": "a,b"}
+    assert proto.producer_name == "qdeploy"
+
+
+def unexportable(self, x):
+    return torch.special.bessel_j0(self.conv(x)).flatten(1)
+
+
+def test_a_network_that_torch_cannot_export_leaves_the_old_file(tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"old")
+    prepared = calibrated(Network(unexportable, conv=conv()))
+    with pytest.raises(QdeployError, match="torch.onnx cannot export"):
+        qdeploy.export(prepared, path, images(2))
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("where", ["missing/model.onnx", "file/model.onnx", "folder"])
+def test_nothing_is_written_where_it_cannot_be(where, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(QdeployError, match="cannot write .*choose another output folder"):
+        qdeploy.export(exported("vector", "simqat w8a8").converted, tmp_path / where, images(2))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def bound_by_hand(network, bits):
+    """bits x weights / 8, 4 for each scale and bias, and 4 for each value of the norms apart."""
+    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    weights = sum(-(-layer.weight.numel() * bits // 8) for layer in layers)
+    return weights + 8 * sum(len(layer.weight) for layer in layers), len(layers)
+
+
+def sizes(build_network, shape, method, bits, options):
+    torch.manual_seed(0)
+    network, x = build_network(), torch.randn(2, *shape)
+    prepared = qdeploy.prepare(network, x, method, bits, 8, **options)
+    qdeploy.calibrate(prepared, [x])
+    integers = qdeploy.convert(prepared)
+    size = finished(to_onnx(integers, x), True, {}).ByteSize()
+    bound, layers = bound_by_hand(network, bits)
+    assert information_bound(integers, describe(integers)) == bound
+    return size, bound, layers
+
+
+SLB = {"linear": True}
+WIDTHS = [
+    ("slb", 1, SLB), ("slb", 2, SLB), ("simqat", 3, {}), ("slb", 4, SLB), ("simqat", 4, {}),
+    ("simqat", 6, {}), ("simqat", 8, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "bits", "options"), WIDTHS)
+def test_lenet_is_as_small_as_its_bits(method, bits, options):
+    size, bound, layers = sizes(lenet5, (1, 28, 28), method, bits, options)
+    assert bound < size <= 1.05 * bound + 1500 * layers
+
+
+@pytest.mark.parametrize(("method", "bits", "options"), [WIDTHS[0], WIDTHS[2], WIDTHS[6]])
+def test_resnet_is_as_small_as_its_bits(method, bits, options):
+    size, bound, layers = sizes(resnet20, (3, 32, 32), method, bits, options)
+    assert layers == 23
+    assert bound < size <= 1.05 * bound + 1500 * layers

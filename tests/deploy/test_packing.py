@@ -1,0 +1,186 @@
+"""Packing: exact in numpy, in ONNX Runtime and in onnx's own evaluator, and as small as it says."""
+
+import math
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from exported_networks import exported, operators, optimized, run, session
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import images
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from qdeploy.deploy.export import finished
+from qdeploy.deploy.packing import Digits, Windows, choose, pack, plan
+from qdeploy.deploy.passes import short_names, strip_metadata
+
+LEVELS = st.lists(st.integers(-128, 127), min_size=1, max_size=16, unique=True).map(sorted)
+
+
+def random_codes(levels, shape, seed=0):
+    """Every level, and then random ones."""
+    codes = np.random.default_rng(seed).choice(levels, shape).astype(np.int8)
+    codes.flat[: min(codes.size, len(levels))] = levels[: codes.size]
+    return codes
+
+
+@given(LEVELS, st.integers(1, 70), st.integers(0, 2**32))
+@settings(deadline=None)
+def test_digits_are_exact_for_any_levels(levels, count, seed):
+    packing = Digits(tuple(levels))
+    codes = random_codes(levels, count, seed)
+    packed = packing.pack(codes)
+    assert packed.dtype == np.uint8
+    assert packed.shape == (math.ceil(count / packing.per_byte),)
+    unpacked = packing.unpack(packed, count)
+    assert unpacked.dtype == np.int8
+    np.testing.assert_array_equal(unpacked, codes)
+
+
+@given(st.integers(1, 7), st.integers(1, 18), st.data())
+@settings(deadline=None)
+def test_windows_are_exact_for_any_evenly_spaced_levels(bits, step, data):
+    top = (2**bits - 1) * step
+    if top > 255:
+        step, top = 1, 2**bits - 1
+    first = data.draw(st.integers(-128, 127 - top))
+    numbers = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=1, max_size=70))
+    codes = (first + step * np.array(numbers)).astype(np.int8)
+    packing = Windows(bits, first, step)
+    packed = packing.pack(codes)
+    assert packed.shape == (math.ceil(len(codes) / 8), bits)
+    np.testing.assert_array_equal(packing.unpack(packed, len(codes)), codes)
+
+
+@pytest.mark.parametrize(
+    ("levels", "per_byte"),
+    [(1, 8), (2, 8), (3, 5), (4, 4), (5, 3), (6, 3), (7, 2), (8, 2), (15, 2), (16, 2)],
+)
+def test_a_byte_holds_as_many_digits_as_fit(levels, per_byte):
+    packing = Digits(tuple(range(levels)))
+    assert packing.per_byte == per_byte
+    assert levels**per_byte <= 256
+    assert levels == 1 or levels ** (per_byte + 1) > 256 or per_byte == 8
+    assert packing.table.shape == (levels**per_byte, per_byte)
+
+
+@pytest.mark.parametrize(("bits", "levels"), [(1, 2), (2, 4), (3, 8), (4, 16), (5, 32), (6, 64), (7, 128)])  # fmt: skip
+def test_many_codes_take_their_bits_and_no_more(bits, levels):
+    codes = random_codes(np.arange(levels) - levels // 2, 80_000)
+    packing = choose(codes)
+    assert packing.pack(codes).nbytes == 80_000 * bits // 8
+
+
+def test_ternary_codes_take_eight_fifths_of_a_bit():
+    codes = random_codes([-1, 0, 1], 80_000)
+    assert choose(codes).pack(codes).nbytes == 80_000 // 5
+    assert 8 / 5 < 1.01 * math.log2(3) + 0.01
+
+
+def test_eight_bits_and_small_weights_stay_int8():
+    assert choose(random_codes(np.arange(-128, 128), 80_000)) is None
+    assert choose(random_codes([-1, 1], 150)) is None
+
+
+def test_levels_that_are_absent_cost_nothing():
+    assert choose(random_codes([-62, 0, 31], 80_000)) == Digits((-62, 0, 31))
+    assert choose(random_codes(np.arange(-96, 96, 6), 80_000)) == Windows(5, -96, 6)
+
+
+def test_uneven_levels_beyond_sixteen_stay_exact():
+    levels = np.array([-128, *range(-10, 10), 127])
+    packing = choose(random_codes(levels, 80_000))
+    assert packing is None  # 256 steps of 1 from the lowest to the highest
+
+
+def test_a_table_is_paid_for_once():
+    ternary = random_codes([-1, 0, 1], 1100)
+    assert choose(ternary) is not None
+    assert plan([ternary]) == [None]  # 1215 bytes of table for 680 saved
+    assert plan([ternary] * 3) == [Digits((-1, 0, 1))] * 3
+
+
+def graph_with(codes, scale=0.5):
+    """A Gather of rows of dequantized codes, so that each code is read back as a number."""
+    node = helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["weight"], axis=0)
+    picked = helper.make_node("Gather", ["weight", "rows"], ["output"], axis=0)
+    shape = ["rows", *codes.shape[1:]]
+    graph = helper.make_graph(
+        [node, picked],
+        "codes",
+        [helper.make_tensor_value_info("rows", TensorProto.INT64, ["rows"])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, shape)],
+        [
+            numpy_helper.from_array(codes, "codes"),
+            numpy_helper.from_array(np.full(len(codes), scale, np.float32), "scale"),
+            numpy_helper.from_array(np.zeros(len(codes), np.int8), "zero"),
+        ],
+    )
+    return helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 21)])
+
+
+GRIDS = {
+    **{f"{bits} bits": np.arange(2**bits) - 2 ** (bits - 1) for bits in range(1, 9)},
+    "1 bit, spread": np.array([-63, 63]),
+    "ternary": np.array([-63, 0, 63]),
+    "3 bits, odd, spread": 9 * np.arange(-7, 8, 2),
+    "narrow": np.arange(-15, 16),
+    "uneven": np.array([-128, -5, 0, 1, 127]),
+}
+
+
+@pytest.mark.parametrize("levels", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("shape", [(131, 77), (16, 16, 5, 5)])
+def test_both_runtimes_read_back_exactly_the_codes(levels, shape):
+    codes = random_codes(levels, shape)
+    before = graph_with(codes).ByteSize()
+    model = ir.from_proto(graph_with(codes))
+    pack(model)
+    after = ir.to_proto(model)
+    onnx.checker.check_model(after, full_check=True)
+    feed = {"rows": np.arange(shape[0])}
+    expected = codes.astype(np.float32) / 2
+    found = session(after).run(None, feed)[0]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(session(after, plain=True).run(None, feed)[0], expected)
+    np.testing.assert_array_equal(ReferenceEvaluator(after).run(None, feed)[0], expected)
+    if len(levels) <= 128:
+        for rewrite in (strip_metadata, short_names):
+            rewrite(model)
+        assert ir.to_proto(model).ByteSize() < before
+        assert "codes" not in {tensor.name for tensor in after.graph.initializer}
+    else:
+        assert {tensor.name for tensor in after.graph.initializer} == {"codes", "scale", "zero"}
+
+
+def test_zero_points_are_not_packed():
+    model = ir.from_proto(graph_with(random_codes([-1, 1], (4096, 2))))
+    pack(model)
+    assert [v.name for v in model.graph.initializers.values() if v.dtype == ir.DataType.INT8 and v.shape.rank() == 1] == ["zero"]  # fmt: skip
+
+
+PACKED = ["slb w1a8", "simqat w3a4", "simqat w5a6", "slb w2a8", "slb w4a8"]
+
+
+@pytest.fixture
+def everything_packs(monkeypatch):
+    """The networks of the tests are too small to earn what packing costs."""
+    for packing in (Digits, Windows):
+        monkeypatch.setattr(packing, "file_size", lambda self, count: 0)
+        monkeypatch.setattr(packing, "shared_size", -1)
+
+
+@pytest.mark.parametrize("choice", PACKED)
+def test_packed_and_int8_files_give_bit_equal_outputs(choice, tmp_path, everything_packs):
+    file = exported("residual", choice)
+    copy = onnx.ModelProto.FromString(file.int8.SerializeToString())
+    packed = finished(ir.from_proto(copy), True, {})
+    assert operators(packed)["Gather"] >= 4
+    graph = optimized(packed, tmp_path)
+    assert not set(operators(graph)) & {"Gather", "Mod", "Cast", "Slice", "Div", "Mul"}
+    assert operators(graph) == operators(optimized(file.int8, tmp_path))
+    x = images(33).numpy()
+    np.testing.assert_array_equal(run(packed, x), run(file.int8, x))

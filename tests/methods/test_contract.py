@@ -1,0 +1,299 @@
+"""What every method owes, whatever its paper says. A new file in qdeploy/methods is tested here too.
+
+Each method runs at each of its bit widths, and at its fewest and most bits with each other value
+of its yes-or-no and one-of-several options.
+"""
+
+import copy
+import typing
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from float_layers import CASES, build, multiply, norm_for
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import qdeploy
+from qdeploy import methods
+from qdeploy.grid import QTensor
+from qdeploy.layers.folding import gain_of
+from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.methods import WeightSite
+
+WIDTHS = [(name, bits) for name in methods.available() for bits in methods.find(name).weight_bits]
+
+
+def other_values(field):
+    """Values of an option other than its default, where they can be listed."""
+    if field.annotation is bool:
+        return [not field.default]
+    if typing.get_origin(field.annotation) is typing.Literal:
+        return [value for value in typing.get_args(field.annotation) if value != field.default]
+    return []
+
+
+def variants():
+    """(id, method, bits, options): the defaults at every width, one option changed at two of them."""
+    for name, bits in WIDTHS:
+        method = methods.find(name)
+        yield f"{name}-w{bits}", name, bits, {}
+        if bits not in (min(method.weight_bits), max(method.weight_bits)):
+            continue
+        for option, field in method.options.model_fields.items():
+            for value in other_values(field):
+                yield f"{name}-w{bits}-{option}={value}", name, bits, {option: value}
+
+
+def variants_on_layers():
+    """The defaults on every layer, changed options on two of them."""
+    for label, name, bits, options in variants():
+        for case in ("conv2d-groups", "linear") if options else CASES:
+            yield pytest.param(name, bits, options, case, id=f"{label}-{case}")
+
+
+every_variant = pytest.mark.parametrize(
+    ("name", "bits", "options"), [pytest.param(*rest, id=label) for label, *rest in variants()]
+)
+every_variant_on_layers = pytest.mark.parametrize(
+    ("name", "bits", "options", "case"), list(variants_on_layers())
+)
+every_width = pytest.mark.parametrize(("name", "bits"), WIDTHS)
+every_layer = pytest.mark.parametrize("case", CASES)
+with_and_without_norm = pytest.mark.parametrize("with_norm", [True, False], ids=["norm", "bare"])
+
+
+def quantized(name, bits, options, case, with_norm, seed=0):
+    """(the quantized layer, the float layer it was made of, a batch of inputs)."""
+    layer, norm, x = build(case, seed)
+    method = methods.find(name)
+    chosen = method.options(**options)
+    quantizer = method.weight(WeightSite(layer.weight, with_norm), bits, chosen)
+    joined = norm if with_norm else None
+    made = QuantizedLayer(
+        copy.deepcopy(layer), joined, quantizer, chosen.fold_mode, chosen.freeze_bn_steps
+    )
+    return made, layer, x
+
+
+def gain_in_the_weight(layer):
+    return None if layer.fold == "none" else gain_of(layer.norm)
+
+
+def shipped(layer):
+    """The collapsed weight as numbers of numpy's, before BatchNorm is folded into its scale."""
+    quantizer = layer.quantizer
+    collapsed = quantizer.collapse(quantizer.scaled_latent(gain_in_the_weight(layer)))
+    return QTensor(*(part.detach().numpy() for part in collapsed), quantizer.grid)
+
+
+@every_variant_on_layers
+@with_and_without_norm
+def test_evaluation_multiplies_by_what_ships_bit_for_bit(name, bits, options, case, with_norm):
+    made, layer, x = quantized(name, bits, options, case, with_norm)
+    made.eval()
+    weight = torch.from_numpy(shipped(made).dequantize())
+    assert torch.equal(made.quantizer(gain_in_the_weight(made)), weight)
+    if made.fold == "none":
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+        y = layer(x)
+        assert torch.equal(made(x), y if made.norm is None else made.norm(y))
+
+
+@every_variant_on_layers
+@with_and_without_norm
+def test_codes_are_on_the_grid_and_scales_are_positive(name, bits, options, case, with_norm):
+    made, layer, _ = quantized(name, bits, options, case, with_norm)
+    weight = shipped(made)
+    assert weight.codes.dtype == weight.zero.dtype == np.int8
+    assert weight.scale.dtype == np.float32
+    assert weight.codes.shape == layer.weight.shape
+    assert weight.scale.shape == weight.zero.shape == (len(layer.weight),)
+    assert set(weight.codes.ravel()) <= set(made.quantizer.grid.codes)
+    assert made.quantizer.grid.bits <= bits
+    assert np.isfinite(weight.scale).all()
+    assert (weight.scale > 0).all()
+    assert ((weight.grid.lowest <= weight.zero) & (weight.zero <= weight.grid.highest)).all()
+
+
+@every_variant_on_layers
+@with_and_without_norm
+def test_folded_integers_give_what_evaluation_gives(name, bits, options, case, with_norm):
+    made, layer, x = quantized(name, bits, options, case, with_norm)
+    weight, bias = made.eval().integers()
+    y = multiply(layer, x, torch.from_numpy(weight.dequantize()), bias)
+    torch.testing.assert_close(made(x), y, rtol=1e-4, atol=1e-4)
+
+
+@every_variant_on_layers
+@with_and_without_norm
+def test_the_latent_gets_a_finite_gradient_that_is_not_zero(name, bits, options, case, with_norm):
+    made, _, x = quantized(name, bits, options, case, with_norm)
+    y = made.train()(x)
+    (y * torch.randn_like(y)).sum().backward()
+    assert made.quantizer.latent.grad.any()
+    for parameter in made.parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()
+
+
+@every_variant
+def test_a_float_weight_with_dead_channels_can_be_trained(name, bits, options):
+    """All-zero channels, with no BatchNorm: no division by their range, size or deviation."""
+    layer, _, x = build("conv2d-bias")
+    nn.init.zeros_(layer.weight[:3])
+    method = methods.find(name)
+    quantizer = method.weight(WeightSite(layer.weight, False), bits, method.options(**options))
+    made = QuantizedLayer(layer, None, quantizer)
+    y = made.train()(x)
+    (y * torch.randn_like(y)).sum().backward()
+    assert made.quantizer.latent.grad.abs().max() < 1e4
+    assert torch.isfinite(made.eval()(x)).all()
+    assert (shipped(made).scale > 0).all()
+
+
+def with_activations(name, bits, options, seed):
+    """One quantized layer between two activation quantizers, and its inputs."""
+    made, _, x = quantized(name, bits, options, "conv2d-groups", True, seed)
+    method = methods.find(name)
+    around = (method.activation(8, method.options(**options)) for _ in range(2))
+    return nn.Sequential(next(around), made, next(around)), x
+
+
+@every_variant
+def test_the_state_dict_holds_all_that_evaluation_needs(name, bits, options):
+    first, x = with_activations(name, bits, options, seed=0)
+    second, _ = with_activations(name, bits, options, seed=1)
+    for _ in range(2):
+        first.train()(x)
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(second.eval()(x), first.eval()(x))
+
+
+def toy(count=64):
+    """Images [N, 3, 8, 8] of two classes: which diagonal is bright."""
+    random = torch.Generator().manual_seed(4)
+    labels = torch.randint(2, (count,), generator=random)
+    bright = torch.stack([torch.eye(8), torch.eye(8).flip(0)])[labels].unsqueeze(1)
+    return bright + torch.randn(count, 3, 8, 8, generator=random) * 0.5, labels
+
+
+class ToyNetwork(nn.Module):
+    """Conv2d, Conv1d and Linear, stride, groups, bias, gains below and at 0, one layer without norm."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 9, 3, padding=1, stride=2, bias=False)
+        self.norm1 = norm_for(self.conv1)
+        self.conv2 = nn.Conv2d(9, 6, 3, groups=3, dilation=2, padding=2)
+        self.norm2 = norm_for(self.conv2)
+        self.conv3 = nn.Conv1d(6, 5, 3, stride=2)
+        self.norm3 = norm_for(self.conv3)
+        self.fc1 = nn.Linear(35, 7)
+        self.fc2 = nn.Linear(7, 2)
+
+    def forward(self, x):
+        x = torch.relu(self.norm1(self.conv1(x)))
+        x = torch.relu(self.norm2(self.conv2(x)))
+        x = torch.relu(self.norm3(self.conv3(x.flatten(2))))
+        return self.fc2(torch.relu(self.fc1(x.flatten(1))))
+
+
+def prepared_toy(name, bits, seed=0):
+    torch.manual_seed(seed)
+    return qdeploy.prepare(ToyNetwork(), toy()[0], name, weight_bits=bits)
+
+
+def train(prepared, epochs=10, steps=4):
+    """Returns the loss before training, in training mode, and that of what ships at the end."""
+    x, labels = toy()
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.1, momentum=0.9)
+    losses = []
+    for epoch in range(epochs):
+        prepared.train().set_progress(epoch, epochs)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            losses.append(cross_entropy(prepared(x), labels))
+            losses[-1].backward()
+            optimizer.step()
+    qdeploy.calibrate(prepared, [x])
+    with torch.no_grad():
+        return losses[0].item(), cross_entropy(prepared.eval()(x), labels).item()
+
+
+@every_width
+def test_training_lowers_the_loss_of_what_ships(name, bits):
+    before, after = train(prepared_toy(name, bits))
+    assert after < 0.3
+    assert after < before / 2
+
+
+@every_width
+def test_at_the_last_epoch_the_search_is_over(name, bits):
+    prepared = prepared_toy(name, bits)
+    prepared.set_progress(9, 10)
+    assert not prepared.searching
+
+
+@every_width
+def test_the_same_seed_trains_the_same_network(name, bits):
+    first, second = (prepared_toy(name, bits, seed=3) for _ in range(2))
+    for prepared in (first, second):
+        train(prepared, epochs=3, steps=2)
+    for key, value in first.state_dict().items():
+        assert torch.equal(value, second.state_dict()[key]), key
+
+
+def outputs(network, names, x):
+    """What the submodules called `names` give for x."""
+    kept = {}
+    for name in names:
+        network.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, y, name=name: kept.__setitem__(name, y)
+        )
+    with torch.no_grad():
+        network(x)
+    return kept
+
+
+@every_width
+@every_layer
+@with_and_without_norm
+def test_the_converted_layer_gives_what_evaluation_gives_to_one_step(name, bits, case, with_norm):
+    """Its int32 bias and folded scale may tip a value that lies between two steps."""
+    layer, norm, x = build(case)
+    normed = [norm] if with_norm else []
+    network = nn.Sequential(layer, *normed, nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    network.eval()(x)
+    prepared = qdeploy.prepare(network, x, name, weight_bits=bits)
+    qdeploy.calibrate(prepared, [x])
+    prepared.eval()
+    converted = qdeploy.convert(prepared)
+
+    names = [f"activations.{n}" for n, _ in prepared.network.activations.named_children()]
+    assert len(names) == 2  # the input, and what the ReLU gives
+    wanted, got = outputs(prepared.network, names, x), outputs(converted, names, x)
+    assert torch.equal(got[names[0]], wanted[names[0]])
+    scale = converted.get_submodule(names[1]).scale
+    steps = (got[names[1]] - wanted[names[1]]) / scale
+    assert steps.abs().max() < 1.01
+    assert (steps.abs() > 0.5).float().mean() < 0.03
+    assert wanted[names[1]].unique().numel() > 3
+
+
+@every_width
+def test_onnx_runtime_agrees_with_the_converted_network(name, bits, tmp_path):
+    prepared = prepared_toy(name, bits)
+    train(prepared, epochs=2, steps=2)
+    x, _ = toy()
+    converted = qdeploy.convert(prepared)
+    path = qdeploy.export(converted, tmp_path / "toy.onnx", x)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(None, {"input": x.numpy()})
+    with torch.no_grad():
+        wanted = converted(x).numpy()
+    tolerance = 1e-4 * np.abs(wanted).max()
+    assert (np.abs(logits - wanted) <= tolerance).mean() > 0.95
+    assert np.abs(logits - wanted).max() < 0.1 * np.abs(wanted).max()

@@ -1,0 +1,99 @@
+"""benchmark: files that an export wrote, and what is none."""
+
+import json
+import shutil
+
+import onnx
+import pytest
+from command_line import content, digits, fails, logits, succeeds
+
+
+@pytest.fixture(scope="module")
+def both(exported):
+    return [exported / "float.onnx", exported / "model.onnx"]
+
+
+def test_json_has_sizes_accuracy_and_a_row_for_each_file_and_batch(both, tmp_path):
+    options = ["--batch-size", 1, "--batch-size", 3, "--data", "digits", "--json"]
+    printed = json.loads(succeeds("benchmark", *both, *options, "-o", tmp_path / "new" / "folder"))
+    assert printed == json.loads((tmp_path / "new" / "folder" / "benchmark.json").read_text())
+    rows = {(row["file"], row["batch"]): row for row in printed["latency"]}
+    assert set(rows) == {(file.name, batch) for file in both for batch in (1, 3)}
+    for file in both:
+        assert rows[file.name, 1]["file_bytes"] == file.stat().st_size
+    images, labels = digits(0.3054, 0.3247)
+    for row, file in zip(printed["accuracy"], both, strict=True):
+        top1 = (logits(file, images).argmax(1) == labels).mean()
+        assert row == {
+            "file": file.name, "title": "scikit-learn digits", "samples": 360, "top1": top1,
+        }  # fmt: skip
+
+
+def test_it_prints_a_table_and_the_accuracy(both, report, tmp_path):
+    printed = succeeds("benchmark", *both, "--data", "digits", "-o", tmp_path)
+    top1 = report["accuracy"]["onnx"]["top1"]
+    assert f"model.onnx: top-1 {top1:.2%} of 360 images of scikit-learn digits" in printed
+    assert f"written: {tmp_path / 'benchmark.json'}" in printed
+
+
+def test_files_of_one_name_are_told_apart(both, tmp_path):
+    other = tmp_path / "model.onnx"
+    shutil.copy(both[0], other)
+    printed = json.loads(succeeds("benchmark", both[1], other, "--data", "digits", "--json"))
+    assert [row["file"] for row in printed["accuracy"]] == [str(both[1]), str(other)]
+
+
+class TestBadInput:
+    def test_a_file_that_is_no_network(self, both, tmp_path):
+        (tmp_path / "model.onnx").write_bytes(both[1].read_bytes()[:5000])
+        message = fails("benchmark", tmp_path / "model.onnx", "-o", tmp_path / "out")
+        assert f"cannot load {tmp_path / 'model.onnx'}" in message
+        assert "Give a complete ONNX file" in message
+        assert not (tmp_path / "out").exists()
+
+    def test_a_file_that_is_not_there(self, tmp_path):
+        assert "none.onnx is no file" in fails("benchmark", tmp_path / "none.onnx")
+
+    def test_no_file(self):
+        assert "Missing argument" in fails("benchmark", code=2)
+
+    def test_a_file_twice(self, both):
+        assert "none more than once" in fails("benchmark", both[0], both[0])
+
+    def test_a_provider_that_is_not_there(self, both):
+        message = fails("benchmark", both[1], "--provider", "tensorrt")
+        assert "'tensorrt' does not work on this machine; those that do: " in message
+
+    @pytest.mark.parametrize("option", ["--batch-size", "--threads"])
+    def test_a_number_below_one(self, both, option):
+        assert "range x>=1" in fails("benchmark", both[1], option, 0, code=2)
+
+    def test_an_unknown_data_set(self, both):
+        message = fails("benchmark", both[1], "--data", "imagenet")
+        assert "--data: dataset: given 'imagenet', allowed: 'digits', 'mnist'" in message
+
+    def test_data_that_are_missing(self, both, tmp_path):
+        message = fails("benchmark", both[1], "--data", "mnist", "--data-root", tmp_path)
+        assert "the files of MNIST are missing" in message
+
+    def test_data_of_another_shape(self, both):
+        assert "1 values, allowed: 3" in fails("benchmark", both[1], "--data", "cifar10")
+
+    @pytest.mark.parametrize("text", [None, "mean 0.5", "[0.5]", '{"mean": ["a"], "std": [1.0]}'])
+    def test_a_file_that_does_not_say_its_normalisation(self, both, tmp_path, text):
+        model = onnx.load(both[1])
+        for entry in list(model.metadata_props):
+            if entry.key == "qdeploy.normalisation":
+                model.metadata_props.remove(entry)
+        if text is not None:
+            model.metadata_props.add(key="qdeploy.normalisation", value=text)
+        onnx.save(model, tmp_path / "bare.onnx")
+        message = fails("benchmark", tmp_path / "bare.onnx", "--data", "digits")
+        assert "bare.onnx does not say how its images are normalised" in message or text
+        assert "normalis" in message or "mean" in message
+
+    def test_a_folder_that_cannot_be_made(self, both, tmp_path):
+        (tmp_path / "file").touch()
+        message = fails("benchmark", both[1], "-o", tmp_path / "file" / "out")
+        assert f"cannot make the folder {tmp_path / 'file' / 'out'}" in message
+        assert content(tmp_path) == {tmp_path / "file": b""}

@@ -1,0 +1,290 @@
+"""export: every number of the report, computed again by other means."""
+
+import json
+import shutil
+import tomllib
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from command_line import content, digits, fails, logits, metrics, succeeds
+
+from qdeploy.pipeline.export import build, integers_of, load_run
+from qdeploy.recipe import Recipe
+from qdeploy.training.run import RunFolder
+
+MEAN, STD = 0.3054, 0.3247
+WEIGHTS = {"conv1": 6 * 25, "conv2": 16 * 6 * 25, "fc1": 120 * 400, "fc2": 84 * 120, "fc3": 10 * 84}
+CHANNELS = 6 + 16 + 120 + 84 + 10
+
+
+@pytest.fixture(scope="module")
+def images():
+    return digits(MEAN, STD)[0]
+
+
+@pytest.fixture(scope="module")
+def labels():
+    return digits(MEAN, STD)[1]
+
+
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return load_run(RunFolder(exported), "last", None, "cpu")
+
+
+def top(labels, scores, k):
+    ranks = (scores > scores[np.arange(len(labels)), labels][:, None]).sum(1)
+    return (ranks < k).mean()
+
+
+@pytest.fixture
+def run(exported, tmp_path):
+    """A copy of the run, to change."""
+    return Path(shutil.copytree(exported, tmp_path / "run"))
+
+
+class TestTheReport:
+    def test_the_accuracy_of_the_file(self, exported, report, images, labels):
+        scores = logits(exported / "model.onnx", images)
+        assert report["accuracy"]["onnx"] == {
+            "top1": top(labels, scores, 1),
+            "top5": top(labels, scores, 5),
+        }
+        assert report["dataset"] == {"title": "scikit-learn digits", "test_samples": 360}
+
+    def test_the_accuracy_of_the_networks_is_what_training_measured(self, exported, report):
+        for name, folder in (("trained", exported), ("float", exported / "float")):
+            last = metrics(folder)[-1]
+            assert report["accuracy"][name]["top1"] == last["test_top1"]
+            assert report["accuracy"][name]["top5"] == last["test_top5"]
+
+    def test_the_float_file_gives_the_float_accuracy(self, exported, report, images, labels):
+        scores = logits(exported / "float.onnx", images)
+        assert report["accuracy"]["float"]["top1"] == top(labels, scores, 1)
+
+    def test_the_agreement(self, exported, report, loaded):
+        ((images, _),) = loaded.data.test.epoch(0)
+        with torch.inference_mode():
+            trained_logits = loaded.network.eval()(images).numpy()
+        scores = logits(exported / "model.onnx", images.numpy())
+        difference = np.abs(scores - trained_logits)
+        assert report["agreement"] == {
+            "top1": (scores.argmax(1) == trained_logits.argmax(1)).mean(),
+            "max_logit_difference": pytest.approx(difference.max(), rel=1e-3),
+            "mean_logit_difference": pytest.approx(difference.mean(), rel=1e-3),
+            "samples": 360,
+        }
+        assert report["agreement"]["top1"] >= 0.99
+
+    def test_the_sizes(self, exported, report):
+        size = report["size"]
+        assert size["onnx"] == (exported / "model.onnx").stat().st_size
+        assert size["float"] == (exported / "float.onnx").stat().st_size
+        codes = sum(-(-count // 8) for name, count in WEIGHTS.items() if name != "fc3")
+        assert size["bound"] == codes + WEIGHTS["fc3"] + 8 * CHANNELS
+        metadata = onnx.load(exported / "model.onnx").metadata_props
+        carried = sum(entry.ByteSize() for entry in metadata)
+        assert size["onnx"] - carried <= 1.05 * size["bound"] + 1536 * len(WEIGHTS)
+        assert size["int8"] - size["onnx"] > 0.8 * (7 / 8) * (sum(WEIGHTS.values()) - 840)
+
+    def test_the_layers(self, report, loaded):
+        layers = {layer["name"]: layer for layer in report["layers"]}
+        assert {name: layer["weights"] for name, layer in layers.items()} == WEIGHTS
+        for name, quantized in loaded.network.quantized_layers():
+            codes = quantized.integers()[0].codes
+            found = {str(code): int((codes == code).sum()) for code in np.unique(codes)}
+            assert layers[name]["levels"] == found
+            assert layers[name]["weight_bits"] == (8 if name == "fc3" else 1)
+            assert layers[name]["act_bits"] == 8
+
+    def test_the_files_are_timed_with_the_float_network_in_front(self, report):
+        assert [row["file"] for row in report["latency"]] == ["float.onnx", "model.onnx"]
+        assert report["file"] == "model.onnx"
+        kernels = report["placements"][1]["operators"]
+        assert kernels["com.microsoft::QLinearConv"] == 2
+        assert kernels["com.microsoft::QGemm"] == 3
+
+    def test_the_curves_are_those_of_metrics_csv(self, exported, report):
+        assert report["training"] == metrics(exported)
+        assert len(report["training"]) == 2
+
+    def test_the_recipe(self, exported, report):
+        recipe = Recipe.load(exported / "recipe.toml")
+        assert report["recipe"] == recipe.model_dump(mode="json")
+        assert recipe.train.epochs == 2
+        assert recipe.train.float_epochs == 1
+        assert "conv1: slb w1a8" in report["settings"]
+
+
+class TestTheFile:
+    def test_packed_and_int8_are_bit_equal(self, exported, loaded, images):
+        int8 = build(loaded, integers_of(loaded)).int8
+        assert int8.ByteSize() > 60_000
+        expected = logits(int8.SerializeToString(), images)
+        np.testing.assert_array_equal(logits(exported / "model.onnx", images), expected)
+
+    def test_recipe_classes_and_normalisation_travel_in_it(self, exported):
+        model = onnx.load(exported / "model.onnx")
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        recipe = tomllib.loads(metadata["qdeploy.recipe"])
+        assert recipe == tomllib.loads((exported / "recipe.toml").read_text())
+        assert json.loads(metadata["qdeploy.classes"]) == list("0123456789")
+        assert json.loads(metadata["qdeploy.normalisation"]) == {"mean": [MEAN], "std": [STD]}
+
+    def test_it_is_stock_onnx_with_a_free_batch(self, exported):
+        model = onnx.load(exported / "model.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 21)]
+        assert {node.domain for node in model.graph.node} == {""}
+        assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+
+    def test_any_batch_gives_the_same_logits(self, exported, images):
+        whole = logits(exported / "model.onnx", images)
+        one = logits(exported / "model.onnx", images[7:8])
+        np.testing.assert_array_equal(one, whole[7:8])
+
+
+class TestOptions:
+    """Each export takes seconds, so one serves several options."""
+
+    def test_json_samples_and_gates_that_pass(self, run):
+        size = (run / "model.onnx").stat().st_size
+        gates = ["--max-drop", 100, "--min-agreement", 0.5, "--max-size", size]
+        printed = json.loads(succeeds("export", run, "--json", "--samples", 50, *gates))
+        assert printed == json.loads((run / "report.json").read_text())
+        assert printed["dataset"]["test_samples"] == 50
+        assert printed["agreement"]["samples"] == 50
+        assert [(gate["name"], gate["limit"], gate["passed"]) for gate in printed["gates"]] == [
+            ("max_drop", 100, True),
+            ("min_agreement", 0.5, True),
+            ("max_size", size, True),
+        ]
+
+    def test_a_gate_that_fails_ends_with_1_and_the_report_is_there(self, run):
+        size = (run / "model.onnx").stat().st_size
+        gates = ["--max-size", size - 1, "--min-agreement", 0, "--max-drop", 100]
+        fails("export", run, "--samples", 10, *gates)
+        found = json.loads((run / "report.json").read_text())["gates"]
+        assert found[-1] == {"name": "max_size", "limit": size - 1, "value": size, "passed": False}
+        assert [gate["passed"] for gate in found] == [True, True, False]
+
+    def test_a_given_gate_replaces_that_of_the_recipe_and_a_trace_is_a_table(self, run):
+        add_to_recipe(run, "export", "max_size = 100\nmin_agreement = 0.1")
+        printed = succeeds("export", run, "--samples", 10, "--max-size", 10**6, "--trace-layers")
+        gates = json.loads((run / "report.json").read_text())["gates"]
+        assert [(gate["name"], gate["limit"]) for gate in gates] == [
+            ("min_agreement", 0.1),
+            ("max_size", 10**6),
+        ]
+        assert "fc2, relu" in printed
+        assert "at most" in printed
+
+    def test_the_gates_of_the_recipe_and_the_best_checkpoint(self, run, exported):
+        add_to_recipe(run, "export", "max_size = 100")
+        # The last epoch is made worse, so that the two checkpoints are not the same.
+        last = torch.load(run / "last.pt", weights_only=True)
+        last["state"]["network.fc3.bias"][3] += 100.0
+        torch.save(last, run / "last.pt")
+        fails("export", run, "--checkpoint", "best")
+        best = max(metrics(exported), key=lambda row: row["test_top1"])["test_top1"]
+        report = json.loads((run / "report.json").read_text())
+        assert report["accuracy"]["trained"]["top1"] == best
+        assert [gate["passed"] for gate in report["gates"]] == [False]
+
+    def test_a_trace_in_json_and_another_output(self, run, tmp_path):
+        before = content(run)
+        target = tmp_path / "float.onnx"  # the name that the float network has as well
+        options = ["--json", "--trace-layers", "--samples", 10]
+        printed = json.loads(succeeds("export", run, "-o", target, *options))
+        assert target.read_bytes() == before[run / "model.onnx"]
+        assert printed["file"] == printed["placements"][1]["file"] == str(target)
+        trace = {row["name"].partition(",")[0]: row for row in printed["trace"]}
+        assert list(trace) == ["x", "conv1", "conv2", "fc1", "fc2"]
+        assert trace["x"]["elements"] == 256 * 28 * 28
+        assert trace["x"]["share"] == 0, "the image is quantized alike"
+        assert trace["fc1"]["elements"] == 256 * 120
+        assert all(row["share"] < 0.1 and row["max_steps"] < 9 for row in printed["trace"])
+
+
+def add_to_recipe(run, section, lines):
+    text = (run / "recipe.toml").read_text()
+    parts = text.partition(f"[{section}]\n")
+    (run / "recipe.toml").write_text(f"{parts[0]}\n[{section}]\n{lines}\n{parts[2]}")
+
+
+class TestBadInput:
+    """Each error names what was given; the run stays as it was."""
+
+    @pytest.fixture(autouse=True)
+    def _nothing_changes(self, exported):
+        before = content(exported)
+        yield
+        assert content(exported) == before
+
+    def test_a_folder_that_is_no_run(self, tmp_path):
+        assert f"{tmp_path} is no run: it has no recipe.toml" in fails("export", tmp_path)
+        assert content(tmp_path) == {}
+
+    def test_a_folder_that_is_not_there(self, tmp_path):
+        assert "does not exist" in fails("export", tmp_path / "none", code=2)
+
+    def test_a_run_without_a_finished_epoch(self, run):
+        (run / "last.pt").unlink()
+        message = fails("export", run)
+        assert f"{run} is not trained yet: it has no last.pt; `qdeploy train --resume" in message
+
+    def test_a_checkpoint_of_another_method(self, run, exported):
+        shutil.copy(exported / "float" / "last.pt", run / "last.pt")
+        message = fails("export", run)
+        assert "last.pt is a checkpoint of network lenet5, method float" in message
+        assert "is of network lenet5, method slb" in message
+
+    def test_a_checkpoint_that_does_not_fit(self, run):
+        recipe = run / "recipe.toml"
+        recipe.write_text(recipe.read_text().replace("weight_bits = 1", "weight_bits = 2"))
+        assert "does not fit PreparedNetwork" in fails("export", run)
+
+    def test_a_truncated_checkpoint(self, run):
+        whole = (run / "last.pt").read_bytes()
+        (run / "last.pt").write_bytes(whole[: len(whole) // 2])
+        assert f"{run / 'last.pt'} is truncated" in fails("export", run)
+
+    def test_an_output_that_cannot_be_written(self, exported, tmp_path):
+        (tmp_path / "file").touch()
+        message = fails("export", exported, "-o", tmp_path / "file" / "model.onnx")
+        assert f"cannot write {tmp_path / 'file' / 'model.onnx'}" in message
+
+    def test_the_output_of_the_float_network(self, exported):
+        message = fails("export", exported, "-o", exported / "float.onnx")
+        assert "is where the float network goes" in message
+
+    def test_a_provider_that_is_not_there(self, exported):
+        if "cuda" in fails("export", exported, "--provider", "nonsense", code=2):
+            message = fails("export", exported, "--provider", "tensorrt")
+        assert "'tensorrt' does not work on this machine; those that do: " in message
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+    def test_a_device_that_is_not_there(self, exported):
+        assert "torch" in fails("export", exported, "--device", "cuda")
+
+    @pytest.mark.parametrize(
+        "option", [("--max-drop", -1), ("--min-agreement", 2), ("--samples", 0), ("--max-size", 0)]
+    )
+    def test_a_number_out_of_range(self, exported, option):
+        assert "range" in fails("export", exported, *option, code=2)
+
+
+def test_a_float_run_is_exported_as_its_own_baseline(exported, tmp_path, images, labels):
+    run = Path(shutil.copytree(exported / "float", tmp_path / "run"))
+    printed = json.loads(succeeds("export", run, "--json"))
+    scores = logits(run / "model.onnx", images)
+    assert printed["accuracy"]["onnx"]["top1"] == top(labels, scores, 1)
+    assert printed["accuracy"]["float"] == printed["accuracy"]["trained"]
+    assert printed["method"] == "float"
+    # Conv and Linear weights, one bias of 10, four BatchNorms with gain, shift, mean and variance.
+    assert printed["size"]["bound"] == 4 * (sum(WEIGHTS.values()) + 10 + 4 * (CHANNELS - 10))
+    message = fails("export", run, "--trace-layers")
+    assert "is a float run: it has no quantized tensors" in message

@@ -1,0 +1,115 @@
+"""calibrate, against statistics computed in numpy for the weights that ship."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from networks import build, images
+from torch import nn
+
+import qdeploy
+from qdeploy.errors import QdeployError
+
+
+def batches_of(sizes=(8, 16, 8)):
+    return [images(size, seed) * (1 + seed) for seed, size in enumerate(sizes)]
+
+
+def pointwise(**options):
+    """Conv 1x1, BatchNorm, ReLU at 1 bit, so that numpy can say what the layer computes."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 1))
+    return qdeploy.prepare(network, images(2), "slb", 1, **options)
+
+
+def test_norms_average_the_batches_for_the_hard_weights():
+    prepared = pointwise(act_bits="float")
+    layer = prepared.network.get_submodule("0")
+    hard = np.where(layer.quantizer.latent.detach().numpy() >= 0, 1.0, -1.0)[:, :, 0, 0]
+    bias = layer.bias.detach().numpy()[:, None]
+    means, variances = [], []
+    for batch in batches_of():
+        pixels = batch.numpy().astype(np.float64).transpose(1, 0, 2, 3).reshape(3, -1)
+        y = hard @ pixels + bias
+        means.append(y.mean(1))
+        variances.append(y.var(1, ddof=1))
+    qdeploy.calibrate(prepared.train(), batches_of())
+    np.testing.assert_allclose(layer.norm.running_mean, np.mean(means, 0), atol=1e-5)
+    np.testing.assert_allclose(layer.norm.running_var, np.mean(variances, 0), rtol=1e-5)
+
+
+def test_ranges_average_the_batches():
+    prepared = pointwise()
+    qdeploy.calibrate(prepared, batches_of())
+    quantizer = next(prepared.network.activations.children())
+    lows, highs = zip(*((b.min().item(), b.max().item()) for b in batches_of()), strict=True)
+    assert quantizer.minimum.item() == pytest.approx(np.mean(lows), rel=1e-6)
+    assert quantizer.maximum.item() == pytest.approx(np.mean(highs), rel=1e-6)
+    assert int(quantizer.batches) == 3
+
+
+def test_what_was_seen_before_is_forgotten():
+    first, second = pointwise(), pointwise()
+    qdeploy.calibrate(first, batches_of())
+    qdeploy.calibrate(second, [100 + image for image in batches_of()])
+    qdeploy.calibrate(second, batches_of())
+    for name, value in first.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[name], value, msg=name)
+
+
+def test_batches_may_carry_labels_and_come_from_a_generator():
+    plain, labelled = pointwise(), pointwise()
+    qdeploy.calibrate(plain, batches_of())
+    qdeploy.calibrate(labelled, ((batch, torch.zeros(len(batch))) for batch in batches_of()))
+    for name, value in plain.state_dict().items():
+        assert torch.equal(labelled.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("options", [{}, {"fold": "two-conv"}, {"fold": "one-conv"}])
+def test_parameters_modes_and_momenta_are_as_before(options):
+    prepared = qdeploy.prepare(build("residual"), images(2), "simqat", 8, 8, **options).train()
+    norms = [m for m in prepared.modules() if isinstance(m, nn.BatchNorm2d)]
+    norms[0].eval()
+    norms[1].momentum = 0.3
+    norms[2].momentum = None
+    modes = {name: module.training for name, module in prepared.named_modules()}
+    momenta = [norm.momentum for norm in norms]
+    parameters = copy.deepcopy(dict(prepared.named_parameters()))
+    qdeploy.calibrate(prepared, batches_of())
+    assert {name: module.training for name, module in prepared.named_modules()} == modes
+    assert [norm.momentum for norm in norms] == momenta
+    for name, parameter in prepared.named_parameters():
+        assert torch.equal(parameter, parameters[name])
+        assert parameter.grad is None
+
+
+def test_the_mode_comes_back_when_a_batch_is_wrong():
+    prepared = pointwise().train()
+    with pytest.raises(RuntimeError):
+        qdeploy.calibrate(prepared, [images(2), torch.zeros(2, 7, 8, 8)])
+    assert all(module.training for module in prepared.modules())
+    norm = prepared.network.get_submodule("0").norm
+    assert norm.momentum == 0.1
+    assert not any(getattr(m, "calibrating", False) for m in prepared.modules())
+
+
+@pytest.mark.parametrize("nothing", [[], iter([])])
+def test_without_batches_nothing_is_forgotten(nothing):
+    prepared = pointwise()
+    qdeploy.calibrate(prepared, batches_of())
+    before = copy.deepcopy(prepared.state_dict())
+    with pytest.raises(QdeployError, match="no batches; give it at least one"):
+        qdeploy.calibrate(prepared, nothing)
+    assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())
+
+
+def test_evaluation_needs_ranges_and_touches_no_statistics():
+    prepared = pointwise().eval()
+    with pytest.raises(QdeployError, match=r"train the prepared network, or call qdeploy\.calibrate"):
+        prepared(images())
+    qdeploy.calibrate(prepared, batches_of())
+    before = copy.deepcopy(prepared.state_dict())
+    with torch.no_grad():
+        prepared(100 * images())
+    assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())

@@ -1,0 +1,177 @@
+"""prepare: what is kept of the float network, and which BatchNorm joins which layer."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import NETWORKS, Network, build, conv, images
+from torch import nn
+
+import qdeploy
+from qdeploy.errors import QdeployError
+from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.methods.simqat import SimQatOptions
+from qdeploy.methods.slb import SlbOptions
+
+
+def prepared_of(network, method="simqat", weight_bits=8, act_bits=8, layers=None, **options):
+    return qdeploy.prepare(network, images(2), method, weight_bits, act_bits, layers, **options)
+
+
+def joined(network):
+    return {name for name, layer in prepared_of(network).quantized_layers() if layer.norm}
+
+
+def same_states(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_users_network_is_left_untouched(name):
+    network = build(name)
+    network.eval()
+    next(network.children()).train()
+    modes = [module.training for module in network.modules()]
+    types = [type(module) for module in network.modules()]
+    before = copy.deepcopy(network.state_dict())
+    prepared = prepared_of(network, "slb", 1)
+    with torch.no_grad():
+        for tensor in (*prepared.parameters(), *prepared.buffers()):
+            tensor.zero_()
+    assert same_states(network.state_dict(), before)
+    assert [module.training for module in network.modules()] == modes
+    assert [type(module) for module in network.modules()] == types
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_mode_is_kept(training):
+    prepared = prepared_of(build("residual").train(training))
+    assert {module.training for module in prepared.modules()} == {training}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_at_eight_bits_and_float_activations_it_computes_what_it_computed(name):
+    network = build(name).eval()
+    prepared = prepared_of(network, act_bits="float")
+    with torch.no_grad():
+        expected, found = network(images()), prepared(images())
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_trained_weights_biases_and_statistics_are_kept_exactly():
+    network = build("residual")
+    layers = dict(prepared_of(network).quantized_layers())
+    assert torch.equal(layers["conv1"].quantizer.latent, network.conv1.weight)
+    assert torch.equal(layers["conv1"].bias, network.conv1.bias)
+    assert torch.equal(layers["fc"].quantizer.latent, network.fc.weight)
+    assert layers["conv2"].bias is None
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        assert torch.equal(getattr(layers["conv1"].norm, name), getattr(network.bn1, name))
+
+
+def test_a_norm_alone_behind_its_layer_is_joined():
+    assert joined(build("residual")) == {"stem.0", "conv1", "conv2", "same.0"}
+    assert joined(build("vector")) == {"1"}
+    assert joined(build("signal")) == {"conv"}
+
+
+@pytest.mark.parametrize(
+    ("function", "parts"),
+    [
+        (lambda self, x: self.norm(y := self.conv(x)) + y, {}),
+        (lambda self, x: self.norm(self.conv(x)) + self.norm(self.other(x)), {"other": conv()}),
+        (lambda self, x: self.norm(self.conv(x)) + self.conv(x), {}),
+        (lambda self, x: self.norm(F.relu(self.conv(x))), {}),
+        (
+            lambda self, x: self.bare(self.conv(x)),
+            {"bare": nn.BatchNorm2d(6, track_running_stats=False)},
+        ),
+    ],
+    ids=["two readers", "norm called twice", "layer called twice", "relu between", "no statistics"],
+)
+def test_other_norms_stay_where_they_are(function, parts):
+    network = Network(function, conv=conv(), norm=nn.BatchNorm2d(6), **parts)
+    assert joined(network) == set()
+    norms = [m for m in prepared_of(network).modules() if isinstance(m, nn.BatchNorm2d)]
+    assert len(norms) == 1
+
+
+def test_a_norm_over_another_axis_than_the_linear_outputs_stays():
+    network = Network(
+        lambda self, x: self.norm(self.fc(x.flatten(2))), fc=nn.Linear(64, 3), norm=nn.BatchNorm1d(3)
+    ).eval()  # fmt: skip
+    network.norm.weight.data = torch.tensor([1.0, -2.0, 3.0])
+    assert joined(network) == set()
+    prepared = prepared_of(network, act_bits="float")
+    torch.testing.assert_close(prepared(images()), network(images()), atol=0.05, rtol=0)
+
+
+def test_a_norm_without_gain_and_shift_is_joined():
+    network = nn.Sequential(conv(), nn.BatchNorm2d(6, affine=False))
+    assert joined(network) == {"0"}
+
+
+def test_a_layer_called_twice_is_one_layer_with_one_weight():
+    prepared = prepared_of(build("called_twice"))
+    names = [name for name, _ in prepared.quantized_layers()]
+    assert names == ["stem.0", "shared", "fc"]
+    latents = [m for m in prepared.network.modules() if isinstance(m, QuantizedLayer)]
+    assert len(latents) == 3
+
+
+def test_a_layer_under_two_names_is_one_layer():
+    network = Network(lambda self, x: self.b(F.relu(self.a(x))), a=conv(3, 3))
+    network.b = network.a
+    assert [name for name, _ in prepared_of(network).quantized_layers()] == ["a"]
+
+
+def test_gradients_reach_every_parameter():
+    prepared = prepared_of(build("residual"))
+    prepared(images()).square().sum().backward()
+    missing = [name for name, p in prepared.named_parameters() if p.grad is None]
+    assert missing == []
+
+
+def test_transposed_convolutions_stay_float():
+    prepared = prepared_of(build("up_and_down"))
+    assert isinstance(prepared.network.up, nn.ConvTranspose2d)
+    assert {name for name, _ in prepared.quantized_layers()} == {"down.0", "last"}
+
+
+def test_a_network_without_layers_is_refused():
+    with pytest.raises(QdeployError, match="Sequential has no Conv or Linear layer to quantize"):
+        prepared_of(nn.Sequential(nn.ReLU()))
+
+
+@pytest.mark.parametrize(
+    ("method", "bits", "options", "given"),
+    [
+        ("simqat", 5, SimQatOptions, {"fold": "two-conv", "freeze_bn": 17, "ema_decay": 0.75}),
+        ("slb", 2, SlbOptions, {"t_factor": 1.7, "linear": True, "quant_delay": 23}),
+    ],
+)
+def test_printing_shows_every_setting(method, bits, options, given):
+    text = str(prepared_of(build("residual"), method, bits, layers={"fc": "float"}, **given))
+    settings = options(**given).model_dump()
+    line = next(line for line in text.splitlines() if line.strip().startswith("conv1: "))
+    assert f"{method} w{bits}a8" in line
+    for name, value in settings.items():
+        assert f"{name}={value!r}" in line
+    assert "fc: float" in text
+
+
+def test_printing_shows_what_each_module_really_does():
+    text = str(prepared_of(build("residual"), "simqat", 3, 4, fold="one-conv", freeze_bn=17))
+    assert "fold=one-conv, freeze_bn=17" in text
+    assert "groups=7" in text
+    assert "bits=3, symmetric=True, per_channel=True, grid=Grid(-4..3)" in text
+    assert "bits=4, symmetric=False, grid=Grid(0..15), decay=0.999, quant_delay=0" in text
+
+
+def test_progress_reaches_every_layer():
+    prepared = prepared_of(build("residual"), "slb", 1, t_start_time=0.5, t_end_time=0.8)
+    prepared.set_progress(0, 10)
+    assert prepared.searching
+    prepared.set_progress(9, 10)
+    assert not prepared.searching

@@ -1,0 +1,233 @@
+"""Where activations are quantized: read off small networks, against the rules written by hand."""
+
+import operator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import NETWORKS, Network, build, conv, conv_norm_relu, images
+from torch import nn
+
+import qdeploy
+from qdeploy.layers.activation import ActivationQuantizer
+
+
+def quantized_places(network, **options):
+    """{what makes the values: the quantizer's module path}, in the order of the graph."""
+    prepared = qdeploy.prepare(network, images(2), "simqat", **options)
+    graph = prepared.network.graph
+    modules = dict(prepared.network.named_modules())
+    return {
+        node.all_input_nodes[0].name: node.target
+        for node in graph.nodes
+        if node.op == "call_module" and isinstance(modules[node.target], ActivationQuantizer)
+    }
+
+
+def places(function, **parts):
+    return list(quantized_places(Network(function, **parts)))
+
+
+def head(self, x):
+    return self.fc(torch.flatten(x, 1))
+
+
+RELUS = {
+    "nn.ReLU": lambda self, x: self.relu(x),
+    "in place": lambda self, x: self.inplace(x),
+    "F.relu": lambda self, x: F.relu(x),
+    "F.relu in place": lambda self, x: F.relu(x, inplace=True),
+    "F.relu by keyword": lambda self, x: F.relu(input=x),
+    "torch.relu": lambda self, x: torch.relu(x),
+    "method": lambda self, x: x.relu(),
+    "method in place": lambda self, x: x.relu_(),
+    "ReLU6": lambda self, x: self.relu6(x),
+    "clamp": lambda self, x: torch.clamp(x, 0, 6),
+}
+
+
+@pytest.mark.parametrize("relu", RELUS.values(), ids=RELUS)
+def test_one_quantizer_after_conv_norm_and_relu_in_every_spelling(relu):
+    found = places(
+        lambda self, x: head(self, relu(self, self.norm(self.conv(x)))),
+        conv=conv(), norm=nn.BatchNorm2d(6), fc=nn.Linear(384, 5),
+        relu=nn.ReLU(), inplace=nn.ReLU(inplace=True), relu6=nn.ReLU6(),
+    )  # fmt: skip
+    assert found[0] == "x"
+    assert len(found) == 2
+    assert any(word in found[1] for word in ("relu", "inplace", "clamp"))
+
+
+ADDITIONS = {
+    "operator": lambda a, b: a + b,
+    "in place": operator.iadd,
+    "torch.add": torch.add,
+    "method": lambda a, b: a.add(b),
+    "method in place": lambda a, b: a.add_(b),
+}
+
+
+@pytest.mark.parametrize("add", ADDITIONS.values(), ids=ADDITIONS)
+def test_both_inputs_of_an_add_and_after_its_relu(add):
+    found = places(
+        lambda self, x: head(self, F.relu(add(self.a(x), self.b(x)))),
+        a=conv(), b=conv(), fc=nn.Linear(384, 5),
+    )  # fmt: skip
+    assert found == ["x", "a", "b", "relu"]
+
+
+def test_a_residual_block_quantizes_each_value_once():
+    found = places(
+        lambda self, x: head(self, self.block(self.stem(x))),
+        stem=nn.Sequential(conv(), nn.ReLU()),
+        block=Network(
+            lambda self, x: F.relu(self.norm(self.conv(x)) + x),
+            conv=conv(6, 6), norm=nn.BatchNorm2d(6),
+        ),
+        fc=nn.Linear(384, 5),
+    )  # fmt: skip
+    assert found == ["x", "stem_1", "block_conv", "relu"]
+
+
+def test_nothing_is_quantized_on_the_way_out():
+    assert places(lambda self, x: self.conv(x), conv=conv()) == ["x"]
+    assert places(lambda self, x: self.conv(x).reshape(2, -1), conv=conv()) == ["x"]
+    assert places(lambda self, x: F.relu(self.conv(x)), conv=conv()) == ["x"]
+
+
+MOVES = {
+    "max pooling": lambda self, x: F.max_pool2d(x, 1),
+    "module": lambda self, x: self.pool(x),
+    "reshape": lambda self, x: x.reshape(x.shape[0], 6, 8, 8),
+    "view by size": lambda self, x: x.view(x.size(0), 6, 8, 8),
+    "flatten and back": lambda self, x: x.flatten(1).unflatten(1, (6, 8, 8)),
+    "transpose": lambda self, x: x.transpose(2, 3).contiguous(),
+    "chunks": lambda self, x: torch.cat(x.chunk(2, 1), 1),
+    "split": lambda self, x: torch.cat(torch.split(x, [2, 4], 1), 1),
+    "swapped chunks": lambda self, x: torch.cat([x.chunk(2, dim=1)[1], x.chunk(2, dim=1)[0]], 1),
+    "slice": lambda self, x: torch.cat((x[:, :2], x[:, 2:]), 1),
+    "shuffle": lambda self, x: self.shuffle(x),
+    "shuffle by hand": lambda self, x: (
+        x.view(x.size(0), 2, 3, 8, 8).permute(0, 2, 1, 3, 4).reshape(-1, 6, 8, 8)
+    ),
+    "dropout": lambda self, x: F.dropout(x, 0.1, self.training),
+}
+
+
+@pytest.mark.parametrize("move", MOVES.values(), ids=MOVES)
+def test_moved_values_keep_their_quantizer(move):
+    found = places(
+        lambda self, x: head(self, F.relu(self.b(move(self, F.relu(self.a(x)))))),
+        a=conv(), b=conv(6, 6), fc=nn.Linear(384, 5),
+        pool=nn.MaxPool2d(3, 1, 1), shuffle=nn.ChannelShuffle(2),
+    )  # fmt: skip
+    assert found == ["x", "relu", "relu_1"]
+
+
+def test_average_pooling_gets_its_own():
+    for pool in (nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(4)):
+        found = places(
+            lambda self, x: head(self, self.pool(F.relu(self.a(x)))),
+            a=conv(), pool=pool, fc=nn.Linear(96, 5),
+        )  # fmt: skip
+        assert found == ["x", "relu", "pool"]
+
+
+def test_what_a_concat_joins_shares_one_quantizer():
+    found = quantized_places(
+        Network(
+            lambda self, x: head(
+                self, F.relu(self.c(torch.cat([F.relu(self.a(x)), F.relu(self.b(x))], 1)))
+            ),
+            a=conv(3, 4), b=conv(3, 2), c=conv(6, 6), fc=nn.Linear(384, 5),
+        )  # fmt: skip
+    )
+    assert list(found) == ["x", "relu", "relu_1", "relu_2"]
+    assert found["relu"] == found["relu_1"]
+    assert len({found["x"], found["relu"], found["relu_2"]}) == 3
+
+
+def test_a_chain_of_concats_shares_one_quantizer_from_end_to_end():
+    found = quantized_places(build("branches"))
+    stem, grow1, grow2 = (found[name] for name in ("stem_2", "grow1_2", "grow2_2"))
+    assert stem == grow1 == grow2
+    assert found["narrow_2"] != stem
+    assert len(found) == 5
+
+
+def test_a_relu_moves_before_the_pooling_it_stands_behind():
+    network = Network(
+        lambda self, x: head(self, F.relu(F.max_pool2d(self.a(x), 2))),
+        a=conv(), fc=nn.Linear(96, 5),
+    )  # fmt: skip
+    prepared = qdeploy.prepare(network, images(2), "simqat", 8, "float")
+    order = [node.name for node in prepared.network.graph.nodes]
+    assert order.index("relu") < order.index("max_pool2d")
+    with torch.no_grad():
+        network.a.weight.copy_(prepared.network.a.quantizer.eval()())
+        network.fc.weight.copy_(prepared.network.fc.quantizer.eval()())
+        torch.testing.assert_close(prepared(images()), network(images()))
+
+
+def test_an_in_place_relu_does_not_move_to_where_others_would_see_it():
+    network = Network(
+        lambda self, x: head(self, F.relu(F.max_pool2d(y := self.a(x), 1), inplace=True) + y),
+        a=conv(), fc=nn.Linear(384, 5),
+    ).eval()  # fmt: skip
+    prepared = qdeploy.prepare(network, images(2), "simqat", 8, "float")
+    with torch.no_grad():
+        network.a.weight.copy_(prepared.network.a.quantizer.eval()())
+        network.fc.weight.copy_(prepared.network.fc.quantizer.eval()())
+        torch.testing.assert_close(prepared(images()), network(images()))
+
+
+def test_a_value_of_several_readers_is_quantized_before_its_relu_too():
+    found = places(
+        lambda self, x: head(self, F.relu(y := self.a(x)) + self.b(y)),
+        a=conv(), b=conv(6, 6), fc=nn.Linear(384, 5),
+    )  # fmt: skip
+    assert found == ["x", "a", "relu", "b", "add"]
+
+
+def test_only_float_layers_read_it_so_it_stays_float():
+    network = nn.Sequential(conv(), nn.ReLU(), conv(6, 6), nn.ReLU(), nn.Flatten(), nn.Linear(384, 5))
+    found = quantized_places(network, layers={"2": "float"})
+    assert list(found) == ["input_1", "_3"]
+    assert list(quantized_places(network, first_last_float=True)) == ["_1"]
+
+
+def test_a_float_layer_is_quantized_behind_its_batch_norm():
+    network = nn.Sequential(
+        *conv_norm_relu(3, 6), conv(6, 6, bias=False), nn.BatchNorm2d(6),
+        nn.ConvTranspose2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 6),
+    )  # fmt: skip
+    assert list(quantized_places(network, layers={"3": "float"})) == ["input_1", "_4", "_7"]
+
+
+def test_float_activations_place_nothing():
+    assert quantized_places(build("residual"), act_bits="float") == {}
+    assert quantized_places(build("residual"), act_bits=None) == {}
+
+
+def test_the_image_keeps_eight_bits_and_adds_do_too():
+    prepared = qdeploy.prepare(build("residual"), images(2), "simqat", 8, 3)
+    bits = {name: q.bits for name, q in prepared.network.activations.named_children()}
+    assert bits["x"] == 8
+    assert bits["conv2"] == bits["projection"] == 8  # read by an Add alone
+    assert bits["stem_2"] == bits["relu"] == 3
+
+
+def test_a_tensor_has_the_bits_of_the_reader_that_wants_most():
+    network = Network(
+        lambda self, x: head(self, self.b(y := F.relu(self.a(x))) + self.c(y)),
+        a=conv(), b=conv(6, 6), c=conv(6, 6), fc=nn.Linear(384, 5),
+    )  # fmt: skip
+    layers = {"b": {"act_bits": 3}, "c": {"act_bits": 5}}
+    prepared = qdeploy.prepare(network, images(2), "simqat", 8, 2, layers)
+    assert prepared.network.activations.relu.bits == 5
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_no_value_passes_two_quantizers_in_a_row(name):
+    found = quantized_places(build(name))
+    assert not [maker for maker in found if maker.startswith("activations")]

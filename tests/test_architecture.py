@@ -1,0 +1,182 @@
+"""Imports point down the house of docs/architecture.md, and light rooms stay light."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+EVERYBODY_MAY_KNOW = {"errors", "files", "validation", "recipe"}
+
+# Room -> the rooms below it that it may import. The room "" is the package's own __init__.
+ALLOWED = {
+    "errors": set(),
+    "files": set(),
+    "validation": set(),
+    "recipe": set(),
+    "grid": set(),
+    "models": set(),
+    "layers": {"grid"},
+    "methods": {"layers", "grid"},
+    "benchmark": set(),
+    "report": {"benchmark"},
+    "data": set(),
+    "preparation": {"methods", "layers"},
+    "training": {"preparation", "data"},
+    "deploy": {"preparation", "layers", "grid", "benchmark", "report"},
+    "networks": {"models"},
+    "pipeline": {
+        "", "networks", "training", "deploy", "preparation", "data", "benchmark", "report",
+    },
+    "cli": {"pipeline", "report", "methods", "models"},
+    "": {"networks", "deploy", "preparation"},
+}  # fmt: skip
+
+# Within deploy, the files that know what is trained; the others see an integer network only.
+KNOW_TRAINING = {
+    "deploy.convert": {"preparation", "layers"},
+    "deploy.layer_trace": {"preparation"},
+    "deploy.describe": {"preparation"},  # trace.called_module
+    "deploy.export": {"preparation"},  # prepared.PreparedNetwork, to convert it
+    "deploy.operators": {"layers"},  # the one definition of rounding
+}
+
+# What comes along with a dependency that pyproject.toml names.
+COMES_WITH = {"pydantic_core": "pydantic", "typing_extensions": "pydantic", "markupsafe": "jinja2"}
+IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "onnxruntime-gpu": "onnxruntime"}
+
+
+def modules():
+    """Every module of the package by its name after `qdeploy.`, with its file."""
+    for folder, prefix in ((ROOT / "qdeploy", ()), (ROOT / "models", ("models",))):
+        for file in sorted(folder.rglob("*.py")):
+            parts = (*prefix, *file.relative_to(folder).with_suffix("").parts)
+            yield ".".join(part for part in parts if part != "__init__"), file
+
+
+def imports(source):
+    """Dotted names of all that a source imports, `from a import b` as a.b."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(name):
+    """`qdeploy.deploy.convert` -> deploy; `qdeploy` and what only it exports -> ""."""
+    first = name.removeprefix("qdeploy").lstrip(".").partition(".")[0]
+    return first if first in ALLOWED else ""
+
+
+def forbidden(module, source):
+    """The imports of a module that the map does not allow."""
+    room = room_of(f"qdeploy.{module}")
+    allowed = ALLOWED[room] | EVERYBODY_MAY_KNOW
+    if room == "deploy":
+        allowed -= {"preparation", "layers"} - KNOW_TRAINING.get(module, set())
+    for name in imports(source):
+        if name.split(".")[0] == "qdeploy" and room_of(name) not in allowed | {room}:
+            yield f"{module} imports {name}"
+
+
+@pytest.mark.parametrize(
+    ("module", "file"), [pytest.param(*m, id=m[0] or "qdeploy") for m in modules()]
+)
+def test_imports_point_down(module, file):
+    assert not list(forbidden(module, file.read_text()))
+
+
+@pytest.mark.parametrize(
+    ("module", "line"),
+    [
+        ("layers.weight", "from qdeploy.methods import Method"),
+        ("layers.weight", "from qdeploy import methods"),
+        ("methods.slb", "import qdeploy.preparation.trace"),
+        ("benchmark.runtime", "def f():\n    from qdeploy.deploy import export"),
+        ("report.html", "from qdeploy.pipeline.train import train"),
+        ("training.loop", "from qdeploy.deploy.convert import convert"),
+        ("deploy.packing", "from qdeploy.layers.weight import WeightQuantizer"),
+        ("deploy.describe", "from qdeploy.layers.weight import WeightQuantizer"),
+        ("deploy.convert", "from qdeploy.training.loop import fit"),
+        ("pipeline.train", "import qdeploy.cli"),
+        ("models.lenet5", "from qdeploy.layers.weight import WeightQuantizer"),
+        ("data.open", "import qdeploy"),
+    ],
+)
+def test_an_edge_that_points_up_is_found(module, line):
+    assert len(list(forbidden(module, line))) == 1
+
+
+def test_every_module_has_a_room():
+    rooms = {name.partition(".")[0] for name, _ in modules()}
+    assert rooms == set(ALLOWED)
+
+
+def test_the_map_itself_has_no_circle():
+    left = dict(ALLOWED)
+    while left:
+        bottom = [room for room, below in left.items() if not below & left.keys()]
+        assert bottom, f"a circle among {sorted(left)}"
+        for room in bottom:
+            del left[room]
+
+
+def test_every_exception_is_needed():
+    used = {name: set() for name in KNOW_TRAINING}
+    for module, file in modules():
+        if module in used:
+            used[module] = {room_of(name) for name in imports(file.read_text())}
+    assert {name: rooms & {"preparation", "layers"} for name, rooms in used.items()} == (
+        KNOW_TRAINING
+    )
+
+
+def test_every_third_party_import_is_a_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {re.match(r"[\w-]+", dependency)[0] for dependency in project["dependencies"]}
+    declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
+    imported = {
+        name.partition(".")[0] for _, file in modules() for name in imports(file.read_text())
+    }
+    strange = imported - set(sys.stdlib_module_names) - declared - {"qdeploy"}
+    assert {name: COMES_WITH.get(name) for name in strange} == {
+        name: source for name, source in COMES_WITH.items() if name in strange
+    }
+    assert {COMES_WITH[name] for name in strange} <= names
+    assert declared <= imported, "a dependency that nothing imports"
+
+
+def in_a_process(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize(
+    "module", ["qdeploy", "qdeploy.cli", "qdeploy.benchmark", "qdeploy.report", "qdeploy.recipe"]
+)
+def test_it_imports_without_torch(module):
+    found = in_a_process(f"import sys, {module}; print('torch' in sys.modules)")
+    assert found.stdout == "False\n", found.stderr
+
+
+def test_the_benchmark_command_runs_without_torch(tmp_path):
+    code = f"""
+import sys
+sys.modules["torch"] = None  # importing it raises ImportError
+import numpy as np, onnx
+from qdeploy.cli import main
+text = '<ir_version: 10, opset_import: ["": 21]> g (float[N,1,4,4] x) => (float[N,1,4,4] y) {{y = Relu(x)}}'
+onnx.save(onnx.parser.parse_model(text), r"{tmp_path / "relu.onnx"}")
+main(["benchmark", r"{tmp_path / "relu.onnx"}"])
+"""
+    found = in_a_process(code)
+    assert found.returncode == 0, found.stderr
+    assert "relu.onnx" in found.stdout

@@ -1,0 +1,93 @@
+"""What the command line says without training anything; tests/pipeline has the long way."""
+
+import re
+from importlib.metadata import version
+
+import pytest
+from click.testing import CliRunner
+
+from qdeploy.cli import DEFAULT_RECIPE, main
+from qdeploy.methods import available, find
+from qdeploy.recipe import zoo_recipes
+
+
+def printed(*arguments, code=0):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("command", ["train", "export", "benchmark", "methods", "models"])
+def test_every_command_explains_itself(command):
+    assert f"{command} " in printed("--help")
+    text = printed(command, "--help")
+    assert "Usage:" in text
+    assert printed(command, "-h") == text
+
+
+def test_every_option_of_a_command_has_its_word_in_the_help():
+    for command in main.commands.values():
+        unexplained = [
+            parameter.name
+            for parameter in command.params
+            if getattr(parameter, "help", "argument") is None
+        ]
+        assert set(unexplained) <= {"device", "threads", "batch_sizes"}, "their names say it"
+
+
+def test_the_default_recipe_is_in_the_zoo_and_named_in_the_help():
+    assert DEFAULT_RECIPE in zoo_recipes()
+    assert DEFAULT_RECIPE in printed("train", "--help")
+
+
+def test_the_version():
+    assert printed("--version").strip().endswith(version("qdeploy"))
+
+
+def test_methods_are_listed_with_what_they_can_do():
+    lines = printed("methods").splitlines()
+    assert [line.split()[0] for line in lines] == available()
+    slb = next(line for line in lines if line.startswith("slb"))
+    assert find("slb").summary in slb
+    assert slb.endswith("[weights 1, 2, 4; activations 8 or float]")
+
+
+def test_models_lists_networks_and_recipes_with_their_first_line():
+    first, *rest = printed("models").splitlines()
+    assert first == "networks: lenet5, resnet18, resnet20"
+    assert [line.split()[0] for line in rest] == zoo_recipes()
+    assert all(re.fullmatch(r"\S+ +\S+ \S+ .*", line) for line in rest)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command 'trian'"),
+        (["train", "--device", "tpu"], "'tpu' is not one of 'auto', 'cpu', 'cuda'"),
+        (["train", "a", "b"], "unexpected extra argument"),
+        (["train", "--resume"], "--resume needs the run folder: give it with -o"),
+        (["export"], "Missing argument 'RUN'"),
+        (["export", "nowhere"], "'nowhere' does not exist"),
+        (["benchmark"], "Missing argument"),
+        (["benchmark", "x.onnx", "--provider", "npu"], "'npu' is not one of 'auto', 'cpu'"),
+    ],
+)
+def test_wrong_usage_ends_with_2(arguments, message):
+    assert message in printed(*arguments, code=2)
+
+
+def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
+    def broken():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("qdeploy.methods.available", broken)
+    result = CliRunner().invoke(main, ["methods"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_an_interrupt_ends_with_130(monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qdeploy.methods.available", interrupted)
+    assert printed("methods", code=130) == "interrupted\n"
