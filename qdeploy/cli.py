@@ -41,7 +41,11 @@ DATA_ROOT = click.option(
     help="Where the data sets are, in place of data.root.",
 )
 DEVICE = click.option(
-    "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
+    "--device",
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    default="auto",
+    show_default=True,
+    help="Where PyTorch runs; auto is cuda where there is one.",
 )
 PROVIDER = click.option(
     "--provider",
@@ -187,7 +191,9 @@ def export(
 @main.command()
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @PROVIDER
-@click.option("--threads", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="On the CPU."
+)
 @click.option(
     "--batch-size",
     "batch_sizes",
@@ -195,6 +201,7 @@ def export(
     multiple=True,
     default=(1,),
     show_default=True,
+    help="Images in one run; may be given several times.",
 )
 @click.option("--data", "dataset", help="Measure top-1 on this data set as well.")
 @DATA_ROOT

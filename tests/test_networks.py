@@ -4,10 +4,10 @@ import sys
 
 import pytest
 import torch
-from qdeploy.models import NETWORKS
 from torch import nn
 
 from qdeploy import QdeployError, load_network
+from qdeploy.models import NETWORKS
 from qdeploy.networks import network_source
 
 FILE = """

@@ -68,6 +68,7 @@ def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onn
     model.graph.name = "qdeploy"
     model.metadata_props.update(metadata)
     proto = ir.to_proto(model)
+    proto.graph.ClearField("value_info")
     onnx.checker.check_model(proto, full_check=True)
     onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     return proto

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import math
 import string
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 
 from qdeploy.deploy.packing import Initialisers
@@ -23,20 +24,10 @@ def global_average_pools(model: ir.Model) -> None:
             model.graph, node, [node], [pool], node.outputs, pool.outputs
         )
         if node.attributes.get_int("keepdims", 1) == 0:
-            _flatten(pool, model.graph)
-
-
-def _flatten(pool: ir.Node, graph: ir.Graph) -> None:
-    """Drops height and width; behind the quantizer, which must stand right behind the pool."""
-    quantizer = _only_reader(pool.outputs[0], "QuantizeLinear")
-    source = (quantizer or pool).outputs[0]
-    flatten = ir.node("Flatten", [source])
-    result = flatten.outputs[0]
-    result.type, result.shape = source.type, source.shape
-    source.replace_all_uses_with(result, replace_graph_outputs=True)
-    flatten.replace_input_with(0, source)
-    source.shape = None
-    graph.insert_after(quantizer or pool, flatten)
+            # The quantizer must stand right behind the pool; the flattening can wait.
+            quantizer = _only_reader(pool.outputs[0], "QuantizeLinear")
+            _inserted("Flatten", (quantizer or pool).outputs[0], model.graph)
+            pool.outputs[0].shape = None
 
 
 def _over_height_and_width(node: ir.Node) -> bool:
@@ -47,20 +38,53 @@ def _over_height_and_width(node: ir.Node) -> bool:
     return sorted(int(axis) % 4 for axis in axes.numpy().ravel()) == [2, 3]
 
 
-def drop_saturated_clips(model: ir.Model) -> None:
-    """A float Clip goes where the quantizer behind it saturates no later: ReLU6 before k bits.
+def clip_on_integers(model: ir.Model) -> None:
+    """A Relu or Clip in front of a quantizer becomes a Clip of its codes, or goes where they end.
 
-    ONNX Runtime drops such a Clip itself, but looks only at the 8 bits of QuantizeLinear and
-    not at the integer Clip that makes k bits of them. A float Clip keeps the Conv float.
+    Rounding is monotonous, so the values are the same. ONNX Runtime keeps a Conv float if a Relu
+    or Clip stands between it and its quantizer that does not end where the 8 bits end: ReLU6
+    before k bits, or any with a zero point in the middle.
     """
+    initialisers = Initialisers(model.graph)
     for node in list(model.graph):
-        if node.op_type != "Clip":
-            continue
         quantizer = _only_reader(node.outputs[0], "QuantizeLinear")
-        clip = quantizer and _only_reader(quantizer.outputs[0], "Clip")
-        if quantizer and clip and _saturates(node, quantizer, clip):
-            node.outputs[0].replace_all_uses_with(node.inputs[0])  # type: ignore[arg-type]
-            model.graph.remove(node, safe=True)
+        if quantizer is None or (codes := _clipped_codes(node, quantizer)) is None:
+            continue
+        node.outputs[0].replace_all_uses_with(node.inputs[0])  # type: ignore[arg-type]
+        model.graph.remove(node, safe=True)
+        clip = _only_reader(quantizer.outputs[0], "Clip")
+        if clip is not None:
+            first, last = _scalars(clip)
+            codes = max(codes[0], int(first)), min(codes[1], int(last))
+            _set_bounds(clip, codes, initialisers)
+        elif codes != (0, 255):
+            clip = _inserted("Clip", quantizer.outputs[0], model.graph)
+            _set_bounds(clip, codes, initialisers)
+
+
+def _clipped_codes(node: ir.Node, quantizer: ir.Node) -> tuple[int, int] | None:
+    """The uint8 codes of the bounds of a Relu or Clip; None for other operators."""
+    if node.op_type not in ("Relu", "Clip"):
+        return None
+    bounds = _scalars(node) if node.op_type == "Clip" else [0, math.inf]
+    grid = _scalars(quantizer)
+    if len(bounds) != 2 or len(grid) != 2:
+        return None
+    scale, zero = np.float32(grid[0]), grid[1]
+    first, last = np.clip(np.rint(np.array(bounds, np.float32) / scale) + zero, 0, 255)
+    return int(first), int(last)
+
+
+def _scalars(node: ir.Node) -> list[float]:
+    """The scalar constants behind the first input."""
+    constants = [value.const_value for value in node.inputs[1:] if value and value.const_value]
+    return [constant.numpy().item() for constant in constants if constant.size == 1]
+
+
+def _set_bounds(clip: ir.Node, codes: tuple[int, int], initialisers: Initialisers) -> None:
+    clip.resize_inputs(3)
+    for index, code in enumerate(codes, start=1):
+        clip.replace_input_with(index, initialisers.constant(np.uint8(code)))
 
 
 def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
@@ -70,22 +94,17 @@ def _only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
     return readers[0] if only else None
 
 
-def _scalars(node: ir.Node) -> npt.NDArray[np.float32] | None:
-    """The two constants behind the first input; None where they are not two scalar constants."""
-    constants = [value.const_value if value else None for value in node.inputs[1:]]
-    arrays = [constant.numpy() for constant in constants if constant is not None]
-    scalar = [array.size for array in arrays] == [1, 1]
-    return np.array(arrays, np.float32).ravel() if scalar else None
-
-
-def _saturates(clip: ir.Node, quantizer: ir.Node, codes: ir.Node) -> bool:
-    """True if rounding onto the codes does all that clipping does."""
-    bounds, grid, ends = map(_scalars, (clip, quantizer, codes))
-    if bounds is None or grid is None or ends is None:
-        return False
-    scale, zero = grid
-    rounded = np.rint(bounds / scale) + zero
-    return bool(rounded[0] <= ends[0] and rounded[1] >= ends[1])
+def _inserted(op_type: str, source: ir.Value, graph: ir.Graph) -> ir.Node:
+    """A new operator on `source` that all its readers read instead."""
+    node = ir.node(op_type, [source])
+    result = node.outputs[0]
+    result.type, result.shape = source.type, source.shape
+    result.name, source.name = source.name, f"{source.name}_before_{op_type}"
+    source.shape = None
+    source.replace_all_uses_with(result, replace_graph_outputs=True)
+    node.replace_input_with(0, source)
+    graph.insert_after(source.producer(), node)  # type: ignore[arg-type]
+    return node
 
 
 def guard_float_layers(model: ir.Model) -> None:
@@ -161,11 +180,26 @@ def strip_metadata(model: ir.Model) -> None:
                 value.shape, value.type = None, None
 
 
+def drop_default_attributes(model: ir.Model) -> None:
+    """Drops attributes that only repeat the default of their operator."""
+    for node in model.graph:
+        schema = onnx.defs.get_schema(node.op_type, model.opset_imports[""])
+        for name, attribute in list(node.attributes.items()):
+            default = schema.attributes[name].default_value
+            if default.name and ir.serde.deserialize_attribute(default) == attribute:
+                del node.attributes[name]
+
+
 Pass = Callable[[ir.Model], None]
 BEFORE_PACKING: tuple[Pass, ...] = (
     global_average_pools,
-    drop_saturated_clips,
+    clip_on_integers,
     guard_float_layers,
     share_initialisers,
 )
-AFTER_PACKING: tuple[Pass, ...] = (share_initialisers, strip_metadata, short_names)
+AFTER_PACKING: tuple[Pass, ...] = (
+    share_initialisers,
+    drop_default_attributes,
+    strip_metadata,
+    short_names,
+)

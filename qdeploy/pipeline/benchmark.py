@@ -76,13 +76,14 @@ def section_of(dataset: str, normalisation: dict[str, list[float]]) -> DataSecti
 
 def normalisation(metadata: dict[str, str], path: Path) -> dict[str, list[float]]:
     """mean and std that the network was trained with."""
-    if "qdeploy.normalisation" not in metadata:
+    try:
+        found = json.loads(metadata["qdeploy.normalisation"])
+        return {"mean": found["mean"], "std": found["std"]}
+    except (KeyError, TypeError, ValueError):
         raise QdeployError(
             f"{path} does not say how its images are normalised (metadata qdeploy.normalisation); "
             "files that `qdeploy export` wrote do. Leave out --data to measure speed alone"
-        )
-    found: dict[str, list[float]] = json.loads(metadata["qdeploy.normalisation"])
-    return found
+        ) from None
 
 
 def write_benchmark(

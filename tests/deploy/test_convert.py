@@ -100,7 +100,11 @@ def test_weights_are_the_folded_weights_of_evaluation(settings):
         column = (-1, *[1] * (codes.ndim - 1))
         found = (codes - zero.reshape(column)) * scale.reshape(column)
         trained, norm = layers[name], layers[name].norm
-        gain = torch.ones(len(codes)) if norm is None else norm.weight / (norm.running_var + norm.eps).sqrt()
+        gain = (
+            torch.ones(len(codes))
+            if norm is None
+            else norm.weight / (norm.running_var + norm.eps).sqrt()
+        )
         folded = prepared_fold(trained, gain)
         live = gain != 0
         torch.testing.assert_close(found[live].float(), folded[live], rtol=1e-5, atol=1e-7)
@@ -219,15 +223,19 @@ def test_dropouts_are_gone():
     network = nn.Sequential(nn.Dropout2d(0.5), conv(), nn.ReLU(), nn.Dropout(), nn.Flatten())
     prepared = calibrated(network)
     converted = qdeploy.convert(prepared)
-    kinds = {type(converted.get_submodule(n.target)) for n in converted.graph.nodes if n.op == "call_module"}
+    kinds = {
+        type(converted.get_submodule(n.target))
+        for n in converted.graph.nodes
+        if n.op == "call_module"
+    }
     assert not kinds & {nn.Dropout, nn.Dropout2d}
-    np.testing.assert_allclose(
-        outputs(converted, images()), outputs(prepared, images()), atol=1e-2
-    )
+    np.testing.assert_allclose(outputs(converted, images()), outputs(prepared, images()), atol=1e-2)
 
 
 def test_an_activation_that_is_always_zero_is_no_trouble():
-    network = nn.Sequential(conv(), nn.ReLU(), conv(6, 4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5))
+    network = nn.Sequential(
+        conv(), nn.ReLU(), conv(6, 4), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5)
+    )
     network[0].bias.data.fill_(-100)
     prepared = calibrated(network)
     found = outputs(qdeploy.convert(prepared), images())

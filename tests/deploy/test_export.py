@@ -31,7 +31,8 @@ from qdeploy.models.resnet import resnet20
 FILES = [(name, "simqat w8a8") for name in NETWORKS] + [
     ("residual", "slb w1a8"), ("residual", "simqat w3a4"), ("inverted_residual", "simqat w3a4"),
     ("shuffled", "slb w2a8"), ("branches", "simqat w5a6"), ("squeeze_excite", "slb w4a8"),
-    ("plain", "slb w1a8"), ("hard_swish", "simqat w3a4"), ("called_twice", "slb w1a8"),
+    ("plain", "simqat w3a4"), ("hard_swish", "simqat w3a4"), ("called_twice", "slb w1a8"),
+    ("residual", "simqat w5a6"),
 ]  # fmt: skip
 every_file = pytest.mark.parametrize(("name", "settings"), FILES)
 
@@ -44,7 +45,7 @@ def test_the_file_computes_what_training_evaluates(name, settings):
     assert np.abs(found - integer).max() < 0.02 * spread(integer)
     trained = outputs(file.prepared, x)
     few_steps = min(SETTINGS[settings][1:3]) < 8 and "slb" not in settings
-    assert np.abs(found - trained).max() < (0.3 if few_steps else 0.03) * spread(trained)
+    assert np.abs(found - trained).max() < (0.6 if few_steps else 0.03) * spread(trained)
     assert (found.argmax(1) == trained.argmax(1)).mean() >= (0.9 if few_steps else 0.95)
 
 
@@ -66,10 +67,13 @@ def test_nothing_in_the_file_is_for_debugging(name, settings):
     proto = exported(name, settings).packed
     graph = proto.graph
     holders = (graph, *graph.node, *graph.initializer, *graph.input, *graph.output)
-    assert not any(holder.doc_string for holder in (proto, *holders))
+    assert not any(getattr(holder, "doc_string", "") for holder in (proto, *holders))
     assert not any(len(holder.metadata_props) for holder in holders)
     assert len(graph.value_info) == 0
     assert not any(node.name for node in graph.node)
+    assert not any(
+        a.name in ("block_size", "saturate") for node in graph.node for a in node.attribute
+    )
     names = [name for node in graph.node for name in node.output]
     assert all(len(name) <= 2 or name == "logits" for name in names)
 
@@ -115,7 +119,10 @@ def test_layers_beside_float_operators_are_integer_too(name, tmp_path):
     }[name]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "settings"), [("plain", "slb w1a8"), ("residual", "simqat w3a4"), ("shuffled", "slb w2a8")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("plain", "simqat w3a4"), ("residual", "slb w1a8"), ("shuffled", "slb w2a8")],
+)
 def test_onnx_itself_computes_the_same_as_the_unfused_file(name, settings):
     file, x = exported(name, settings), images(4).numpy()
     expected = ReferenceEvaluator(file.packed).run(None, {"input": x})[0]
@@ -123,16 +130,16 @@ def test_onnx_itself_computes_the_same_as_the_unfused_file(name, settings):
 
 
 def test_activations_of_few_bits_saturate_at_their_bits():
-    file, x = exported("residual", "simqat w3a4"), 6 * images(32)
-    assert operators(file.packed)["Clip"] == 4
-    trained, found = outputs(file.prepared, x), run(file.packed, x)
-    assert np.abs(found - trained).max() < 0.3 * spread(trained)
+    file, x = exported("plain", "simqat w3a4"), 6 * images(32)
+    assert operators(file.packed)["Clip"] == 2
+    trained = outputs(file.prepared, x)
+    assert np.abs(run(file.packed, x) - trained).max() < 0.05 * spread(trained)
     unclipped = onnx.ModelProto.FromString(file.packed.SerializeToString())
     for node in unclipped.graph.node:
         if node.op_type == "Clip":
             node.op_type = "Identity"
             del node.input[1:]
-    assert np.abs(run(unclipped, x) - trained).max() > 2 * spread(trained)
+    assert np.abs(run(unclipped, x) - trained).max() > 0.5 * spread(trained)
 
 
 def test_float_activations_leave_packed_weights_and_nothing_else():
@@ -152,15 +159,17 @@ def outlier(weight):
 
 BESIDE_FLOAT = {
     "conv": (conv(6, 6), "float_layer"),
-    "conv without bias": (conv(6, 6, bias=False), "float_layer"),
     "conv and norm": (nn.Sequential(conv(6, 6), nn.BatchNorm2d(6)), "float_layer.0"),
     "transposed": (nn.ConvTranspose2d(6, 6, 3, padding=1), None),
-    "linear": (nn.Sequential(nn.Flatten(1), nn.Linear(384, 384), nn.Unflatten(1, (6, 8, 8))), "float_layer.1"),
+    "linear": (
+        nn.Sequential(nn.Flatten(1), nn.Linear(384, 384), nn.Unflatten(1, (6, 8, 8))),
+        "float_layer.1",
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("layer", "glob"), BESIDE_FLOAT.values(), ids=BESIDE_FLOAT)
-def test_a_float_layer_between_integer_tensors_stays_float(layer, glob, tmp_path, monkeypatch):
+def test_a_float_layer_between_integer_tensors_stays_float(layer, glob, monkeypatch):
     torch.manual_seed(1)
     outlier(next(p for p in layer.parameters() if p.ndim > 1))
     network = Network(
@@ -170,13 +179,15 @@ def test_a_float_layer_between_integer_tensors_stays_float(layer, glob, tmp_path
     prepared = calibrated(network, layers={glob: "float"} if glob else None)
     x = images(32)
     trained = outputs(prepared, x)
-    guarded = export(prepared).packed
+    others = [p for p in passes.BEFORE_PACKING if p is not passes.guard_float_layers]
+    assert len(others) == len(passes.BEFORE_PACKING) - 1
+    monkeypatch.setattr(passes, "BEFORE_PACKING", others)
+    graph = to_onnx(qdeploy.convert(prepared), x)
+    unguarded = finished(graph, True, {})
+    passes.guard_float_layers(graph)
+    guarded = finished(graph, True, {})
     assert np.abs(run(guarded, x) - trained).max() < 0.005 * spread(trained)
-    monkeypatch.setattr(
-        passes, "BEFORE_PACKING",
-        [p for p in passes.BEFORE_PACKING if p is not passes.guard_float_layers],
-    )  # fmt: skip
-    assert np.abs(run(export(prepared).packed, x) - trained).max() > 0.005 * spread(trained)
+    assert np.abs(run(unguarded, x) - trained).max() > 0.008 * spread(trained)
 
 
 def test_first_and_last_in_float_are_float_in_the_file(tmp_path):
@@ -209,6 +220,15 @@ def test_export_writes_what_to_onnx_and_finished_give(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.onnx", "b.onnx"]
 
 
+def test_the_output_is_called_logits_whatever_makes_it():
+    network = Network(lambda self, x: self.conv(x).mean((2, 3)), conv=conv())
+    prepared = calibrated(network)
+    proto = export(prepared).packed
+    assert [o.name for o in proto.graph.output] == ["logits"]
+    assert operators(proto)["GlobalAveragePool"] == operators(proto)["Flatten"] == 1
+    np.testing.assert_allclose(run(proto, images(8)), outputs(prepared, images(8)), atol=0.02)
+
+
 def test_metadata_travels_in_the_file(tmp_path):
     path = qdeploy.export(
         exported("vector", "simqat w8a8").converted, tmp_path / "a.onnx", images(2),
@@ -227,7 +247,7 @@ def test_a_network_that_torch_cannot_export_leaves_the_old_file(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"old")
     prepared = calibrated(Network(unexportable, conv=conv()))
-    with pytest.raises(QdeployError, match="torch.onnx cannot export"):
+    with pytest.raises(QdeployError, match=r"torch\.onnx cannot export"):
         qdeploy.export(prepared, path, images(2))
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
@@ -238,7 +258,7 @@ def test_nothing_is_written_where_it_cannot_be(where, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(QdeployError, match="cannot write .*choose another output folder"):
+    with pytest.raises(QdeployError, match=r"cannot write .*choose another output folder"):
         qdeploy.export(exported("vector", "simqat w8a8").converted, tmp_path / where, images(2))
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -264,8 +284,7 @@ def sizes(build_network, shape, method, bits, options):
 
 SLB = {"linear": True}
 WIDTHS = [
-    ("slb", 1, SLB), ("slb", 2, SLB), ("simqat", 3, {}), ("slb", 4, SLB), ("simqat", 4, {}),
-    ("simqat", 6, {}), ("simqat", 8, {}),
+    ("slb", 1, SLB), ("slb", 2, SLB), ("simqat", 3, {}), ("slb", 4, SLB), ("simqat", 8, {}),
 ]  # fmt: skip
 
 
@@ -275,7 +294,7 @@ def test_lenet_is_as_small_as_its_bits(method, bits, options):
     assert bound < size <= 1.05 * bound + 1500 * layers
 
 
-@pytest.mark.parametrize(("method", "bits", "options"), [WIDTHS[0], WIDTHS[2], WIDTHS[6]])
+@pytest.mark.parametrize(("method", "bits", "options"), [WIDTHS[0], WIDTHS[2]])
 def test_resnet_is_as_small_as_its_bits(method, bits, options):
     size, bound, layers = sizes(resnet20, (3, 32, 32), method, bits, options)
     assert layers == 23

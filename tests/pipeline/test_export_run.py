@@ -261,10 +261,14 @@ class TestBadInput:
         message = fails("export", exported, "-o", exported / "float.onnx")
         assert "is where the float network goes" in message
 
-    def test_a_provider_that_is_not_there(self, exported):
-        if "cuda" in fails("export", exported, "--provider", "nonsense", code=2):
-            message = fails("export", exported, "--provider", "tensorrt")
+    def test_a_provider_that_is_not_there(self, run):
+        (run / "model.onnx").unlink()
+        message = fails("export", run, "--provider", "tensorrt")
         assert "'tensorrt' does not work on this machine; those that do: " in message
+        assert not (run / "model.onnx").exists()
+
+    def test_a_provider_that_does_not_exist(self, exported):
+        assert "'tpu' is not one of" in fails("export", exported, "--provider", "tpu", code=2)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
     def test_a_device_that_is_not_there(self, exported):

@@ -11,6 +11,10 @@ import pytest
 import torch
 from command_line import content, digits, fails, logits, metrics, succeeds
 
+import qdeploy
+from qdeploy.pipeline.export import load_run
+from qdeploy.training.run import RunFolder
+
 BLOCKS = """
 from torch import nn
 
@@ -52,33 +56,40 @@ def trained(tmp_path):
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("then", ["deleted", "changed"])
-def test_a_run_is_exported_and_resumed_from_its_own_copy(trained, then):
-    file = trained.parent / "alone.py"
-    if then == "deleted":
-        file.unlink()
-    else:
-        file.write_text(BLOCKS + NETWORK.replace("width=5", "width=9"))
-    assert (trained / "network.py").read_text() == BLOCKS + NETWORK
-    (trained / "last.pt").unlink()
-    succeeds("train", "--resume", "-o", trained)
-    assert (trained / "network.py").read_text() == BLOCKS + NETWORK
+def test_a_run_is_exported_from_its_own_copy_when_the_file_is_deleted(trained):
+    (trained.parent / "alone.py").unlink()
     printed = json.loads(succeeds("export", trained, "--json"))
-    assert printed["accuracy"]["onnx"]["top1"] == pytest.approx(
-        metrics(trained)[-1]["test_top1"], abs=0.01
-    )
+    images, labels = digits(0.3054, 0.3247)
+    top1 = (logits(trained / "model.onnx", images).argmax(1) == labels).mean()
+    assert printed["accuracy"]["onnx"]["top1"] == pytest.approx(top1, abs=0.01)
+    assert printed["accuracy"]["trained"]["top1"] == metrics(trained)[-1]["test_top1"]
     assert [layer["weights"] for layer in printed["layers"]] == [5 * 25, 5 * 64 * 10]
 
 
-def test_a_file_that_imports_its_neighbour_is_exported_after_a_change(tmp_path):
+def test_a_run_is_resumed_from_its_own_copy_when_the_file_is_changed(trained):
+    (trained.parent / "alone.py").write_text(BLOCKS + NETWORK.replace("width=5", "width=9"))
+    expected = weights_of(trained)
+    (trained / "last.pt").unlink()
+    succeeds("train", "--resume", "-o", trained)
+    assert (trained / "network.py").read_text() == BLOCKS + NETWORK
+    torch.testing.assert_close(weights_of(trained), expected, rtol=0, atol=0)
+
+
+def weights_of(run):
+    return torch.load(run / "last.pt", weights_only=True)["state"]
+
+
+def test_a_run_whose_file_imports_a_neighbour_is_loaded_after_a_change(tmp_path):
     (tmp_path / "blocks_beside.py").write_text(BLOCKS)
     text = "from torch import nn\nfrom blocks_beside import block\n" + NETWORK
     (tmp_path / "network.py").write_text(text)
     succeeds("train", recipe(tmp_path, "network.py:small"), "-o", tmp_path / "run", "--epochs", 1)
     (tmp_path / "network.py").write_text("broken(")
     sys.modules.pop("blocks_beside")
-    succeeds("export", tmp_path / "run", "--samples", 10)
-    assert (tmp_path / "run" / "report.json").exists()
+    trained = load_run(RunFolder(tmp_path / "run"), "last", None, "cpu")
+    images, labels = digits(0.3054, 0.3247)
+    top1 = (trained.network.eval()(torch.from_numpy(images)).argmax(1).numpy() == labels).mean()
+    assert top1 == pytest.approx(metrics(tmp_path / "run")[-1]["test_top1"], abs=0.01)
 
 
 def test_a_network_of_a_package(tmp_path, monkeypatch):
@@ -88,8 +99,7 @@ def test_a_network_of_a_package(tmp_path, monkeypatch):
     given = recipe(tmp_path, "small_package.networks:small")
     succeeds("train", given, "-o", tmp_path / "run", "--set", "model.options.width=3")
     assert (tmp_path / "run" / "network.py").read_text() == BLOCKS + NETWORK
-    weight = torch.load(tmp_path / "run" / "last.pt", weights_only=True)["state"]
-    assert any(value.shape == (3, 1, 5, 5) for value in weight.values())
+    assert any(value.shape == (3, 1, 5, 5) for value in weights_of(tmp_path / "run").values())
 
 
 def test_pretrained_weights_are_the_start_and_the_baseline(trained, tmp_path):
@@ -100,12 +110,7 @@ def test_pretrained_weights_are_the_start_and_the_baseline(trained, tmp_path):
     still = ["--epochs", 1, "--set", "train.lr=1e-30", "--set", f"model.weights={weights}"]
     run = tmp_path / "started"
     succeeds("train", trained / "recipe.toml", *still, "-o", run)
-    found = torch.load(run / "last.pt", weights_only=True)["state"].values()
-    assert any(
-        torch.equal(value, network[0][0].weight)
-        for value in found
-        if value.shape == network[0][0].weight.shape
-    )
+    assert any(torch.equal(value, network[0][0].weight) for value in weights_of(run).values())
     printed = json.loads(succeeds("export", run, "--json"))
     images, labels = digits(0.3054, 0.3247)
     scores = logits(run / "float.onnx", images)
@@ -116,8 +121,6 @@ def test_pretrained_weights_are_the_start_and_the_baseline(trained, tmp_path):
 
 
 def small_network(folder):
-    import qdeploy
-
     torch.manual_seed(42)
     return qdeploy.load_network(f"{folder / 'alone.py'}:small")
 

@@ -106,7 +106,9 @@ def test_without_batches_nothing_is_forgotten(nothing):
 
 def test_evaluation_needs_ranges_and_touches_no_statistics():
     prepared = pointwise().eval()
-    with pytest.raises(QdeployError, match=r"train the prepared network, or call qdeploy\.calibrate"):
+    with pytest.raises(
+        QdeployError, match=r"train the prepared network, or call qdeploy\.calibrate"
+    ):
         prepared(images())
     qdeploy.calibrate(prepared, batches_of())
     before = copy.deepcopy(prepared.state_dict())

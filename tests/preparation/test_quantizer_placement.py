@@ -50,9 +50,13 @@ RELUS = {
 def test_one_quantizer_after_conv_norm_and_relu_in_every_spelling(relu):
     found = places(
         lambda self, x: head(self, relu(self, self.norm(self.conv(x)))),
-        conv=conv(), norm=nn.BatchNorm2d(6), fc=nn.Linear(384, 5),
-        relu=nn.ReLU(), inplace=nn.ReLU(inplace=True), relu6=nn.ReLU6(),
-    )  # fmt: skip
+        conv=conv(),
+        norm=nn.BatchNorm2d(6),
+        fc=nn.Linear(384, 5),
+        relu=nn.ReLU(),
+        inplace=nn.ReLU(inplace=True),
+        relu6=nn.ReLU6(),
+    )
     assert found[0] == "x"
     assert len(found) == 2
     assert any(word in found[1] for word in ("relu", "inplace", "clamp"))
@@ -71,8 +75,10 @@ ADDITIONS = {
 def test_both_inputs_of_an_add_and_after_its_relu(add):
     found = places(
         lambda self, x: head(self, F.relu(add(self.a(x), self.b(x)))),
-        a=conv(), b=conv(), fc=nn.Linear(384, 5),
-    )  # fmt: skip
+        a=conv(),
+        b=conv(),
+        fc=nn.Linear(384, 5),
+    )
     assert found == ["x", "a", "b", "relu"]
 
 
@@ -82,10 +88,11 @@ def test_a_residual_block_quantizes_each_value_once():
         stem=nn.Sequential(conv(), nn.ReLU()),
         block=Network(
             lambda self, x: F.relu(self.norm(self.conv(x)) + x),
-            conv=conv(6, 6), norm=nn.BatchNorm2d(6),
+            conv=conv(6, 6),
+            norm=nn.BatchNorm2d(6),
         ),
         fc=nn.Linear(384, 5),
-    )  # fmt: skip
+    )
     assert found == ["x", "stem_1", "block_conv", "relu"]
 
 
@@ -118,9 +125,12 @@ MOVES = {
 def test_moved_values_keep_their_quantizer(move):
     found = places(
         lambda self, x: head(self, F.relu(self.b(move(self, F.relu(self.a(x)))))),
-        a=conv(), b=conv(6, 6), fc=nn.Linear(384, 5),
-        pool=nn.MaxPool2d(3, 1, 1), shuffle=nn.ChannelShuffle(2),
-    )  # fmt: skip
+        a=conv(),
+        b=conv(6, 6),
+        fc=nn.Linear(384, 5),
+        pool=nn.MaxPool2d(3, 1, 1),
+        shuffle=nn.ChannelShuffle(2),
+    )
     assert found == ["x", "relu", "relu_1"]
 
 
@@ -128,8 +138,10 @@ def test_average_pooling_gets_its_own():
     for pool in (nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(4)):
         found = places(
             lambda self, x: head(self, self.pool(F.relu(self.a(x)))),
-            a=conv(), pool=pool, fc=nn.Linear(96, 5),
-        )  # fmt: skip
+            a=conv(),
+            pool=pool,
+            fc=nn.Linear(96, 5),
+        )
         assert found == ["x", "relu", "pool"]
 
 
@@ -139,8 +151,11 @@ def test_what_a_concat_joins_shares_one_quantizer():
             lambda self, x: head(
                 self, F.relu(self.c(torch.cat([F.relu(self.a(x)), F.relu(self.b(x))], 1)))
             ),
-            a=conv(3, 4), b=conv(3, 2), c=conv(6, 6), fc=nn.Linear(384, 5),
-        )  # fmt: skip
+            a=conv(3, 4),
+            b=conv(3, 2),
+            c=conv(6, 6),
+            fc=nn.Linear(384, 5),
+        )
     )
     assert list(found) == ["x", "relu", "relu_1", "relu_2"]
     assert found["relu"] == found["relu_1"]
@@ -158,8 +173,9 @@ def test_a_chain_of_concats_shares_one_quantizer_from_end_to_end():
 def test_a_relu_moves_before_the_pooling_it_stands_behind():
     network = Network(
         lambda self, x: head(self, F.relu(F.max_pool2d(self.a(x), 2))),
-        a=conv(), fc=nn.Linear(96, 5),
-    )  # fmt: skip
+        a=conv(),
+        fc=nn.Linear(96, 5),
+    )
     prepared = qdeploy.prepare(network, images(2), "simqat", 8, "float")
     order = [node.name for node in prepared.network.graph.nodes]
     assert order.index("relu") < order.index("max_pool2d")
@@ -172,8 +188,9 @@ def test_a_relu_moves_before_the_pooling_it_stands_behind():
 def test_an_in_place_relu_does_not_move_to_where_others_would_see_it():
     network = Network(
         lambda self, x: head(self, F.relu(F.max_pool2d(y := self.a(x), 1), inplace=True) + y),
-        a=conv(), fc=nn.Linear(384, 5),
-    ).eval()  # fmt: skip
+        a=conv(),
+        fc=nn.Linear(384, 5),
+    ).eval()
     prepared = qdeploy.prepare(network, images(2), "simqat", 8, "float")
     with torch.no_grad():
         network.a.weight.copy_(prepared.network.a.quantizer.eval()())
@@ -184,13 +201,17 @@ def test_an_in_place_relu_does_not_move_to_where_others_would_see_it():
 def test_a_value_of_several_readers_is_quantized_before_its_relu_too():
     found = places(
         lambda self, x: head(self, F.relu(y := self.a(x)) + self.b(y)),
-        a=conv(), b=conv(6, 6), fc=nn.Linear(384, 5),
-    )  # fmt: skip
+        a=conv(),
+        b=conv(6, 6),
+        fc=nn.Linear(384, 5),
+    )
     assert found == ["x", "a", "relu", "b", "add"]
 
 
 def test_only_float_layers_read_it_so_it_stays_float():
-    network = nn.Sequential(conv(), nn.ReLU(), conv(6, 6), nn.ReLU(), nn.Flatten(), nn.Linear(384, 5))
+    network = nn.Sequential(
+        conv(), nn.ReLU(), conv(6, 6), nn.ReLU(), nn.Flatten(), nn.Linear(384, 5)
+    )
     found = quantized_places(network, layers={"2": "float"})
     assert list(found) == ["input_1", "_3"]
     assert list(quantized_places(network, first_last_float=True)) == ["_1"]
@@ -198,9 +219,14 @@ def test_only_float_layers_read_it_so_it_stays_float():
 
 def test_a_float_layer_is_quantized_behind_its_batch_norm():
     network = nn.Sequential(
-        *conv_norm_relu(3, 6), conv(6, 6, bias=False), nn.BatchNorm2d(6),
-        nn.ConvTranspose2d(6, 6, 1), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 6),
-    )  # fmt: skip
+        *conv_norm_relu(3, 6),
+        conv(6, 6, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ConvTranspose2d(6, 6, 1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        conv(6, 6),
+    )
     assert list(quantized_places(network, layers={"3": "float"})) == ["input_1", "_4", "_7"]
 
 
@@ -220,8 +246,11 @@ def test_the_image_keeps_eight_bits_and_adds_do_too():
 def test_a_tensor_has_the_bits_of_the_reader_that_wants_most():
     network = Network(
         lambda self, x: head(self, self.b(y := F.relu(self.a(x))) + self.c(y)),
-        a=conv(), b=conv(6, 6), c=conv(6, 6), fc=nn.Linear(384, 5),
-    )  # fmt: skip
+        a=conv(),
+        b=conv(6, 6),
+        c=conv(6, 6),
+        fc=nn.Linear(384, 5),
+    )
     layers = {"b": {"act_bits": 3}, "c": {"act_bits": 5}}
     prepared = qdeploy.prepare(network, images(2), "simqat", 8, 2, layers)
     assert prepared.network.activations.relu.bits == 5

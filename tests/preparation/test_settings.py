@@ -10,11 +10,11 @@ from qdeploy.errors import QdeployError
 NAMES = ["stem.0", "conv1", "conv2", "projection", "same.0", "fc"]
 
 
-def settings(layers=None, method="simqat", weight_bits=8, act_bits=8, network="residual", **options):
+def settings(
+    layers=None, method="simqat", weight_bits=8, act_bits=8, network="residual", **options
+):
     network = build(network)
-    prepared = qdeploy.prepare(
-        network, images(2), method, weight_bits, act_bits, layers, **options
-    )
+    prepared = qdeploy.prepare(network, images(2), method, weight_bits, act_bits, layers, **options)
     return prepared.settings
 
 

@@ -1,0 +1,226 @@
+"""Each rewrite alone, on the smallest graph that shows it, run before and after."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+from exported_networks import operators, optimized, session
+
+from qdeploy.deploy import passes
+
+
+def graph(text, output="float[N, C] y"):
+    """A model from ONNX's text form; x is float[N, 3, 4, 4]."""
+    return onnx.parser.parse_model(
+        f'<ir_version: 10, opset_import: ["": 21]> g (float[N, 3, 4, 4] x) => ({output}) {text}'
+    )
+
+
+def rewritten(proto, *rewrites):
+    model = ir.from_proto(onnx.shape_inference.infer_shapes(proto))
+    for rewrite in rewrites:
+        rewrite(model)
+    after = ir.to_proto(model)
+    onnx.checker.check_model(after, full_check=True)
+    return after
+
+
+def values(proto, scale=3.0, **options):
+    x = np.random.default_rng(0).normal(0, scale, (5, 3, 4, 4)).astype(np.float32)
+    return session(proto, **options).run(None, {"x": x})[0]
+
+
+def kinds(proto):
+    return [node.op_type for node in proto.graph.node]
+
+
+def same_values(before, after, **tolerance):
+    np.testing.assert_allclose(values(after, plain=True), values(before, plain=True), **tolerance)
+
+
+@pytest.mark.parametrize("axes", ["2, 3", "-1, -2", "3, 2"])
+@pytest.mark.parametrize("keep", [0, 1])
+def test_the_mean_over_height_and_width_becomes_a_pooling(axes, keep):
+    output = "float[N, 3, 1, 1] y" if keep else "float[N, 3] y"
+    before = graph(
+        f"<int64[2] axes = {{{axes}}}> {{ y = ReduceMean <keepdims = {keep}> (x, axes) }}", output
+    )
+    after = rewritten(before, passes.global_average_pools)
+    assert kinds(after) == ["GlobalAveragePool"] + ["Flatten"] * (not keep)
+    assert [o.name for o in after.graph.output] == ["y"]
+    same_values(before, after, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("axes", "output"), [("1, 2", "float[N, 4] y"), ("0, 1", "float[4, 4] y")])
+def test_other_means_stay(axes, output):
+    before = graph(
+        f"<int64[2] axes = {{{axes}}}> {{ y = ReduceMean <keepdims = 0> (x, axes) }}", output
+    )
+    assert kinds(rewritten(before, passes.global_average_pools)) == ["ReduceMean"]
+
+
+QUANTIZED_MEAN = """<int64[2] axes = {2, 3}, float s = {0.1}, uint8 z = {100}, float t = {0.02},
+    uint8 w = {90}> {
+    q = QuantizeLinear(x, s, z)
+    d = DequantizeLinear(q, s, z)
+    m = ReduceMean <keepdims = 0> (d, axes)
+    r = QuantizeLinear(m, t, w)
+    y = DequantizeLinear(r, t, w) }"""
+
+
+def test_a_quantized_mean_is_flattened_behind_its_quantizer(tmp_path):
+    before = graph(QUANTIZED_MEAN, "float[N, 3] y")
+    after = rewritten(before, passes.global_average_pools)
+    assert kinds(after)[2:] == [
+        "GlobalAveragePool",
+        "QuantizeLinear",
+        "Flatten",
+        "DequantizeLinear",
+    ]
+    same_values(before, after, atol=1e-6)
+    assert operators(optimized(after, tmp_path))["QLinearGlobalAveragePool"] == 1
+
+
+def clipped(operator, zero, integer_clip=""):
+    text = f"""<float s = {{0.25}}, uint8 z = {{{zero}}}, float lo = {{-0.9}}, float hi = {{6}},
+        uint8 first = {{2}}, uint8 last = {{15}}> {{
+        c = {operator}
+        q = QuantizeLinear(c, s, z)
+        {integer_clip}
+        y = DequantizeLinear({"k" if integer_clip else "q"}, s, z) }}"""
+    return graph(text, "float[N, 3, 4, 4] y")
+
+
+CLIP = "k = Clip(q, first, last)"
+
+
+@pytest.mark.parametrize(
+    ("operator", "zero", "integer_clip", "bounds"),
+    [
+        ("Relu(x)", 0, "", None),
+        ("Relu(x)", 128, "", (128, 255)),
+        ("Relu(x)", 0, CLIP, (2, 15)),
+        ("Relu(x)", 8, CLIP, (8, 15)),
+        ("Clip(x, lo, hi)", 0, "", (0, 24)),
+        ("Clip(x, lo, hi)", 0, CLIP, (2, 15)),
+        ("Clip(x, lo, hi)", 7, CLIP, (3, 15)),
+        ("Clip(x, lo, hi)", 240, "", (236, 255)),
+    ],
+)
+def test_a_clip_of_floats_becomes_a_clip_of_codes(operator, zero, integer_clip, bounds):
+    before = clipped(operator, zero, integer_clip)
+    after = rewritten(before, passes.clip_on_integers)
+    same_values(before, after, atol=0)
+    codes = [node for node in after.graph.node if node.op_type == "Clip"]
+    assert kinds(after)[0] == "QuantizeLinear"
+    constants = {t.name: onnx.numpy_helper.to_array(t) for t in after.graph.initializer}
+    found = [tuple(int(constants[name]) for name in node.input[1:]) for node in codes]
+    assert found == ([] if bounds is None else [bounds])
+
+
+def test_a_relu_that_others_read_stays():
+    text = """<float s = {0.25}, uint8 z = {3}> {
+        c = Relu(x)
+        q = QuantizeLinear(c, s, z)
+        d = DequantizeLinear(q, s, z)
+        y = Add(c, d) }"""
+    before = graph(text, "float[N, 3, 4, 4] y")
+    assert kinds(rewritten(before, passes.clip_on_integers))[0] == "Relu"
+
+
+def test_other_operators_before_a_quantizer_stay():
+    assert kinds(rewritten(clipped("Neg(x)", 3), passes.clip_on_integers))[0] == "Neg"
+
+
+def float_conv(source):
+    return graph(
+        f"""<float s = {{0.1}}, uint8 z = {{100}}, float t = {{0.05}}, uint8 w = {{90}},
+        float[2, 3, 1, 1] weight = {{40, 0.1, 0.2, -40, 0.3, 0.15}}> {{
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        c = Conv({source}, weight)
+        r = QuantizeLinear(c, t, w)
+        y = DequantizeLinear(r, t, w) }}""",
+        "float[N, 2, 4, 4] y",
+    )
+
+
+def test_a_float_conv_between_quantized_tensors_is_guarded():
+    before = float_conv("d")
+    after = rewritten(before, passes.guard_float_layers)
+    assert kinds(after)[1:4] == ["DequantizeLinear", "Max", "Conv"]
+    same_values(before, after, atol=0)
+    right = values(before, plain=True)
+    np.testing.assert_allclose(values(after), right, atol=1e-6)
+    assert np.abs(values(before) - right).max() > 0.5  # ten steps
+
+
+def test_a_conv_on_floats_needs_no_guard():
+    assert "Max" not in kinds(rewritten(float_conv("x"), passes.guard_float_layers))
+
+
+def test_an_integer_weight_needs_no_guard():
+    text = """<float s = {0.1}, uint8 z = {100}, int8[2, 3, 1, 1] codes = {1, 2, 3, 4, 5, 6},
+        float[2] t = {0.1, 0.2}, int8[2] w = {0, 0}> {
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        weight = DequantizeLinear <axis = 0> (codes, t, w)
+        y = Conv(d, weight) }"""
+    before = graph(text, "float[N, 2, 4, 4] y")
+    assert "Max" not in kinds(rewritten(before, passes.guard_float_layers))
+
+
+SHARED = """<float[1] a = {2.0}, float[1] b = {2.0}, float c = {2.0}, int64[1] d = {2},
+    float[1] e = {3.0}> {
+    p = Mul(x, a)
+    q = Mul(p, b)
+    r = Add(q, c)
+    i = Cast <to = 1> (d)
+    s = Add(r, i)
+    y = Add(s, e) }"""
+
+
+def test_equal_constants_are_stored_once():
+    before = graph(SHARED, "float[N, 3, 4, 4] y")
+    after = rewritten(before, passes.share_initialisers)
+    assert [t.name for t in before.graph.initializer] == ["a", "b", "c", "d", "e"]
+    assert [t.name for t in after.graph.initializer] == ["a", "c", "d", "e"]  # shape and type count
+    same_values(before, after, atol=0)
+
+
+def test_names_become_short_and_the_ends_keep_theirs():
+    text = SHARED.replace("p =", "a_very_long_name =").replace("(p,", "(a_very_long_name,")
+    before = graph(text, "float[N, 3, 4, 4] y")
+    after = rewritten(before, passes.short_names)
+    names = [t.name for t in after.graph.initializer] + [n.output[0] for n in after.graph.node]
+    assert len(set(names)) == len(names)
+    assert names[-1] == "y"
+    assert all(len(name) == 1 for name in names)
+    assert "x" in after.graph.node[0].input
+    assert "x" not in names
+    same_values(before, after, atol=0)
+
+
+def test_what_the_exporter_noted_is_dropped():
+    proto = graph(SHARED, "float[N, 3, 4, 4] y")
+    proto.doc_string = "long"
+    for holder in (proto, proto.graph, *proto.graph.node):
+        holder.metadata_props.add(key="pkg.torch.onnx.stack_trace", value="long " * 100)
+    after = rewritten(proto, passes.strip_metadata)
+    assert "long" not in str(after)
+    same_values(proto, after, atol=0)
+
+
+def test_attributes_that_repeat_the_default_are_dropped():
+    text = """<float s = {0.1}, uint8 z = {100}, float[2, 3, 1, 1] weight = {1, 2, 3, 4, 5, 6}> {
+        q = QuantizeLinear <axis = 1, block_size = 0, saturate = 1> (x, s, z)
+        d = DequantizeLinear <axis = 0, block_size = 0> (q, s, z)
+        y = Conv <group = 1, pads = [0, 0, 0, 0]> (d, weight) }"""
+    before = graph(text, "float[N, 2, 4, 4] y")
+    after = rewritten(before, passes.drop_default_attributes)
+    assert [[a.name for a in node.attribute] for node in after.graph.node] == [
+        [],
+        ["axis"],
+        ["pads"],
+    ]
+    same_values(before, after, atol=0)
