@@ -5,11 +5,17 @@ Each table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing the
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+
+from qdeploy.report.record import Record
+from qdeploy.report.table import record_table
 
 ROOT = Path(__file__).parent.parent
 Rows = list[tuple[str, ...]]
@@ -56,13 +62,23 @@ def _short(operator: str) -> str:
     return operator.rpartition("::")[2]
 
 
-TABLES: dict[str, tuple[str, Callable[[Any], Rows]]] = {
+def demo(results: dict[str, Any]) -> str:
+    """What `qdeploy export` printed for the demo, from its report.json."""
+    console = Console(width=80, file=io.StringIO(), record=True)
+    console.print(record_table(Record.from_json(json.dumps(results))))
+    return "```text\n" + console.export_text() + "```"
+
+
+TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
+    "demo": ("results/demo.json", demo),
     "mnist": ("results/mnist.json", accuracy),
     "latency": ("results/latency.json", latency),
 }
 
 
-def markdown(rows: Rows) -> str:
+def markdown(rows: Rows | str) -> str:
+    if isinstance(rows, str):
+        return rows
     head, *body = rows
     lines = ["| " + " | ".join(row) + " |" for row in [head, tuple("---" for _ in head), *body]]
     return "\n".join(lines)

@@ -33,13 +33,11 @@ def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
     Errors: QdeployError naming the line of the model that cannot be traced, or saying that the
     model does not take the example input.
     """
-    model = copy.deepcopy(model)
-    check_input(model, example_input)
-    was_training = model.training
-    evaluated, network = traced(model.eval()), traced(model.train())
-    check_modes(network, evaluated)
+    check_input(copy.deepcopy(model), example_input)
+    network = traced(copy.deepcopy(model).train())
+    check_modes(network, traced(copy.deepcopy(model).eval()))
     annotate_shapes(network, example_input)
-    return network.train(was_training)
+    return network.train(model.training)
 
 
 def traced(model: nn.Module) -> fx.GraphModule:
@@ -70,7 +68,6 @@ def check_modes(training: fx.GraphModule, evaluation: fx.GraphModule) -> None:
 
 def check_input(model: nn.Module, example_input: Tensor) -> None:
     """Runs the model once in evaluation mode."""
-    was_training = model.training
     try:
         with torch.no_grad():
             model.eval()(example_input)
@@ -79,8 +76,6 @@ def check_input(model: nn.Module, example_input: Tensor) -> None:
             f"{type(model).__name__} cannot take an input of shape "
             f"{list(example_input.shape)}: {error}"
         ) from error
-    finally:
-        model.train(was_training)
 
 
 def _place(error: Exception) -> str:

@@ -10,9 +10,15 @@ from networks import DEAD_SHIFT, NETWORKS, Network, build, conv, images
 from torch import fx, nn
 
 import qdeploy
-from qdeploy.deploy.convert import IntegerActivation, IntegerLayer, nearest, spread_factor
+from qdeploy.deploy.convert import (
+    IntegerActivation,
+    IntegerLayer,
+    nearest,
+    spread_factor,
+    with_room_for_bias,
+)
 from qdeploy.errors import QdeployError
-from qdeploy.grid import Grid
+from qdeploy.grid import Grid, QTensor
 
 
 class Recorded(fx.Interpreter):
@@ -145,6 +151,27 @@ def test_a_dead_channel_gives_its_shift_and_its_bias_fits(settings):
     torch.testing.assert_close(dead, torch.full_like(dead, DEAD_SHIFT), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("grid", "codes", "dead"),
+    [
+        (Grid.signed(8), [-128, -3, 0, 90], [0, 0, 0, 0]),
+        (Grid((-62, -31, 0, 31)), [-62, 31, 0, -31], [0, 0, 0, 0]),
+        (Grid.odd(2).spread(21), [-63, 63, -21, 21], [-21, 21, -21, 21]),
+    ],
+)
+def test_room_for_the_bias_is_made_in_dead_channels_alone(grid, codes, dead):
+    weight = QTensor(
+        np.array([codes, codes], np.int8),
+        np.array([0, 0.5], np.float32),
+        np.zeros(2, np.int8),
+        grid,
+    )
+    found = with_room_for_bias(weight, torch.tensor([DEAD_SHIFT, DEAD_SHIFT]), 0.01)
+    assert found.codes.tolist() == [dead, codes]
+    assert found.scale[1] == 0.5
+    assert DEAD_SHIFT / (found.scale[0] * 0.01) == pytest.approx(2**30, rel=1e-6)
+
+
 def test_a_dead_channel_on_a_grid_with_zero_keeps_nothing_of_its_weight():
     prepared = calibrated(build("residual"), "simqat w3a4")
     layer = qdeploy.convert(prepared).get_submodule("stem.0")
@@ -185,8 +212,8 @@ def test_a_layer_called_twice_has_one_weight_and_a_bias_for_each_input():
 
 def test_a_second_call_does_not_take_the_name_of_another_layer():
     network = Network(
-        lambda self, x: self.shared_2(self.shared(self.shared(x).relu()).relu()),
-        shared=conv(3, 3), shared_2=conv(3, 2),
+        lambda self, x: self.shared(self.shared_2(self.shared(x).relu()).relu()),
+        shared=conv(3, 3), shared_2=conv(3, 3),
     )  # fmt: skip
     prepared = calibrated(network)
     assert len(integer_layers(qdeploy.convert(prepared))) == 3

@@ -85,6 +85,12 @@ def test_eight_bits_and_small_weights_stay_int8():
     assert choose(random_codes([-1, 1], 150)) is None
 
 
+def test_what_a_packing_costs_in_operators_counts():
+    assert isinstance(choose(random_codes(np.arange(-4, 4), 2000)), Digits)
+    assert isinstance(choose(random_codes(np.arange(-4, 4), 8000)), Windows)
+    assert choose(random_codes(np.arange(-16, 16), 1500)) is None
+
+
 def test_levels_that_are_absent_cost_nothing():
     assert choose(random_codes([-62, 0, 31], 80_000)) == Digits((-62, 0, 31))
     assert choose(random_codes(np.arange(-96, 96, 6), 80_000)) == Windows(5, -96, 6)

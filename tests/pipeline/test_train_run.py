@@ -88,8 +88,8 @@ class TestTheRunFolder:
 def test_the_data_root_is_remembered(tmp_path, monkeypatch):
     write_mnist(tmp_path / "data" / "mnist")
     monkeypatch.chdir(tmp_path)
-    quick = ["--epochs", 2, "--set", "data.batch_size=4", "-o", "run"]
-    succeeds("train", "lenet5-mnist-float", "--data-root", "data", *quick)
+    quick = ["lenet5-mnist-float", "--epochs", 2, "--set", "data.batch_size=4"]
+    succeeds("train", *quick, "--data-root", "data", "-o", "run")
     recipe = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())
     assert recipe["data"]["root"] == str(tmp_path / "data")
     expected = checkpoint(tmp_path / "run" / "last.pt")
@@ -98,9 +98,9 @@ def test_the_data_root_is_remembered(tmp_path, monkeypatch):
     (tmp_path / "run" / "last.pt").unlink()
     (tmp_path / "data").rename(tmp_path / "moved")
     monkeypatch.chdir(tmp_path / "moved")
-    resume = ["train", "--resume", "-o", tmp_path / "run"]
-    assert f"Put them all into one of {tmp_path / 'data'}" in fails(*resume)
-    succeeds(*resume, "--data-root", ".")
+    resume = ["--resume", "-o", tmp_path / "run"]
+    assert f"Put them all into one of {tmp_path / 'data'}" in fails("train", *resume)
+    succeeds("train", *quick, *resume, "--data-root", ".")
     torch.testing.assert_close(
         checkpoint(tmp_path / "run" / "last.pt")["state"], expected["state"], rtol=0, atol=0
     )
@@ -118,7 +118,7 @@ class TestResume:
         assert "interrupted" in output
         assert "Traceback" not in output
         assert len(metrics(folder)) == 1
-        succeeds("train", "--resume", "-o", run)
+        assert "resumed after epoch 1 of" in succeeds("train", "--resume", "-o", run)
         assert_same_run(run, uninterrupted)
 
     @pytest.mark.parametrize(

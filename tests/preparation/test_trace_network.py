@@ -135,3 +135,9 @@ def test_every_node_knows_its_shape():
     network = trace(nn.Sequential(conv(stride=2), nn.Flatten()), images(3))
     shapes = [tuple(node.meta["tensor_meta"].shape) for node in network.graph.nodes][:3]
     assert shapes == [(3, 3, 8, 8), (3, 6, 4, 4), (3, 96)]
+
+
+def test_constants_made_in_forward_are_the_same_in_both_modes():
+    network = Network(lambda self, x: self.conv((x - torch.tensor(0.5)) / torch.full((3, 1, 1), 2.0)), conv=conv())  # fmt: skip
+    traced = trace(network, images(2))
+    torch.testing.assert_close(traced(images()), network(images()))
