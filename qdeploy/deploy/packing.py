@@ -52,10 +52,8 @@ class Digits:
         """Bytes in the file for `count` codes, with about 200 for the nodes."""
         return -(-count // self.per_byte) + 200
 
-    @property
-    def shared_size(self) -> int:
-        """Bytes of the table, which all weights of these levels share."""
-        return self.table.size
+    # Bytes of the nodes that make the table, for all weights of these levels together.
+    shared_size = 300
 
     def pack(self, codes: Codes) -> Bytes:
         """uint8 [ceil(count / k)]; the last byte is filled up with the lowest level."""
@@ -68,10 +66,21 @@ class Digits:
         """The inverse of `pack`, int8 [count]; what the ONNX operators compute."""
         return self.table[packed].ravel()[:count]
 
-    def nodes(self, packed: ir.Value, graph: Initialisers) -> list[ir.Node]:
-        table = graph.constant(self.table)
+    def shared_nodes(self, graph: Initialisers) -> list[ir.Node]:
+        """Makes the table at load: a seventh of its own size in the file."""
+        n, k = len(self.levels), self.per_byte
+        bounds = [graph.constant(np.int32(bound)) for bound in (0, n**k, 1)]
+        bytes_ = ir.node("Range", bounds)
+        column = ir.node("Unsqueeze", [bytes_.outputs[0], graph.constant(np.array([1]))])
+        places = graph.constant((n ** np.arange(k)).astype(np.int32))
+        shifted = ir.node("Div", [column.outputs[0], places])
+        digits = ir.node("Mod", [shifted.outputs[0], graph.constant(np.int32(n))])
+        levels = graph.constant(np.asarray(self.levels, np.int8))
+        return [bytes_, column, shifted, digits, ir.node("Gather", [levels, digits.outputs[0]])]
+
+    def nodes(self, packed: ir.Value, shared: list[ir.Node], graph: Initialisers) -> list[ir.Node]:
         index = ir.node("Cast", [packed], {"to": ir.DataType.INT32})
-        return [index, ir.node("Gather", [table, index.outputs[0]])]
+        return [index, ir.node("Gather", [shared[-1].outputs[0], index.outputs[0]])]
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,10 @@ class Windows:
         numbers = window // 2**bit % 2**self.bits
         return (numbers.ravel()[:count] * self.step + self.first).astype(np.int8)
 
-    def nodes(self, packed: ir.Value, graph: Initialisers) -> list[ir.Node]:
+    def shared_nodes(self, graph: Initialisers) -> list[ir.Node]:
+        return []
+
+    def nodes(self, packed: ir.Value, shared: list[ir.Node], graph: Initialisers) -> list[ir.Node]:
         byte, bit = self.places
         cast = ir.node("Cast", [packed], {"to": ir.DataType.INT32})
         low = ir.node("Gather", [cast.outputs[0], graph.constant(byte)], {"axis": 1})
@@ -183,9 +195,17 @@ def pack(model: ir.Model) -> None:
     initialisers = Initialisers(graph)
     weights = [value for value in graph.initializers.values() if _is_weight(value)]
     arrays = [weight.const_value.numpy() for weight in weights]  # type: ignore[union-attr]
-    for weight, codes, packing in zip(weights, arrays, plan(arrays), strict=True):
+    plans = plan(arrays)
+    shared = {packing: packing.shared_nodes(initialisers) for packing in plans if packing}
+    first = graph[0]
+    for nodes in shared.values():
+        graph.insert_before(first, nodes)
+    for weight, codes, packing in zip(weights, arrays, plans, strict=True):
         if packing is not None:
-            _replace(weight, codes, packing, graph, initialisers)
+            result, nodes = _unpacked(weight, codes, packing, shared[packing], initialisers)
+            graph.insert_before(first, nodes)
+            weight.replace_all_uses_with(result)
+            del graph.initializers[weight.name]  # type: ignore[arg-type]
 
 
 def _is_weight(value: ir.Value) -> bool:
@@ -193,13 +213,17 @@ def _is_weight(value: ir.Value) -> bool:
     return value.dtype == ir.DataType.INT8 and value.shape is not None and value.shape.rank() > 1
 
 
-def _replace(
-    weight: ir.Value, codes: Codes, packing: Packing, graph: ir.Graph, initialisers: Initialisers
-) -> None:
-    packed = initialisers.constant(packing.pack(codes))
-    nodes = packing.nodes(packed, initialisers)
-    padded = packing.unpack(packing.pack(codes), 2**62).size != codes.size
-    if padded:
+def _unpacked(
+    weight: ir.Value,
+    codes: Codes,
+    packing: Packing,
+    shared: list[ir.Node],
+    initialisers: Initialisers,
+) -> tuple[ir.Value, list[ir.Node]]:
+    """The weight as nodes compute it from its packed bytes, and those nodes."""
+    packed = packing.pack(codes)
+    nodes = packing.nodes(initialisers.constant(packed), shared, initialisers)
+    if packing.unpack(packed, 2**62).size != codes.size:  # the last byte is filled up
         flat = ir.node("Reshape", [nodes[-1].outputs[0], initialisers.constant(np.array([-1]))])
         start, end = (initialisers.constant(np.array([bound])) for bound in (0, codes.size))
         nodes += [flat, ir.node("Slice", [flat.outputs[0], start, end])]
@@ -207,6 +231,4 @@ def _replace(
     nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], shape]))
     result = nodes[-1].outputs[0]
     result.type, result.shape = weight.type, weight.shape
-    graph.insert_before(graph[0], nodes)
-    weight.replace_all_uses_with(result)
-    del graph.initializers[weight.name]  # type: ignore[arg-type]
+    return result, nodes

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from qdeploy.errors import QdeployError
@@ -160,8 +159,3 @@ def insert_after(producer: fx.Node, module: str, graph: fx.Graph) -> None:
         quantized = graph.call_module(module, (producer,))
     quantized.meta = dict(producer.meta)
     producer.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)
-
-
-def example_of(data_shape: tuple[int, ...], device: torch.device | str = "cpu") -> Tensor:
-    """A batch of two zero images, [2, C, H, W]."""
-    return torch.zeros(2, *data_shape, device=device)

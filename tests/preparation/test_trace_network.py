@@ -138,6 +138,9 @@ def test_every_node_knows_its_shape():
 
 
 def test_constants_made_in_forward_are_the_same_in_both_modes():
-    network = Network(lambda self, x: self.conv((x - torch.tensor(0.5)) / torch.full((3, 1, 1), 2.0)), conv=conv())  # fmt: skip
+    def normalized(self, x):
+        return self.conv((x - torch.tensor(0.5)) / torch.full((3, 1, 1), 2.0))
+
+    network = Network(normalized, conv=conv())
     traced = trace(network, images(2))
     torch.testing.assert_close(traced(images()), network(images()))
