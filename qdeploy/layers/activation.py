@@ -59,7 +59,8 @@ class MovingRange(ActivationQuantizer):
     """Range from a moving average of each batch's minimum and maximum (Jacob et al., CVPR 2018).
 
     The average starts as a plain mean of the batches seen and turns into an exponential one
-    with `decay` after 1 / (1 - decay) batches, so that it is right from the first batch on.
+    with `decay` after 1 / (1 - decay) batches, so that it is right from the first batch on. In
+    calibration it stays a plain mean.
     """
 
     minimum: Tensor
@@ -88,7 +89,8 @@ class MovingRange(ActivationQuantizer):
     def observe(self, x: Tensor) -> None:
         low, high = torch.aminmax(x)
         self.batches += 1
-        weight = (1 / self.batches.to(torch.float32)).clamp(min=1 - self.decay)
+        slowest = 0 if self.calibrating else 1 - self.decay
+        weight = (1 / self.batches.to(torch.float32)).clamp(min=slowest)
         self.minimum += weight * (low - self.minimum)
         self.maximum += weight * (high - self.maximum)
 

@@ -7,7 +7,7 @@ grid whose range is the weight's own minimum and maximum, at every step anew.
 from __future__ import annotations
 
 import torch
-from pydantic import Field, NonNegativeInt
+from pydantic import Field, NonNegativeInt, model_validator
 from torch import Tensor, nn
 
 from qdeploy.grid import Grid
@@ -30,6 +30,14 @@ class SimQatOptions(Options):
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     fold: Fold = "none"
     freeze_bn: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _freeze_needs_a_fold(self) -> SimQatOptions:
+        if self.freeze_bn is not None and self.fold == "none":
+            raise ValueError(
+                "freeze_bn works on folded BatchNorm; set fold to one-conv or two-conv"
+            )
+        return self
 
     @property
     def fold_mode(self) -> Fold:

@@ -61,14 +61,18 @@ def train(
     if not run.network.is_file():
         keep_source(recipe, run)
     console = Console(run.log, stream)
-    if recipe.train.float_epochs:
-        train_in_float(recipe, float_network, data, run, device, resume, stream)
-    network = trainable(recipe, float_network, data)
-    console.log(
-        f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {run.path}"
-    )
-    console.log(settings_text(network))
-    fit_and_plot(network, data, recipe, run, console, device, resume)
+    try:
+        if recipe.train.float_epochs:
+            train_in_float(recipe, float_network, data, run, device, resume, stream)
+        network = trainable(recipe, float_network, data)
+        console.log(
+            f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {run.path}"
+        )
+        console.log(settings_text(network))
+        fit_and_plot(network, data, recipe, run, console, device, resume)
+    except KeyboardInterrupt:
+        console.log(f"`qdeploy train -o {run.path} --resume` goes on from there")
+        raise
     return run
 
 

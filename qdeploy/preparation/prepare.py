@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.folding import BatchNorm
@@ -61,17 +64,31 @@ def prepare(
     quantize_activations(network, settings, default)
     network.graph.lint()
     network.recompile()
-    return PreparedNetwork(network, settings).train(model.training)
+    everything = settings | dict.fromkeys(other_products(network))
+    return PreparedNetwork(network, everything).train(model.training)
 
 
 WEIGHT_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+FUNCTIONAL_PRODUCTS = {F.conv1d, F.conv2d, F.conv3d, F.linear, torch.matmul}
 
 
 def weight_layers(network: fx.GraphModule) -> dict[str, nn.Module]:
     """The Conv and Linear layers by name, in the order the network runs them."""
     calls = ((str(node.target), called_module(node, network)) for node in network.graph.nodes)
     return {name: layer for name, layer in calls if type(layer) in WEIGHT_LAYERS}  # type: ignore[misc]
+
+
+def other_products(network: fx.GraphModule) -> list[str]:
+    """Products that stay float because their weight is not a layer's of WEIGHT_LAYERS."""
+    found = []
+    for node in network.graph.nodes:
+        module = called_module(node, network)
+        if isinstance(module, _ConvNd | nn.Linear) and type(module) not in WEIGHT_LAYERS:
+            found.append(str(node.target))
+        elif node.target in FUNCTIONAL_PRODUCTS:
+            found.append(f"{node.name} (functional)")
+    return found
 
 
 def quantize_weights(network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]) -> None:

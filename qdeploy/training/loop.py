@@ -85,10 +85,7 @@ def fit(
                 history.append(record)
                 console.log(str(record))
     except KeyboardInterrupt:
-        console.log(
-            f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs; "
-            f"`qdeploy train -o {run.path} --resume` goes on from there"
-        )
+        console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")
         raise
     return Result(history)
 

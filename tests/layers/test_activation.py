@@ -68,6 +68,14 @@ def test_calibration_observes_in_evaluation_mode():
     assert (quantizer.minimum, quantizer.maximum) == (-9, 9)
 
 
+def test_calibration_takes_the_plain_mean_however_many_batches():
+    quantizer = MovingRange(8, decay=0.5).eval()
+    quantizer.calibrating = True
+    for highest in (1.0, 2.0, 3.0, 10.0):
+        quantizer(torch.tensor([0.0, highest]))
+    assert quantizer.maximum == 4
+
+
 @pytest.mark.parametrize("past", [[-1e9, 1e9], [float("nan"), 1.0], [float("-inf"), float("inf")]])
 def test_after_a_reset_nothing_of_the_past_is_left(past):
     quantizer = seen(MovingRange(8), [-1.0, 1.0])

@@ -181,7 +181,7 @@ def test_fold_and_freeze_reach_the_layer():
 @pytest.mark.parametrize(
     "options",
     [{"fold": "three-conv"}, {"quant_delay": -1}, {"ema_decay": 1.0}, {"ema_decay": -0.1},
-     {"freeze_bn": -1}, {"weight_symetric": True}],
+     {"freeze_bn": -1, "fold": "two-conv"}, {"freeze_bn": 9}, {"weight_symetric": True}],
 )  # fmt: skip
 def test_wrong_options_are_refused(options):
     with pytest.raises(ValidationError):

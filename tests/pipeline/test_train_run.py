@@ -114,7 +114,7 @@ class TestResume:
         output = interrupt([RECIPE, *SETTINGS, "-o", run], run / phase)
         folder = (run / phase).parent
         assert f"stopped: {folder} holds " in output
-        assert f"`qdeploy train -o {folder} --resume` goes on from there" in output
+        assert f"`qdeploy train -o {run} --resume` goes on from there" in output
         assert "interrupted" in output
         assert "Traceback" not in output
         assert len(metrics(folder)) == 1

@@ -169,6 +169,19 @@ def test_printing_shows_what_each_module_really_does():
     assert "bits=4, symmetric=False, grid=Grid(0..15), decay=0.999, quant_delay=0" in text
 
 
+def test_printing_names_the_products_that_stay_float():
+    network = Network(
+        lambda self, x: F.conv2d(self.up(self.conv(x)), self.kernel),
+        conv=conv(),
+        up=nn.ConvTranspose2d(6, 6, 3),
+        kernel=nn.Parameter(torch.ones(2, 6, 1, 1)),
+    )
+    text = str(prepared_of(network, "simqat", 4))
+    assert "conv: simqat w4a8" in text
+    assert "up: float" in text
+    assert "conv2d (functional): float" in text
+
+
 def test_progress_reaches_every_layer():
     prepared = prepared_of(build("residual"), "slb", 1, t_start_time=0.5, t_end_time=0.8)
     prepared.set_progress(0, 10)

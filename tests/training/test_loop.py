@@ -137,9 +137,7 @@ def test_after_ctrl_c_the_run_goes_on_to_the_same_weights(
     data = data_that_fails(KeyboardInterrupt(), epoch, step)
     with pytest.raises(KeyboardInterrupt):
         tiny_fit(tiny_network(), tmp_path, data=data, console=Console(stream=stream))
-    assert (
-        f"stopped: {tmp_path} holds {epoch} of 4 epochs; `qdeploy train -o {tmp_path} --resume`"
-    ) in stream.getvalue()
+    assert f"stopped: {tmp_path} holds {epoch} of 4 epochs\n" in stream.getvalue()
 
     torch.rand(5)  # the interrupted process left its generators anywhere
     network = tiny_network()
