@@ -133,7 +133,7 @@ def _has_float_weight(node: ir.Node) -> bool:
 
 
 def share_initialisers(model: ir.Model) -> None:
-    """Equal constants are stored once."""
+    """Equal constants are stored once, unused ones not at all."""
     known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
         assert value.const_value is not None
@@ -141,6 +141,7 @@ def share_initialisers(model: ir.Model) -> None:
         first = known.setdefault((array.dtype.name, array.shape, array.tobytes()), value)
         if first is not value and not value.is_graph_output():
             value.replace_all_uses_with(first)
+        if not value.uses() and not value.is_graph_output():
             del model.graph.initializers[name]
 
 

@@ -52,6 +52,8 @@ def prepare(
     Errors: QdeployError for unknown methods, bits, options and globs, for networks that torch.fx
     cannot trace or that do not take the example input, and for networks without such layers.
     """
+    if isinstance(model, PreparedNetwork):
+        raise QdeployError("this network is prepared already; give prepare the float network")
     bits = None if act_bits == FLOAT else act_bits
     default = layer_settings(method, weight_bits, bits, options)  # type: ignore[arg-type]
     network = trace(model, example_input)

@@ -74,6 +74,6 @@ def read_tensors(path: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # pickle's, zip's and torch's own: there is no common class
             raise QdeployError(
-                f"{path} is truncated, or no file of tensors that torch.save wrote; copy it anew "
-                f"or give another ({type(error).__name__})"
+                f"{path} is truncated, or no file of tensors: copy it anew, or save a network's "
+                f"weights with torch.save(network.state_dict(), path) ({type(error).__name__})"
             ) from error

@@ -188,6 +188,13 @@ def test_equal_constants_are_stored_once():
     same_values(before, after, atol=0)
 
 
+def test_unused_initialisers_go():
+    before = graph(SHARED, "float[N, 3, 4, 4] y")
+    before.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(7, np.float32), "unused"))
+    after = rewritten(before, passes.share_initialisers)
+    assert [t.name for t in after.graph.initializer] == ["a", "c", "d", "e"]
+
+
 def test_names_become_short_and_the_ends_keep_theirs():
     text = SHARED.replace("p =", "a_very_long_name =").replace("(p,", "(a_very_long_name,")
     before = graph(text, "float[N, 3, 4, 4] y")

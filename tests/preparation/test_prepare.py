@@ -169,6 +169,11 @@ def test_printing_shows_what_each_module_really_does():
     assert "bits=4, symmetric=False, grid=Grid(0..15), decay=0.999, quant_delay=0" in text
 
 
+def test_a_prepared_network_is_not_prepared_again():
+    with pytest.raises(QdeployError, match="prepared already; give prepare the float network"):
+        qdeploy.prepare(prepared_of(build("residual"), "simqat", 4), images(2), "simqat")
+
+
 def test_printing_names_the_products_that_stay_float():
     network = Network(
         lambda self, x: F.conv2d(self.up(self.conv(x)), self.kernel),
