@@ -137,11 +137,14 @@ def share_initialisers(model: ir.Model) -> None:
     known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
     for name, value in list(model.graph.initializers.items()):
         assert value.const_value is not None
+        if value.is_graph_output():
+            continue
         array = value.const_value.numpy()
-        first = known.setdefault((array.dtype.name, array.shape, array.tobytes()), value)
-        if first is not value and not value.is_graph_output():
-            value.replace_all_uses_with(first)
-        if not value.uses() and not value.is_graph_output():
+        if value.uses():
+            first = known.setdefault((array.dtype.name, array.shape, array.tobytes()), value)
+            if first is not value:
+                value.replace_all_uses_with(first)
+        if not value.uses():
             del model.graph.initializers[name]
 
 
