@@ -18,12 +18,11 @@ from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.placement import is_mover
 from qdeploy.preparation.prepare import insert_after
 from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.preparation.trace import called_module, is_float_tensor, is_tuple
+from qdeploy.preparation.trace import DROPOUTS, called_module, is_float_tensor, is_tuple
 
 # Codes up to 63: two uint8 x int8 products fit the int16 sums of processors without VNNI.
 SPREAD_LIMIT = 63
 BIAS_LIMIT = 2**30
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 
 
 class IntegerActivation(nn.Module):
@@ -64,8 +63,8 @@ class IntegerLayer(nn.Module):
     """A Conv or Linear of int8 codes and, where its input is quantized, an int32 bias.
 
     grid    the codes that the weight may take, before they are multiplied by `spread`
-    bias_codes count steps of input scale x weight scale, the unit in which an integer kernel
-    adds up its products; without a quantized input the bias stays float32.
+    bias    counts steps of input scale x weight scale, the unit in which an integer kernel adds
+            up its products; without a quantized input it stays float32
     """
 
     codes: Tensor
@@ -168,7 +167,7 @@ def integer_activations(network: fx.GraphModule) -> None:
 
 def without_dropout(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
-        if isinstance(called_module(node, network), DROPOUTS):
+        if isinstance(called_module(node, network), tuple(DROPOUTS.values())):
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
 

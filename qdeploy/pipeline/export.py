@@ -232,10 +232,24 @@ def metadata_of(trained: TrainedRun) -> dict[str, str]:
     """What travels in the file: the recipe, the class names, the input's normalisation."""
     data = trained.data
     return {
-        "qdeploy.recipe": trained.recipe.to_toml(),
+        "qdeploy.recipe": portable(trained.recipe).to_toml(),
         "qdeploy.classes": json.dumps(data.classes),
         "qdeploy.normalisation": json.dumps({"mean": data.mean, "std": data.std}),
     }
+
+
+def portable(recipe: Recipe) -> Recipe:
+    """The recipe without the folders of this machine: the file goes to others."""
+    model, data = recipe.model, recipe.data
+    place, colon, function = model.network.rpartition(":")
+    network = f"{Path(place).name}{colon}{function}" if colon else model.network
+    weights = None if model.weights is None else Path(model.weights).name
+    return recipe.model_copy(
+        update={
+            "model": model.model_copy(update={"network": network, "weights": weights}),
+            "data": data.model_copy(update={"root": None}),
+        }
+    )
 
 
 def predict(

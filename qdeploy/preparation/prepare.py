@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.folding import BatchNorm
@@ -86,7 +85,7 @@ def other_products(network: fx.GraphModule) -> list[str]:
     found = []
     for node in network.graph.nodes:
         module = called_module(node, network)
-        if isinstance(module, _ConvNd | nn.Linear) and type(module) not in WEIGHT_LAYERS:
+        if isinstance(module, placement.FLOAT_LAYERS) and type(module) not in WEIGHT_LAYERS:
             found.append(str(node.target))
         elif node.target in FUNCTIONAL_PRODUCTS:
             found.append(f"{node.name} (functional)")

@@ -19,8 +19,7 @@ WAYS_OUT = (
     "Ways out: move what depends on values or shapes out of forward; mark a function with "
     "torch.fx.wrap; or quantize the part of the network that can be traced."
 )
-
-
+# Functional dropouts, and the modules that stand for them.
 DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout, torch.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d,
     F.dropout2d: nn.Dropout2d,

@@ -66,6 +66,23 @@ def test_a_run_is_exported_from_its_own_copy_when_the_file_is_deleted(trained):
     assert [layer["weights"] for layer in printed["layers"]] == [5 * 25, 5 * 64 * 10]
 
 
+def test_the_file_names_no_folder_of_the_machine_it_was_made_on(trained):
+    again = trained.parent / "again"
+    (trained.parent / "float.toml").write_text(
+        (trained.parent / "small.toml").read_text().replace('method = "simqat"', 'method = "float"')
+    )
+    start = ["--data-root", trained.parent, "-o", trained.parent / "float"]
+    succeeds("train", trained.parent / "float.toml", *start)
+    weights = f"model.weights={trained.parent / 'float' / 'last.pt'}"
+    succeeds("train", trained.parent / "small.toml", "--set", weights, *start[:2], "-o", again)
+    succeeds("export", again, "--samples", 10)
+    assert str(trained.parent) in (again / "recipe.toml").read_text()
+    file = (again / "model.onnx").read_bytes()
+    assert str(trained.parent).encode() not in file
+    assert b'network = "alone.py:small"' in file
+    assert b'weights = "last.pt"' in file
+
+
 def test_a_run_is_resumed_from_its_own_copy_when_the_file_is_changed(trained):
     (trained.parent / "alone.py").write_text(BLOCKS + NETWORK.replace("width=5", "width=9"))
     expected = weights_of(trained)
