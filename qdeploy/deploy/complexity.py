@@ -99,13 +99,24 @@ def layer_work(
 ) -> LayerWork:
     module = called_module(node, network)
     kind = type(module).__name__ if module else getattr(node.target, "__name__", node.op)
-    weight_bits: int | None = None
-    act_bits: int | None = None
     if isinstance(module, QuantizedLayer):
-        kind, weight_bits = module.kind, module.quantizer.grid.bits
-        act_bits = bits_read(node, network)
+        kind = module.kind
+    weight_bits, act_bits = bits_of(node, network)
     operations = macs * (weight_bits or FLOAT_BITS) * (act_bits or FLOAT_BITS)
     return LayerWork(name, kind, weight_bits, act_bits, parameters, macs, operations)
+
+
+def bits_of(node: fx.Node, network: fx.GraphModule) -> tuple[int | None, int | None]:
+    """Bits of a layer's weight and of the tensor that it reads; None for float."""
+    layer = called_module(node, network)
+    if not isinstance(layer, QuantizedLayer):
+        return None, None
+    source = node.all_input_nodes[0]
+    while is_mover(source, network):
+        source = next(filter(is_float_tensor, source.all_input_nodes))
+    quantizer = called_module(source, network)
+    quantized = isinstance(quantizer, ActivationQuantizer)
+    return layer.quantizer.grid.bits, quantizer.grid.bits if quantized else None
 
 
 def parameters_of(node: fx.Node, network: fx.GraphModule) -> int:
@@ -121,15 +132,6 @@ def parameters_of(node: fx.Node, network: fx.GraphModule) -> int:
         return sum(parameter.numel() for parameter in module.parameters())
     used = dict(network.named_parameters()) if node.op == "get_attr" else {}
     return used[str(node.target)].numel() if node.target in used else 0
-
-
-def bits_read(node: fx.Node, network: fx.GraphModule) -> int | None:
-    """Bits of the tensor that a layer reads; None for float."""
-    source = node.all_input_nodes[0]
-    while is_mover(source, network):
-        source = next(filter(is_float_tensor, source.all_input_nodes))
-    quantizer = called_module(source, network)
-    return quantizer.grid.bits if isinstance(quantizer, ActivationQuantizer) else None
 
 
 def by_bits(layers: tuple[LayerWork, ...]) -> Iterator[BitsWork]:
