@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
-from qdeploy.methods.method import Method, Options, WeightSite
+from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
 # Standard deviations of a normal distribution that the outermost level of the best uniform
 # quantizer stands at (Max, IRE Trans. Information Theory, 1960, table II).
@@ -206,7 +206,7 @@ def logits_from_weight(weight: Tensor, bits: int, levels: Tensor) -> Tensor:
     return -0.5 * beta * (weight.unsqueeze(-1) / clip - levels).square()
 
 
-def activation(bits: int, options: SlbOptions) -> MovingRange:
+def activation(site: ActivationSite, bits: int, options: SlbOptions) -> MovingRange:
     return MovingRange(bits, decay=options.ema_decay, quant_delay=options.quant_delay)
 
 
