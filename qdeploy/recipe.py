@@ -64,14 +64,14 @@ def _bits_or_float(bits: object) -> int | None:
     """Bits of the activations, None for the word "float"."""
     if bits is None or bits == "float":
         return None
-    if type(bits) is int and 2 <= bits <= 8:
+    if type(bits) is int and 1 <= bits <= 16:
         return bits
-    raise ValueError(f'given {bits!r}, allowed: 2 to 8, or "float"')
+    raise ValueError(f'given {bits!r}, allowed: 1 to 16, or "float"')
 
 
 FilePath = Annotated[str, AfterValidator(_absolute)]
 Network = Annotated[str, AfterValidator(_absolute_network)]
-WeightBits = Annotated[int, Field(ge=1, le=8)]
+WeightBits = Annotated[int, Field(ge=1, le=16)]
 ActBits = Annotated[
     int | None,
     PlainValidator(_bits_or_float),
