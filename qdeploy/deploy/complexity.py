@@ -114,9 +114,9 @@ def bits_of(node: fx.Node, network: fx.GraphModule) -> tuple[int | None, int | N
     source = node.all_input_nodes[0]
     while is_mover(source, network):
         source = next(filter(is_float_tensor, source.all_input_nodes))
-    quantizer = called_module(source, network)
-    quantized = isinstance(quantizer, ActivationQuantizer)
-    return layer.quantizer.grid.bits, quantizer.grid.bits if quantized else None
+    read = called_module(source, network)
+    act_bits = read.grid.bits if isinstance(read, ActivationQuantizer) else None
+    return layer.quantizer.grid.bits, act_bits
 
 
 def parameters_of(node: fx.Node, network: fx.GraphModule) -> int:
