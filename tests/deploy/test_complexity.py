@@ -16,7 +16,7 @@ from qdeploy.report import BitsWork
 
 
 def attention(self, x):
-    x = x.flatten(2).transpose(1, 2)  # [N, 64, 3]
+    x = x.flatten(1, 2)  # [N, 24, 8]
     return self.attention(x, x, x)[0]
 
 
@@ -49,8 +49,8 @@ CLOSED_FORMS = {
     "functional": (Network(functional, weight=nn.Parameter(torch.randn(4, 3, 3, 3))), 64 * 4 * 27),
     "matmul": (Network(lambda self, x: x @ x.transpose(2, 3)), 3 * 8 * 8 * 8),
     "attention": (
-        Network(attention, attention=nn.MultiheadAttention(3, 1, batch_first=True)),
-        64 * 3 * 9 + 2 * 64 * 64 * 3 + 64 * 3 * 3,
+        Network(attention, attention=nn.MultiheadAttention(8, 2, batch_first=True)),
+        24 * 8 * 24 + 2 * 24 * 24 * 8 + 24 * 8 * 8,
     ),
     "fused attention": (Network(fused_attention), 2 * 3 * 8 * 8 * 8),
     "norm, ReLU and pooling": (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.AvgPool2d(2)), 0),
