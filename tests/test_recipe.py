@@ -262,7 +262,6 @@ class TestMistakes:
         [
             (["data.mean=[0.1, 0.2]"], "mean and std go together"),
             (["data.mean=[]", "data.std=[]"], "mean and std go together"),
-            (["data.image_size=32"], "image_size applies to dataset"),
             (["data.dataset=folder", "data.flip=true"], "pad_crop and flip do not apply"),
             (["train.milestones=[]"], "needs milestones"),
             (["train.nesterov=true", "train.momentum=0"], "needs momentum"),
