@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from qdeploy.files import atomic_write
@@ -56,7 +56,7 @@ class EpochRecord:
     `epoch` counts from 1, `steps` are those of the run so far, `lr` is that of the epoch's
     last step, the training figures are means over the epoch while the weights moved, `seconds`
     is the wall time of training and evaluation. `progress`: where the method's schedules stood,
-    {name: value}. What has a default is not in the checkpoints of version 0.1.
+    {name: value}.
     """
 
     epoch: int
@@ -64,12 +64,12 @@ class EpochRecord:
     lr: float
     train_loss: float
     train_top1: float
+    train_top5: float
     test_loss: float
     test_top1: float
     test_top5: float
     seconds: float
-    train_top5: float | None = None
-    progress: Mapping[str, float] = field(default_factory=dict)
+    progress: Mapping[str, float]
 
     @property
     def train_error1(self) -> float:
@@ -79,7 +79,7 @@ class EpochRecord:
     def test_error1(self) -> float:
         return 1 - self.test_top1
 
-    def row(self) -> dict[str, float | None]:
+    def row(self) -> dict[str, float]:
         """The line of metrics.csv, {column: value}."""
         return {name: getattr(self, name) for name in COLUMNS} | dict(self.progress)
 
