@@ -55,7 +55,7 @@ def test_methods_are_listed_with_what_they_can_do():
 
 def test_models_lists_networks_and_recipes_with_their_first_line():
     first, *rest = printed("models").splitlines()
-    assert first == "networks: lenet5, resnet18, resnet20"
+    assert first == "networks: lenet5, nin, resnet18, resnet20, resnet20s, resnet50"
     assert [line.split()[0] for line in rest] == zoo_recipes()
     assert all(re.fullmatch(r"\S+ +\S+ \S+ .*", line) for line in rest)
 

@@ -22,6 +22,7 @@ from qdeploy.benchmark.providers import choose
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Batches, Data
 from qdeploy.deploy import validate
+from qdeploy.deploy.complexity import complexity
 from qdeploy.deploy.convert import convert
 from qdeploy.deploy.describe import describe, information_bound
 from qdeploy.deploy.export import finished, save, to_onnx
@@ -114,6 +115,7 @@ def export_run(
         accuracy=accuracy,
         agreement=agreement,
         size=size,
+        complexity=complexity(trained.network, example_input(trained.data)),
         layers=layers,
         latency=timed.latency,
         placements=timed.placements,

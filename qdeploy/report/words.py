@@ -20,6 +20,14 @@ def size(count: int | None) -> str:
     return f"{significant(count / 1000**power)} {('kB', 'MB', 'GB')[power - 1]}"
 
 
+def quantity(count: int) -> str:
+    """A large number, as "158 M"."""
+    if count < 1000:
+        return str(count)
+    power = min(int(math.log10(count)) // 3, 4)
+    return f"{significant(count / 1000**power)} {('k', 'M', 'G', 'T')[power - 1]}"
+
+
 def milliseconds(time: float | None) -> str:
     """Milliseconds to three digits, as "12.5 ms"."""
     return NOT_MEASURED if time is None else f"{significant(time)} ms"

@@ -74,6 +74,8 @@ def test_styles_load_nothing():
         "467,800",
         "2.60x as fast as float.onnx",
         "2 QLinearConv, 3 QGemm",
+        "1 bit 8 bit 1 405,600 97.38 % 3,244,800",
+        "head Linear float float 850 10,920 11,182,080",
         "18,338",
         "Intel(R) Xeon(R) Processor",
         "conv2 slb, 1 bit (-1, 1), per channel",

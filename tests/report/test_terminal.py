@@ -28,6 +28,7 @@ def lines(table, width=80):
         "largest logit difference 0.0123",
         "28.4x smaller than float (468 kB)",  # 467800 / 16480
         "1.12x the bound",  # 16480 / 14700
+        "417 k 97.38 % at 1 x 8 bits; 29.6x fewer bit operations",  # 416520 x 1024 / 14426880
         "2.60x as fast as float.onnx (0.333 ms)",
         "5 integer",
         "integer: 2 QLinearConv, 3 QGemm; float: none; provider: CPU",
@@ -48,10 +49,17 @@ def test_everything_fits_80_columns_uncut():
         assert "\x1b" not in text
 
 
+def test_the_work_of_a_network_is_one_line():
+    shown, _ = lines(record_table(FULL))
+    (line,) = [" ".join(line.split()) for line in shown if "bit operations" in line]
+    assert line == "MACs 417 k 97.38 % at 1 x 8 bits; 29.6x fewer bit operations"
+
+
 def test_what_was_not_measured_is_said():
     text = lines(record_table(BARE), width=160)[1]
     for label in ("Accuracy", "Agreement", "Latency", "Kernels"):
         assert f"{label} not measured" in text
+    assert "MACs 0 for one input" in text
     assert "float not measured; bound not measured" in text
 
 

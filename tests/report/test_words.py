@@ -24,6 +24,17 @@ def test_size(count, expected):
 
 
 @pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, "0"), (999, "999"), (1000, "1.00 k"), (159_042_048, "159 M"), (1_814_073_344, "1.81 G"),
+        (4_187_324_678_144, "4.19 T"),
+    ],
+)  # fmt: skip
+def test_quantity(count, expected):
+    assert words.quantity(count) == expected
+
+
+@pytest.mark.parametrize(
     ("value", "expected"),
     [(0.0108865, "0.0109"), (2.6, "2.60"), (12.54, "12.5"), (99.96, "100"), (11_532.4, "11,532")],
 )
