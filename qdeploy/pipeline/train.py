@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -20,8 +19,8 @@ from qdeploy.pipeline.assemble import (
     settings_text,
     trainable,
 )
+from qdeploy.pipeline.live_page import live_page
 from qdeploy.recipe import QuantizeSection, Recipe
-from qdeploy.report.write import write_training_page
 from qdeploy.training.console import Console
 from qdeploy.training.loop import fit
 from qdeploy.training.run import RunFolder, create_run, default_path
@@ -134,17 +133,18 @@ def fit_and_plot(
     device: str,
     resume: bool,
 ) -> None:
-    result = fit(
-        network,
-        data,
-        recipe.train,
-        run,
-        console,
-        fingerprint=fingerprint(recipe),
-        device=device,
-        resume=resume,
-    )
-    write_training_page([asdict(row) for row in result.history], run.curves, recipe.name)
+    with live_page(run, recipe) as rewrite:
+        fit(
+            network,
+            data,
+            recipe.train,
+            run,
+            console,
+            fingerprint=fingerprint(recipe),
+            device=device,
+            resume=resume,
+            after_epoch=rewrite,
+        )
 
 
 def train_in_float(
