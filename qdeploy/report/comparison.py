@@ -100,9 +100,9 @@ def method(run: Run) -> str:
 
 
 def epochs(run: Run) -> str:
-    """How many are done, "20" or "3 of 20"."""
+    """How many are done, "20" or "3/20"."""
     done = len(run.rows)
-    return str(done) if done >= run.epochs else f"{done} of {run.epochs}"
+    return str(done) if done >= run.epochs else f"{done}/{run.epochs}"
 
 
 def figures(run: Run) -> tuple[str, ...]:

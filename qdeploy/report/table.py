@@ -89,7 +89,7 @@ def benchmark_table(result: BenchmarkResult) -> Table:
 def comparison_table(runs: Sequence[Run]) -> Table:
     """A row for each run, top-1 and agreement in percent; print it with rich."""
     table = Table(
-        title="Top-1 and agreement in %",
+        title="Top-1 and agreement in %; ratio of the float file to this one",
         title_justify="left",
         title_style="bold",
         caption=Text("\n".join(f"{run.name}: {run.state}" for run in runs if not run.is_baseline)),
@@ -99,7 +99,7 @@ def comparison_table(runs: Sequence[Run]) -> Table:
     )
     table.add_column("run")
     table.add_column("method", no_wrap=True)
-    for name in ("epochs", "last", "best", "ONNX", "agree", "bytes", "smaller"):
+    for name in ("epochs", "last", "best", "ONNX", "agree", "bytes", "ratio"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in runs:
         shown = (cell.removesuffix(" %") for cell in figures(run))

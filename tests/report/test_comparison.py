@@ -102,9 +102,9 @@ class TestPage:
         [
             # 0.98 - 0.8 * 0.8**epoch; sizes and accuracies are those of FULL
             "first slb w1a8 20 97.08 % 97.08 % 98.31 % 99.72 % 16,480 28.4x exported",
-            "second simqat w4a8 3 of 20 57.04 % 57.04 % unfinished, not exported",
+            "second simqat w4a8 3/20 57.04 % 57.04 % unfinished, not exported",
             "second, float float 8 84.58 % 84.58 % float baseline",
-            "third float 0 of 5 unfinished, not exported",
+            "third float 0/5 unfinished, not exported",
         ],
     )
     def test_the_table_has_a_row(self, row):
@@ -175,7 +175,7 @@ class TestTerminal:
             "second: unfinished, not exported",
             "third: unfinished, not exported",
         ]
-        assert "second simqat w4a8 3 of 20 57.04 57.04" in [" ".join(s.split()) for s in shown]
+        assert "second simqat w4a8 3/20 57.04 57.04" in [" ".join(s.split()) for s in shown]
 
     def test_names_are_text_and_no_markup_of_the_terminal(self):
         odd = replace(EXPORTED, name="[red]a[/red]")
