@@ -18,9 +18,9 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
 class Collapsed(NamedTuple):
     """A weight as it ships: value = (codes - zero) * scale.
 
-    codes  int8 [out, ...]
+    codes  int8 [out, ...]; int16 where the grid does not fit int8
     scale  float32 [out], positive
-    zero   int8 [out]
+    zero   [out], of the codes' type
     """
 
     codes: Tensor
