@@ -166,4 +166,5 @@ def _style_legend(chart: figure) -> None:
     chart.legend.border_line_color = None
     chart.legend.background_fill_alpha = 0.8
     chart.legend.orientation = "horizontal"
+    chart.legend.ncols = 2  # as many as a telephone has room for
     chart.add_layout(chart.legend[0], "above")

@@ -66,21 +66,30 @@ class Run:
         return self.record.size.float / self.record.size.onnx
 
     @property
+    def is_finished(self) -> bool:
+        """Whether every planned epoch is done."""
+        return len(self.rows) >= self.epochs
+
+    @property
+    def exported(self) -> str:
+        """Whether there is a file, and if it is not of the last epoch, of which."""
+        if self.is_baseline:
+            return ""
+        if self.record is None:
+            return "not exported"
+        after = len(self.record.training)
+        return "exported" + (f" after epoch {after}" if after < len(self.rows) else "")
+
+    @property
     def state(self) -> str:
         """Whether it is trained to the end, and exported."""
-        done = len(self.rows)
-        unfinished = "unfinished, " if done < self.epochs else ""
-        if self.is_baseline:
-            return f"{unfinished}float baseline"
-        if self.record is None:
-            return f"{unfinished}not exported"
-        after = len(self.record.training)
-        return f"{unfinished}exported" + (f" after epoch {after}" if after < done else "")
+        words = ("" if self.is_finished else "unfinished", self.exported)
+        return ", ".join(filter(None, words)) or "finished"
 
 
 COLUMNS = (
     "Run", "Method", "Epochs", "Last top-1", "Best top-1",
-    "ONNX top-1", "Agreement", "Bytes", "Smaller", "State",
+    "ONNX top-1", "Agreement", "Bytes", "Smaller",
 )  # fmt: skip
 
 
@@ -90,8 +99,16 @@ def comparison(runs: Sequence[Run]) -> Section:
         "Runs",
         "Top-1 on the test images; bytes of the ONNX file, and how much smaller it is than in float.",
         COLUMNS,
-        tuple((run.name, method(run), epochs(run), *figures(run), run.state) for run in runs),
+        tuple(map(_row, runs)),
     )
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    last, best, onnx, *others = figures(run)
+    done = epochs(run) if run.is_finished else f"{epochs(run)}, unfinished"
+    if run.exported != "exported":
+        onnx = f"{onnx} {run.exported}".strip()
+    return run.name, method(run), done, last, best, onnx, *others
 
 
 def method(run: Run) -> str:
@@ -102,7 +119,7 @@ def method(run: Run) -> str:
 def epochs(run: Run) -> str:
     """How many are done, "20" or "3/20"."""
     done = len(run.rows)
-    return str(done) if done >= run.epochs else f"{done}/{run.epochs}"
+    return str(done) if run.is_finished else f"{done}/{run.epochs}"
 
 
 def figures(run: Run) -> tuple[str, ...]:

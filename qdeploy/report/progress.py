@@ -37,8 +37,8 @@ class Progress:
     def what_next(self) -> str:
         """What a reader can expect or do."""
         if self.going:
-            return " · this page reloads itself"
-        return " · qdeploy train --resume goes on with it" if len(self.rows) < self.epochs else ""
+            return "; this page reloads itself"
+        return "; qdeploy train --resume goes on with it" if len(self.rows) < self.epochs else ""
 
     @property
     def reload_seconds(self) -> float:

@@ -47,7 +47,7 @@ def test_json_has_the_figures_of_the_run_and_of_its_report(run, report):
     }
     assert (baseline["name"], baseline["bits"]) == ("first, float", "float")
     assert baseline["last_top1"] == metrics(run / "float")[-1]["test_top1"]
-    assert baseline["state"] == "float baseline"
+    assert baseline["state"] == "finished"
 
 
 def test_runs_come_in_the_order_given(run, tmp_path):
@@ -93,7 +93,7 @@ def test_a_run_that_has_not_begun(run):
         (run / file).unlink()
     found = compared(run)
     assert [row["last_top1"] for row in found] == [None, None]
-    assert found[1]["state"] == "unfinished, float baseline"
+    assert found[1]["state"] == "unfinished"
 
 
 def test_float_activations_and_schedules_that_end_at_infinity(run):

@@ -101,10 +101,10 @@ class TestPage:
         "row",
         [
             # 0.98 - 0.8 * 0.8**epoch; sizes and accuracies are those of FULL
-            "first slb w1a8 20 97.08 % 97.08 % 98.31 % 99.72 % 16,480 28.4x exported",
-            "second simqat w4a8 3/20 57.04 % 57.04 % unfinished, not exported",
-            "second, float float 8 84.58 % 84.58 % float baseline",
-            "third float 0/5 unfinished, not exported",
+            "first slb w1a8 20 97.08 % 97.08 % 98.31 % 99.72 % 16,480 28.4x",
+            "second simqat w4a8 3/20, unfinished 57.04 % 57.04 % not exported",
+            "second, float float 8 84.58 % 84.58 % third",
+            "third float 0/5, unfinished not exported",
         ],
     )
     def test_the_table_has_a_row(self, row):
@@ -139,6 +139,7 @@ class TestFigures:
     def test_an_export_of_an_earlier_epoch_is_said(self):
         longer = replace(EXPORTED, epochs=30, rows=epochs(30))
         assert longer.state == "exported after epoch 20"
+        assert "98.31 % exported after epoch 20" in " ".join(page(longer).text)
         assert replace(longer, epochs=40).state == "unfinished, exported after epoch 20"
 
 

@@ -127,7 +127,8 @@ class TestAxes:
 class TestWhatItSays:
     def test_how_far_a_run_is(self):
         found = page(epochs(3), going=True)
-        assert "Training: 3 of 20 epochs · written 2026-11-21 12:00:05 UTC" in text(found)
+        assert "Training: 3 of 20 epochs; this page reloads itself" in text(found)
+        assert "written 2026-11-21 12:00:05 UTC" in text(found)
         assert "Epoch 3 of 20 1.20 s an epoch; 20.4 s to go" in text(found)  # 17 epochs of 1.2 s
 
     def test_the_latest_figures(self):
