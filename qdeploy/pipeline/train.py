@@ -20,10 +20,10 @@ from qdeploy.pipeline.assemble import (
     trainable,
     with_regime,
 )
+from qdeploy.pipeline.live_page import live_page
 from qdeploy.pipeline.regimes import regime_lines, with_regimes_of
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import QuantizeSection, Recipe
-from qdeploy.report.write import write_training_page
 from qdeploy.training.console import Console
 from qdeploy.training.loop import fit
 from qdeploy.training.run import RunFolder, create_run, default_path
@@ -153,18 +153,19 @@ def fit_and_plot(
     resume: bool,
     teacher: nn.Module | None = None,
 ) -> None:
-    result = fit(
-        network,
-        data,
-        recipe.train,
-        run,
-        console,
-        fingerprint=fingerprint(recipe),
-        device=device,
-        resume=resume,
-        teacher=teacher,
-    )
-    write_training_page([record.row() for record in result.history], run.curves, recipe.name)
+    with live_page(run, recipe) as rewrite:
+        fit(
+            network,
+            data,
+            recipe.train,
+            run,
+            console,
+            fingerprint=fingerprint(recipe),
+            device=device,
+            resume=resume,
+            teacher=teacher,
+            after_epoch=rewrite,
+        )
 
 
 def train_in_float(

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -57,13 +57,15 @@ def fit(
     device: str = "auto",
     resume: bool = False,
     teacher: nn.Module | None = None,
+    after_epoch: Callable[[], object] = lambda: None,
 ) -> Result:
     """Train `network` in place; after each epoch `run` holds all that is needed to go on.
 
     `fingerprint` names network and method; a checkpoint of another is refused. `device` is auto,
     cpu or cuda. `resume` goes on from the run's last checkpoint, if there is one, and ends, on a
     CPU, in the very weights of a run that was never interrupted. `teacher` is the trained float
-    network that `settings.distill` learns from; it stays as it is.
+    network that `settings.distill` learns from; it stays as it is. `after_epoch` is called when
+    the files of an epoch are in place.
 
     Raises QdeployError if the loss is no longer finite, and passes KeyboardInterrupt on; the
     checkpoint of the last finished epoch stays in either case.
@@ -87,6 +89,7 @@ def fit(
                 _keep(training.checkpoint(fingerprint, [*history, record], buffers), run)
                 history.append(record)
                 console.log(str(record))
+                after_epoch()
     except KeyboardInterrupt:
         console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")
         raise
