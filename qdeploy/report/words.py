@@ -33,6 +33,15 @@ def milliseconds(time: float | None) -> str:
     return NOT_MEASURED if time is None else f"{significant(time)} ms"
 
 
+def duration(seconds: float) -> str:
+    """A time span in its largest fitting unit, as "0.381 s", "12.5 min" or "3.20 h"."""
+    if seconds < 60:
+        return f"{significant(seconds)} s"
+    if seconds < 3600:
+        return f"{significant(seconds / 60)} min"
+    return f"{significant(seconds / 3600)} h"
+
+
 def significant(value: float) -> str:
     """Three significant digits, whole numbers from 100 on: "0.0124", "12.5", "11,532"."""
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"

@@ -3,46 +3,12 @@
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
-from sample_records import BARE, DEEP, FULL, epochs, layer
+from parsed_page import Page
+from sample_records import BARE, DEEP, FULL, layer
 
-from qdeploy.report.html import report_page, training_page
-
-VOID = {"meta", "link", "img", "br", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """The text that a reader sees, the addresses that a browser would load, bokeh's documents."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.text, self.addresses, self.scripts, self.open = [], [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in VOID:
-            self.open.append(tag)
-        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset", "data")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] == ["script"]:
-            self.scripts.append(data)
-        elif self.open[-1:] != ["style"]:
-            self.text += data.split()
-
-    def charts(self):
-        """The figures of bokeh, as the JSON in the page describes them."""
-        found = []
-        for script in self.scripts:
-            for text in re.findall(r"const docs_json = '(.*)';", script):
-                documents = json.loads(text.replace("\\'", "'").replace("\\\\", "\\"))
-                found += [root for document in documents.values() for root in document["roots"]]
-        return found
+from qdeploy.report.html import report_page
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +54,9 @@ def test_the_report_shows(full, figure):
     assert figure in " ".join(full.text)
 
 
-def test_each_layer_has_a_histogram_beside_sizes_accuracy_and_two_curves(full):
-    assert len(full.charts()) == len(FULL.layers) + 4
-    assert len(Page(report_page(DEEP)).charts()) == 60 + 4
+def test_each_layer_has_a_histogram_beside_sizes_accuracy_and_three_curves(full):
+    assert len(full.charts()) == len(FULL.layers) + 5
+    assert len(Page(report_page(DEEP)).charts()) == 60 + 5
 
 
 def test_histograms_hold_the_counts_of_the_codes():
@@ -119,17 +85,3 @@ def test_names_are_text_and_no_markup():
     page = Page(report_page(replace(BARE, name="<script src=x>", settings="a < b & c")))
     assert page.addresses == []
     assert "a < b & c" in " ".join(page.text)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_training_curves_run_over_the_epochs(count):
-    page = Page(training_page(epochs(count), "lenet5 <1>"))
-    assert page.open == page.addresses == []
-    assert "lenet5 <1>" in " ".join(page.text)
-    assert len(page.charts()) == 2
-
-
-def test_a_run_that_has_not_begun_has_a_page():
-    page = Page(training_page((), "lenet5"))
-    assert page.charts() == []
-    assert "No epoch has ended yet." in " ".join(page.text)

@@ -49,6 +49,14 @@ def test_exact(value, expected):
     assert words.exact(value) == expected
 
 
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.381, "0.381 s"), (59, "59.0 s"), (60, "1.00 min"), (750, "12.5 min"), (11_520, "3.20 h")],
+)
+def test_duration(seconds, expected):
+    assert words.duration(seconds) == expected
+
+
 def test_absence_is_said_and_zero_is_not_absence():
     assert words.percent(None) == words.milliseconds(None) == "not measured"
     assert words.percent(0.0) == "0.00 %"
