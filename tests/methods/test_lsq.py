@@ -365,9 +365,13 @@ def test_an_untrained_state_starts_anew_in_a_network_that_had_trained():
         assert torch.equal(used.state_dict()[name], value), name
 
 
-def test_calibrating_a_trained_network_keeps_its_learned_steps():
+@pytest.mark.parametrize("loaded", [False, True])
+def test_calibrating_a_trained_network_keeps_its_learned_steps(loaded):
     prepared = prepared_network()
     train(prepared, optimizer_of(prepared), range(3))
+    if loaded:
+        trained, prepared = prepared, prepared_network()
+        prepared.load_state_dict(trained.state_dict())
     before = {name: p.clone() for name, p in prepared.named_parameters()}
     qdeploy.calibrate(prepared, [10 * images(16)])
     for name, parameter in prepared.named_parameters():
