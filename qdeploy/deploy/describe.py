@@ -32,8 +32,8 @@ def describe(network: fx.GraphModule) -> tuple[Layer, ...]:
 def information_bound(network: nn.Module, layers: tuple[Layer, ...]) -> int:
     """Bytes that any file of this network needs.
 
-    log2(levels) x weights / 8 + 4 for each scale and bias of the quantized layers + 4 for each float
-    parameter and BatchNorm statistic elsewhere.
+    log2(levels) x weights / 8 + 4 for each scale and bias of the quantized layers + 4 for each
+    float parameter and BatchNorm statistic elsewhere.
     """
     quantized = sum(layer.bound_bytes for layer in layers if layer.weight_bits is not None)
     return quantized + 4 * sum(_float_values(module) for module in network.modules())
