@@ -9,6 +9,11 @@ from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Grid
 from qdeploy.layers.fake_quantize import affine_range, fake_quantize, sign_of, symmetric_range
 
+UNSEEN = (
+    "an activation quantizer has seen no data, so it has no range: train the prepared network, "
+    "or call qdeploy.calibrate(prepared, batches) with a few batches"
+)
+
 
 class ActivationQuantizer(nn.Module):
     """Rounds one activation tensor, per tensor, to unsigned codes.
@@ -141,10 +146,7 @@ class MovingRange(ActivationQuantizer):
         if self._has_range:
             return
         if not self.batches:
-            raise QdeployError(
-                "an activation quantizer has seen no data, so it has no range: train the prepared "
-                "network, or call qdeploy.calibrate(prepared, batches) with a few batches"
-            )
+            raise QdeployError(UNSEEN)
         self._has_range = True
 
     def extra_repr(self) -> str:
