@@ -240,12 +240,13 @@ class Recipe(_Section):
     def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
         """The recipe in the file `source` (*.toml) or of that name in the zoo.
 
-        Each override is `section.key=value`, the value in TOML or else plain text; a glob is
-        quoted: `quantize.layers."conv*".weight_bits=2`. A recipe that does not give its `name`
-        has the file's. Raises QdeployError for whatever is wrong with the recipe.
+        `extends = "name or path"` takes from another recipe what this one leaves out; paths count
+        from the folder of `source`. Each override is `section.key=value`, the value in TOML or
+        else plain text; a glob is quoted: `quantize.layers."conv*".weight_bits=2`. A recipe that
+        does not give its `name` has the file's. Raises QdeployError for whatever is wrong with it.
         """
         file = _recipe_file(str(source))
-        table = _parse(file)
+        table = _with_base(_parse(file), [str(source)])
         for override in overrides:
             _assign(table, override)
         table.setdefault("name", Path(file.name).stem)
@@ -290,6 +291,37 @@ def _parse(file: Traversable) -> dict[str, Any]:
         raise QdeployError(f"cannot read the recipe {file}: {error.strerror}") from error
     except ValueError as error:  # TOMLDecodeError, which names line and column, or not UTF-8
         raise QdeployError(f"{file} is not valid TOML: {error}") from error
+
+
+def _with_base(table: dict[str, Any], chain: list[str]) -> dict[str, Any]:
+    """`table` with what it leaves out taken from the recipe that it extends, and so on.
+
+    `chain` holds the recipes on the way, the one of `table` last.
+    """
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise QdeployError(
+            f"{chain[-1]}: extends: given {base!r}, allowed: a recipe's name or path"
+        )
+    source = str(Path(chain[-1]).parent / base) if base.endswith(".toml") else base
+    if source in chain:
+        raise QdeployError(
+            f"recipes extend each other in a circle: {' -> '.join([*chain, source])}"
+        )
+    inherited = _with_base(_parse(_recipe_file(source)), [*chain, source])
+    inherited.pop("name", None)
+    return _merged(inherited, table)
+
+
+def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `table` over it, table by table."""
+    merged = dict(base)
+    for key, value in table.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
 
 
 def _assign(table: dict[str, Any], override: str) -> None:

@@ -202,8 +202,8 @@ class TestMistakes:
             ("data.batch_size=1", "data.batch_size: given 1", "2 or more"),
             ("data.std=[0.0]", "data.std.0: given 0.0", "above 0"),
             ("model.network=3", "model.network: given 3", "text in quotes"),
-            ("quantize.weight_bits=9", "quantize.weight_bits: given 9", "8 or less"),
-            ("quantize.act_bits=1", "quantize.act_bits: given 1", '2 to 8, or "float"'),
+            ("quantize.weight_bits=17", "quantize.weight_bits: given 17", "16 or less"),
+            ("quantize.act_bits=0", "quantize.act_bits: given 0", '1 to 16, or "float"'),
             ("quantize.layers.fc1=flaot", "quantize.layers.fc1: given 'flaot'", "'float'"),
             ("quantize.layers.fc1=3", "quantize.layers.fc1: given 3", "a table"),
             (
@@ -212,9 +212,9 @@ class TestMistakes:
                 "1 or more",
             ),
             (
-                "quantize.layers.fc1.act_bits=9",
-                "quantize.layers.fc1.act_bits: given 9",
-                '2 to 8, or "float"',
+                "quantize.layers.fc1.act_bits=17",
+                "quantize.layers.fc1.act_bits: given 17",
+                '1 to 16, or "float"',
             ),
             ("export.min_agreement=99.9", "export.min_agreement: given 99.9", "1.0 or less"),
         ],
@@ -417,3 +417,48 @@ def test_toml_is_written_out_with_its_defaults(write):
     assert table["quantize"]["layers"]["conv*"] == {"act_bits": 4}
     assert table["train"]["momentum"] == 0.9
     assert "clip_norm" not in table["train"]
+
+
+class TestExtends:
+    """A recipe takes from another what it leaves out."""
+
+    @pytest.fixture
+    def write(self, tmp_path):
+        def write(name, text):
+            (tmp_path / name).write_text(text)
+            return tmp_path / name
+
+        return write
+
+    def test_what_is_left_out_comes_from_the_other_and_what_is_given_wins(self, write):
+        write("base.toml", 'extends = "lenet5-mnist-float"\n[train]\nepochs = 3\nlr = 0.5')
+        own = write(
+            "own.toml",
+            'extends = "base.toml"\n[quantize]\nmethod = "simqat"\nact_bits = 4\n[train]\nlr = 0.25',
+        )
+        recipe, zoo = Recipe.load(own, ["train.seed=7"]), Recipe.load("lenet5-mnist-float")
+        assert recipe.name == "own"
+        assert (recipe.model, recipe.data) == (zoo.model, zoo.data)
+        assert (recipe.quantize.method, recipe.quantize.act_bits) == ("simqat", 4)
+        train = zoo.train.model_copy(update={"epochs": 3, "lr": 0.25, "seed": 7})
+        assert recipe.train == train
+
+    def test_a_run_keeps_the_whole_recipe(self, write):
+        recipe = Recipe.load(write("own.toml", 'extends = "lenet5-mnist-float"'))
+        assert Recipe.load(write("whole.toml", recipe.to_toml())) == recipe
+        assert "extends" not in recipe.to_toml()
+
+    def test_a_circle_is_an_error_that_shows_it(self, write):
+        first = write("first.toml", 'extends = "second.toml"')
+        second = write("second.toml", 'extends = "first.toml"')
+        with pytest.raises(QdeployError, match=f"in a circle: {first} -> {second} -> {first}"):
+            Recipe.load(first)
+
+    @pytest.mark.parametrize(
+        ("base", "said"),
+        [('"lenet5-mnist-flaot"', "Did you mean lenet5-mnist-float"), ("3", "extends: given 3"),
+         ('"gone.toml"', "cannot read the recipe")],
+    )  # fmt: skip
+    def test_a_base_that_is_not_there_is_named(self, write, base, said):
+        with pytest.raises(QdeployError, match=said):
+            Recipe.load(write("own.toml", f"extends = {base}"))
