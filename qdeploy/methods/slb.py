@@ -149,6 +149,9 @@ class SlbWeight(WeightQuantizer):
         if self.committed:
             self.latent.grad = None  # an optimizer passes over what has no gradient
 
+    def progress(self) -> dict[str, float]:
+        return {"temperature": self.temperature}
+
     @property
     def committed(self) -> bool:
         return math.isinf(self.temperature)
