@@ -172,10 +172,11 @@ def quantize_activations(
         if chosen.act_bits is None:
             continue
         name = f"activations.{tensor.producers[0].name}"
-        narrow = layer_activation(chosen, site)
         if tensor.is_input or not layers:
             quantize_after(tensor.producers, name, carrier(chosen, site), network)
-        elif len(layers) == len(tensor.readers) or can_carry(chosen):
+            continue
+        narrow = layer_activation(chosen, site)
+        if len(layers) == len(tensor.readers) or can_carry(chosen):
             quantize_after(tensor.producers, name, narrow, network)
         else:
             quantize_after(tensor.producers, name, carrier(chosen, site), network)
