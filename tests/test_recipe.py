@@ -202,8 +202,8 @@ class TestMistakes:
             ("data.batch_size=1", "data.batch_size: given 1", "2 or more"),
             ("data.std=[0.0]", "data.std.0: given 0.0", "above 0"),
             ("model.network=3", "model.network: given 3", "text in quotes"),
-            ("quantize.weight_bits=9", "quantize.weight_bits: given 9", "8 or less"),
-            ("quantize.act_bits=1", "quantize.act_bits: given 1", '2 to 8, or "float"'),
+            ("quantize.weight_bits=17", "quantize.weight_bits: given 17", "16 or less"),
+            ("quantize.act_bits=0", "quantize.act_bits: given 0", '1 to 16, or "float"'),
             ("quantize.layers.fc1=flaot", "quantize.layers.fc1: given 'flaot'", "'float'"),
             ("quantize.layers.fc1=3", "quantize.layers.fc1: given 3", "a table"),
             (
@@ -212,9 +212,9 @@ class TestMistakes:
                 "1 or more",
             ),
             (
-                "quantize.layers.fc1.act_bits=9",
-                "quantize.layers.fc1.act_bits: given 9",
-                '2 to 8, or "float"',
+                "quantize.layers.fc1.act_bits=17",
+                "quantize.layers.fc1.act_bits: given 17",
+                '1 to 16, or "float"',
             ),
             ("export.min_agreement=99.9", "export.min_agreement: given 99.9", "1.0 or less"),
         ],

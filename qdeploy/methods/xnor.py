@@ -34,7 +34,7 @@ class XnorOptions(Options):
     """The two choices that the paper and its code leave.
 
     gradient    as in the paper, or times (1 - 1 / inputs) n as in the code, see `binarize`
-    k_map       multiply by the sizes of the inputs, section 3.2, see `ScaledSigns`
+    k_map       sign the inputs and multiply by their sizes, see `ScaledSigns`; with act_bits = 8
     """
 
     gradient: Gradient = "paper"
@@ -166,14 +166,19 @@ class ScaledSigns:
 
 
 def activation(site: ActivationSite, bits: int, options: XnorOptions) -> ActivationQuantizer:
-    """Signs at 1 bit. With k_map the product takes them itself, of what it reads at 8 bits."""
+    """Signs at 1 bit. With k_map the layer reads sizes, 8 bits of them, and takes the signs itself."""
+    if options.k_map and bits == 1:
+        raise QdeployError(
+            "xnor with k_map multiplies by the sizes of what a layer reads, which 1 bit does not "
+            "hold: set act_bits = 8; the layer itself takes the signs"
+        )
     if site.nonnegative and (bits == 1 or options.k_map):
         raise QdeployError(
-            "xnor takes the sign of what a layer reads, and a ReLU made this: every sign would "
+            "xnor takes the sign of what a layer reads, and here a ReLU made it: every sign would "
             "be +1. Put BatchNorm in front of the layers (BN -> Conv -> ReLU), or set "
             "act_bits = 8 or 'float' without k_map"
         )
-    return SignActivation() if bits == 1 and not options.k_map else carrier(8, options)
+    return SignActivation() if bits == 1 else carrier(bits, options)
 
 
 def carrier(bits: int, options: XnorOptions) -> MovingRange:
