@@ -27,17 +27,20 @@ from qdeploy.layers.product import MatrixProduct, PlainProduct, Product
 from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
-Gradient = Literal["paper", "code"]
+Gradient = Literal["code", "paper"]
+# Inputs from which a weight is centred.
+SEVERAL = 4
 
 
 class XnorOptions(Options):
     """The two choices that the paper and its code leave.
 
-    gradient    as in the paper, or times (1 - 1 / inputs) n as in the code, see `binarize`
+    gradient    as the published code has it or as the paper, see `binarize`. The code's trains
+                faster with SGD; with Adam, which divides by the gradient's size, they are alike
     k_map       sign the inputs and multiply by their sizes, see `ScaledSigns`; with act_bits = 8
     """
 
-    gradient: Gradient = "paper"
+    gradient: Gradient = "code"
     k_map: bool = False
 
 
@@ -73,12 +76,17 @@ class XnorWeight(WeightQuantizer):
 def confined(weight: Tensor) -> Tensor:
     """weight [out, in, ...] less its mean over the inputs, clamped to -1..1.
 
-    A single input (a depthwise layer) is its own mean: it is not centred, or nothing would be
-    left. Where the clamp cuts, the mean is not quite 0; the next step centres again.
+    Fewer than SEVERAL inputs are not centred: of a depthwise layer's single one nothing would be
+    left, and a filter of an image's colours could not take their sum. Where the clamp cuts, the
+    mean is not quite 0; the next step centres again.
     """
-    if weight.shape[1] > 1:
+    if is_centred(weight):
         weight = weight - weight.mean(1, keepdim=True)
     return weight.clamp(-1, 1)
+
+
+def is_centred(weight: Tensor) -> bool:
+    return weight.shape[1] >= SEVERAL
 
 
 def signs(weight: Tensor) -> Tensor:
@@ -114,13 +122,13 @@ def binarize(weight: Tensor, gradient: Gradient) -> Tensor:
 
     The gradient (paper, section 3.1, written for a filter of n weights) is
     dL/dW_i = alpha g_i 1(|W_i| <= 1) + sign(W_i) / n sum_j g_j sign(W_j).
-    The published code has it (1 - 1 / inputs) n times as large; the first factor is left out
-    where a single input is not centred.
+    The published code has it n (1 - 1 / inputs) times as large, the second factor being the
+    centring's: a weight is 1 / inputs of the mean that is taken from it. Here it is n where
+    nothing is centred.
     """
     factor = 1.0
     if gradient == "code":
-        inputs = weight.shape[1]
-        factor = weight[0].numel() * (1 - 1 / inputs if inputs > 1 else 1)
+        factor = weight[0].numel() - (weight[0, 0].numel() if is_centred(weight) else 0)
     result: Tensor = _Binarize.apply(weight, factor)
     return result
 
