@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy.errors import QdeployError
-from qdeploy.layers.folding import BatchNorm, over_channels
+from qdeploy.layers.folding import BatchNorm, gamma_beta, over_channels
 
 RangeConstant = Literal["paper", "code"]
 
@@ -62,11 +62,10 @@ class RangeBatchNorm(_BatchNorm):
         rows = values.transpose(0, 1).flatten(1)
         mean, square = rows.mean(1), self.estimate(rows).square()
         self._move_statistics(mean.detach(), square.detach())
-        gain = torch.rsqrt(square + self.eps)
-        if self.weight is not None:
-            gain = gain * self.weight
-        y = (values - over_channels(mean, values)) * over_channels(gain, values)
-        return (y if self.bias is None else y + over_channels(self.bias, values)).to(x.dtype)
+        gamma, beta = gamma_beta(self)
+        gain = gamma * torch.rsqrt(square + self.eps)
+        shift = over_channels(beta - gain * mean, values)
+        return torch.addcmul(shift, values, over_channels(gain, values)).to(x.dtype)
 
     def estimate(self, rows: Tensor) -> Tensor:
         """d of each channel, [channels], of its values in rows [channels, count]."""

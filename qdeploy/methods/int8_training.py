@@ -54,7 +54,8 @@ def round_at_random(values: Tensor, bits: int) -> Tensor:
     low, high = torch.aminmax(wide)
     tiny = torch.finfo(wide.dtype).tiny
     step = ((high.clamp(min=0) - low.clamp(max=0)) / (2**bits - 2)).clamp(min=tiny)
-    return torch.floor(wide / step + torch.rand_like(wide)).mul_(step).to(values.dtype)
+    noisy = torch.addcdiv(torch.rand_like(wide), wide, step)
+    return noisy.floor_().mul_(step).to(values.dtype)
 
 
 class _Bifurcation(torch.autograd.Function):
