@@ -40,6 +40,7 @@ ALLOWED = {
 # Within deploy, the files that know what is trained; the others see an integer network only.
 KNOW_TRAINING = {
     "deploy.convert": {"preparation", "layers"},
+    "deploy.complexity": {"preparation", "layers"},
     "deploy.layer_trace": {"preparation"},
     "deploy.describe": {"preparation"},  # trace.called_module
     "deploy.export": {"preparation"},  # prepared.PreparedNetwork, to convert it

@@ -2,5 +2,6 @@
 
 from qdeploy.data.batches import Batches
 from qdeploy.data.open import Data, open_data
+from qdeploy.data.phases import PhasedBatches
 
-__all__ = ["Batches", "Data", "open_data"]
+__all__ = ["Batches", "Data", "PhasedBatches", "open_data"]

@@ -1,32 +1,38 @@
 """Batches of images: what an epoch is, and data sets small enough to stay on the device."""
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qdeploy.data.contents import LabelledImages
+from qdeploy.recipe import DataSection
 
 Batch = tuple[Tensor, Tensor]
 
 
 class Batches(Protocol):
-    """A data set in batches; `len` is the number of batches in an epoch."""
+    """A data set in batches."""
 
     @property
     def samples(self) -> int:
         """Number of images in the data set."""
 
-    def __len__(self) -> int: ...
+    def steps_before(self, index: int) -> int:
+        """Number of batches in all epochs before epoch `index`."""
 
     def epoch(self, index: int) -> Iterator[Batch]:
         """The batches of epoch `index`, which depend on it and on the seed alone.
 
         Images: float32 [N, C, H, W], normalised, on the device; labels: int64 [N].
         """
+
+    def under(self, section: DataSection) -> "Batches":
+        """The same images in the batches of another [data]: size, augmentation, image size."""
 
 
 class Normalisation:
@@ -61,6 +67,7 @@ class ArrayBatches:
 
     With `shuffling` it is for training, and a last batch of a single image is left out because
     BatchNorm cannot train on it; other incomplete batches are kept. Without, it is in order.
+    `image_size` resizes to a square, after the augmentation; None leaves the size as it is.
     """
 
     def __init__(
@@ -69,6 +76,7 @@ class ArrayBatches:
         batch_size: int,
         normalise: Normalisation,
         shuffling: Shuffling | None = None,
+        image_size: int | None = None,
     ) -> None:
         # A copy, because arrays that view a file's bytes are read-only.
         self._images = torch.tensor(data.images, device=normalise.device)
@@ -76,6 +84,7 @@ class ArrayBatches:
         self._batch_size = batch_size
         self._normalise = normalise
         self._shuffling = shuffling
+        self._image_size = image_size
 
     @property
     def samples(self) -> int:
@@ -84,6 +93,19 @@ class ArrayBatches:
     def __len__(self) -> int:
         return number_of_batches(self.samples, self._batch_size, self._shuffling is not None)
 
+    def steps_before(self, index: int) -> int:
+        return index * len(self)
+
+    def under(self, section: DataSection) -> Self:
+        other = copy.copy(self)  # the images on the device are shared
+        other._batch_size = section.batch_size
+        other._image_size = section.image_size
+        if self._shuffling is not None:
+            other._shuffling = replace(
+                self._shuffling, pad_crop=section.pad_crop, flip=section.flip
+            )
+        return other
+
     def epoch(self, index: int) -> Iterator[Batch]:
         shuffling = self._shuffling
         return self._in_order() if shuffling is None else self._shuffled(shuffling, index)
@@ -91,14 +113,24 @@ class ArrayBatches:
     def _in_order(self) -> Iterator[Batch]:
         images, labels = self._images.split(self._batch_size), self._labels.split(self._batch_size)
         for some_images, some_labels in zip(images, labels, strict=True):
-            yield self._normalise(some_images), some_labels
+            yield self._finished(some_images), some_labels
 
     def _shuffled(self, shuffling: Shuffling, index: int) -> Iterator[Batch]:
         random = np.random.default_rng([shuffling.seed, index])
         order = torch.from_numpy(random.permutation(self.samples)).to(self._images.device)
         for chosen in order.split(self._batch_size)[: len(self)]:
             images = augment(self._images[chosen], shuffling.pad_crop, shuffling.flip, random)
-            yield self._normalise(images), self._labels[chosen]
+            yield self._finished(images), self._labels[chosen]
+
+    def _finished(self, images: Tensor) -> Tensor:
+        return resize(self._normalise(images), self._image_size)
+
+
+def resize(images: Tensor, size: int | None) -> Tensor:
+    """float32 [N, C, H, W] to [N, C, size, size], bilinear with antialiasing; None: as it is."""
+    if size is None or images.shape[2:] == (size, size):
+        return images
+    return torch.nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 def number_of_batches(samples: int, batch_size: int, training: bool) -> int:

@@ -1,7 +1,9 @@
 """Batches of image files, decoded by worker processes."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from qdeploy.data.batches import Batch, Normalisation, number_of_batches
 from qdeploy.data.crops import centre_crop, random_crop
 from qdeploy.data.folder import ImageFolder
 from qdeploy.errors import QdeployError
+from qdeploy.recipe import DataSection
 
 
 class FolderBatches:
@@ -45,6 +48,15 @@ class FolderBatches:
 
     def __len__(self) -> int:
         return number_of_batches(self.samples, self._batch_size, self._shuffle_seed is not None)
+
+    def steps_before(self, index: int) -> int:
+        return index * len(self)
+
+    def under(self, section: DataSection) -> Self:
+        other = copy.copy(self)
+        other._batch_size = section.batch_size
+        other._image_size = section.image_size or self._image_size
+        return other
 
     def epoch(self, index: int) -> Iterator[Batch]:
         seed = None if self._shuffle_seed is None else [self._shuffle_seed, index]

@@ -65,6 +65,10 @@ class WeightQuantizer(nn.Module):
     def set_progress(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, counted from 0; methods with a schedule override it."""
 
+    def progress(self) -> dict[str, float]:
+        """Where the method's schedule stands, {name of a value: value}; a column of metrics.csv."""
+        return {}
+
     @property
     def searching(self) -> bool:
         """True while `relax` still differs from what ships beyond a straight-through rounding."""

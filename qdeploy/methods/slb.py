@@ -67,8 +67,8 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
     """Temperature of an epoch, counted from 1 over the whole schedule; inf once committed.
 
     With start = int(epochs * t_start_time) and end = int(epochs * t_end_time):
-    t_start_val up to `start`, then times t_factor an epoch (at most HOTTEST), and inf (one-hot)
-    from `end` on.
+    t_start_val up to `start`, then times t_factor an epoch (at most HOTTEST, at least 1 / HOTTEST),
+    and inf (one-hot) from `end` on.
     """
     start, end = int(epochs * options.t_start_time), int(epochs * options.t_end_time)
     if epoch >= end:
@@ -76,7 +76,7 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
     rises = max(0, epoch - start)
     if rises * math.log(options.t_factor) > math.log(HOTTEST / options.t_start_val):
         return HOTTEST
-    return options.t_start_val * options.t_factor**rises
+    return max(options.t_start_val * options.t_factor**rises, 1 / HOTTEST)
 
 
 class SlbWeight(WeightQuantizer):
@@ -148,6 +148,9 @@ class SlbWeight(WeightQuantizer):
         self.latent.requires_grad_(not self.committed)
         if self.committed:
             self.latent.grad = None  # an optimizer passes over what has no gradient
+
+    def progress(self) -> dict[str, float]:
+        return {"temperature": self.temperature}
 
     @property
     def committed(self) -> bool:

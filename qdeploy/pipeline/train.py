@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,9 +18,12 @@ from qdeploy.pipeline.assemble import (
     float_network_of,
     settings_text,
     trainable,
+    with_regime,
 )
+from qdeploy.pipeline.live_page import live_page
+from qdeploy.pipeline.regimes import regime_lines, with_regimes_of
+from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import QuantizeSection, Recipe
-from qdeploy.report.write import write_training_page
 from qdeploy.training.console import Console
 from qdeploy.training.loop import fit
 from qdeploy.training.run import RunFolder, create_run, default_path
@@ -57,9 +59,12 @@ def train(
     if recipe.model.weights is not None:
         load_float_weights(float_network, Path(recipe.model.weights))
     trainable(recipe, float_network, data)  # finds the method's errors before hours in float
+    settled = with_regimes_of(float_network, recipe)
+    data = with_regime(data, settled, float_network)
     create_run(run.path, recipe, resume=resume, force=force)
     if not run.network.is_file():
         keep_source(recipe, run)
+    recipe = settled
     console = Console(run.log, stream)
     try:
         if recipe.train.float_epochs:
@@ -69,7 +74,11 @@ def train(
             f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {run.path}"
         )
         console.log(settings_text(network))
-        fit_and_plot(network, data, recipe, run, console, device, resume)
+        for line in regime_lines(recipe):
+            console.log(line)
+        warn_of_delay(network, data.train.steps_before(recipe.train.epochs), console)
+        teacher = float_network if recipe.train.distill else None
+        fit_and_plot(network, data, recipe, run, console, device, resume, teacher)
     except KeyboardInterrupt:
         console.log(f"`qdeploy train -o {run.path} --resume` goes on from there")
         raise
@@ -125,6 +134,15 @@ def keep_source(recipe: Recipe, run: RunFolder) -> None:
         file.write(network_source(recipe.model.network))
 
 
+def warn_of_delay(network: nn.Module, steps: int, console: Console) -> None:
+    """Says so if a run of so many steps ends before all activations are quantized."""
+    if isinstance(network, PreparedNetwork) and network.quant_delay >= steps:
+        console.log(
+            f"warning: quant_delay is {network.quant_delay} steps and the whole run has {steps}, so "
+            "activations train in float to the end; lower quantize.options.quant_delay"
+        )
+
+
 def fit_and_plot(
     network: nn.Module,
     data: Data,
@@ -133,18 +151,21 @@ def fit_and_plot(
     console: Console,
     device: str,
     resume: bool,
+    teacher: nn.Module | None = None,
 ) -> None:
-    result = fit(
-        network,
-        data,
-        recipe.train,
-        run,
-        console,
-        fingerprint=fingerprint(recipe),
-        device=device,
-        resume=resume,
-    )
-    write_training_page([asdict(row) for row in result.history], run.curves, recipe.name)
+    with live_page(run, recipe) as rewrite:
+        fit(
+            network,
+            data,
+            recipe.train,
+            run,
+            console,
+            fingerprint=fingerprint(recipe),
+            device=device,
+            resume=resume,
+            teacher=teacher,
+            after_epoch=rewrite,
+        )
 
 
 def train_in_float(
@@ -175,7 +196,7 @@ def float_recipe(recipe: Recipe) -> Recipe:
             "name": f"{recipe.name}, float",
             "quantize": QuantizeSection(method="float"),
             "train": recipe.train.model_copy(
-                update={"epochs": recipe.train.float_epochs, "float_epochs": 0}
+                update={"epochs": recipe.train.float_epochs, "float_epochs": 0, "distill": 0.0}
             ),
         }
     )

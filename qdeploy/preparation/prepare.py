@@ -169,23 +169,26 @@ def quantize_activations(
     for tensor, site in zip(tensors, sites, strict=True):
         layers = {node: s for node in tensor.readers if (s := settings.get(str(node.target)))}
         chosen = max(layers.values(), key=lambda layer: layer.act_bits or 32, default=default)
-        if chosen.act_bits is None:
-            continue
-        name = f"activations.{tensor.producers[0].name}"
-        narrow = layer_activation(chosen, site)
-        if tensor.is_input or not layers:
-            quantize_after(tensor.producers, name, carrier(chosen, site), network)
-        elif len(layers) == len(tensor.readers) or can_carry(chosen):
+        if chosen.act_bits is not None:
+            quantize_tensor(tensor, site, list(layers), chosen, network)
+
+
+def quantize_tensor(
+    tensor: placement.SharedTensor,
+    site: ActivationSite,
+    layers: list[fx.Node],
+    chosen: LayerSettings,
+    network: fx.GraphModule,
+) -> None:
+    """layers: those of its readers that are quantized; chosen: the settings that they go by."""
+    name = f"activations.{tensor.producers[0].name}"
+    if layers and not tensor.is_input:
+        narrow = chosen.method.activation(site, chosen.act_bits, chosen.options)  # type: ignore[arg-type]
+        if len(layers) == len(tensor.readers) or can_carry(chosen):
             quantize_after(tensor.producers, name, narrow, network)
-        else:
-            quantize_after(tensor.producers, name, carrier(chosen, site), network)
-            quantize_before(layers, f"{name}_narrow", narrow, network)
-
-
-def layer_activation(chosen: LayerSettings, site: ActivationSite) -> ActivationQuantizer:
-    """The quantizer of what a layer reads."""
-    assert chosen.act_bits is not None
-    return chosen.method.activation(site, chosen.act_bits, chosen.options)
+            return
+        quantize_before(layers, f"{name}_narrow", narrow, network)
+    quantize_after(tensor.producers, name, carrier(chosen, site), network)
 
 
 def carrier(chosen: LayerSettings, site: ActivationSite) -> ActivationQuantizer:

@@ -11,7 +11,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.training.record import EpochRecord
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -18,13 +18,14 @@ from qdeploy.recipe import TrainSection
 from qdeploy.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qdeploy.training.console import Console, TrainingBar
 from qdeploy.training.device import pick_device
-from qdeploy.training.evaluate import Metrics, evaluate
-from qdeploy.training.optimizer import drop_frozen, make_optimizer
+from qdeploy.training.distillation import distillation_loss
+from qdeploy.training.evaluate import Metrics, evaluate, hits_of
+from qdeploy.training.optimizer import adjust_optimizer, drop_frozen, make_optimizer
 from qdeploy.training.record import EpochRecord, Running, write_metrics
 from qdeploy.training.rng import rng_state, set_rng_state
 from qdeploy.training.run import RunFolder
 from qdeploy.training.schedule import set_lr
-from qdeploy.training.search import is_searching, set_progress, shipped
+from qdeploy.training.search import is_searching, progress_of, set_progress, shipped
 from qdeploy.training.weights import load_network_state
 
 
@@ -55,19 +56,23 @@ def fit(
     fingerprint: str,
     device: str = "auto",
     resume: bool = False,
+    teacher: nn.Module | None = None,
+    after_epoch: Callable[[], object] = lambda: None,
 ) -> Result:
     """Train `network` in place; after each epoch `run` holds all that is needed to go on.
 
     `fingerprint` names network and method; a checkpoint of another is refused. `device` is auto,
     cpu or cuda. `resume` goes on from the run's last checkpoint, if there is one, and ends, on a
-    CPU, in the very weights of a run that was never interrupted.
+    CPU, in the very weights of a run that was never interrupted. `teacher` is the trained float
+    network that `settings.distill` learns from; it stays as it is. `after_epoch` is called when
+    the files of an epoch are in place.
 
     Raises QdeployError if the loss is no longer finite, and passes KeyboardInterrupt on; the
     checkpoint of the last finished epoch stays in either case.
     """
     torch.manual_seed(settings.seed)
     checkpoint = _last_checkpoint(run, fingerprint) if resume else None
-    training = Training(network, data, settings, device, checkpoint)
+    training = Training(network, data, settings, device, checkpoint, teacher)
     history = checkpoint.history if checkpoint else []
     if checkpoint:
         console.log(f"resumed after epoch {checkpoint.epoch} of {settings.epochs}")
@@ -84,6 +89,7 @@ def fit(
                 _keep(training.checkpoint(fingerprint, [*history, record], buffers), run)
                 history.append(record)
                 console.log(str(record))
+                after_epoch()
     except KeyboardInterrupt:
         console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")
         raise
@@ -100,6 +106,7 @@ class Training:
         settings: TrainSection,
         device: str,
         checkpoint: Checkpoint | None,
+        teacher: nn.Module | None,
     ) -> None:
         self.data = data
         self.settings = settings
@@ -109,7 +116,9 @@ class Training:
             # Which parameters are frozen is not in the state, but decides what the optimizer has.
             set_progress(network, checkpoint.epoch - 1, settings.epochs)
             load_network_state(network, checkpoint, shipped=False)
-        optimizer = make_optimizer(network, settings)
+        self.teacher = teacher and self.fabric.to_device(teacher.eval().requires_grad_(False))
+        self.phase = self.settings_after(checkpoint.epoch if checkpoint else 0)
+        optimizer = make_optimizer(network, self.phase)
         if checkpoint:
             optimizer.load_state_dict(checkpoint.optimizer)
             set_rng_state(checkpoint.rng)
@@ -127,21 +136,46 @@ class Training:
         """One pass over the training set; returns the means while the weights moved."""
         self.network.train()
         running = Running()
-        steps = len(self.data.train)
+        first, end = (self.data.train.steps_before(index) for index in (epoch, epoch + 1))
         for step, (images, labels) in enumerate(self.data.train.epoch(epoch)):
+            self.enter_phase(epoch, first + step)
             # The middle of the step: neither a warm-up's first nor a cosine's last is wasted on 0.
-            lr = set_lr(self.optimizer, self.settings, epoch + (step + 0.5) / steps)
-            loss, hits = self.train_step(images, labels)
+            lr = set_lr(self.optimizer, self.phase, epoch + (step + 0.5) / (end - first))
+            loss, hits, hits5 = self.train_step(images, labels)
             if not math.isfinite(loss):
                 raise _diverged(f"loss {loss} in epoch {epoch + 1}, step {step + 1}", lr)
-            running.add(loss, hits, len(labels))
+            running.add(loss, hits, hits5, len(labels))
             bar.advance(epoch, len(labels), running.loss, running.top1)
         return running
 
-    def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
-        """One step of the optimizer; returns the batch's mean loss and how many were right."""
-        logits = self.model(images)
+    def settings_after(self, epochs: int) -> TrainSection:
+        """The settings of the last step of so many epochs; of the first step if there are none."""
+        last = self.data.train.steps_before(epochs) - 1
+        return self.settings.at(max(epochs - 1, 0), max(last, 0))
+
+    def enter_phase(self, epoch: int, step: int) -> None:
+        """Give the optimizer the settings of `step` of the run; one of another kind starts anew."""
+        settings = self.settings.at(epoch, step)
+        if settings.optimizer != self.phase.optimizer:
+            self.optimizer = self.fabric.setup_optimizers(make_optimizer(self.network, settings))
+        elif settings != self.phase:
+            adjust_optimizer(self.optimizer, settings)
+        self.phase = settings
+
+    def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The cross entropy and, with a teacher, its share of distillation."""
         loss = cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            taught = self.teacher(images)
+        share = self.settings.distill
+        return (1 - share) * loss + share * distillation_loss(logits, taught)
+
+    def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int, int]:
+        """One step of the optimizer; the batch's mean loss, how many were right, and in the top 5."""
+        logits = self.model(images)
+        loss = self.loss(logits, images, labels)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.settings.clip_norm is not None:
@@ -153,7 +187,8 @@ class Training:
             )
         self.optimizer.step()
         # Reading a value waits for the device, so only when it has been given all its work.
-        return loss.item(), int((logits.argmax(1) == labels).sum())
+        hits = hits_of(logits, labels)
+        return loss.item(), int(hits[:, 0].sum()), int(hits.sum())
 
     def evaluate(self, epoch: int) -> tuple[Metrics, dict[str, Tensor]]:
         """Metrics of the weights that would ship now, and those of their buffers that differ."""
@@ -171,14 +206,16 @@ class Training:
         """The line of metrics.csv of `epoch`."""
         return EpochRecord(
             epoch=epoch + 1,
-            steps=(epoch + 1) * len(self.data.train),
+            steps=self.data.train.steps_before(epoch + 1),
             lr=self.lr,
             train_loss=trained.loss,
             train_top1=trained.top1,
+            train_top5=trained.top5,
             test_loss=tested.loss,
             test_top1=tested.top1,
             test_top5=tested.top5,
             seconds=seconds,
+            progress=progress_of(self.network),
         )
 
     def checkpoint(

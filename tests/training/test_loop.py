@@ -171,7 +171,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_progress_is_told_before_each_epoch(tmp_path: Path) -> None:
     network = SignSearch(commit_epoch=2)
     tiny_fit(network, tmp_path)
-    assert network.progress == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert network.told == [(0, 4), (1, 4), (2, 4), (3, 4)]
 
 
 def test_calibration_is_for_evaluation_until_the_commitment_and_lasts_then(
@@ -181,7 +181,7 @@ def test_calibration_is_for_evaluation_until_the_commitment_and_lasts_then(
     for module in (search, loop):
 
         def calibrate(network: SignSearch, batches: Iterator, where: str = module.__name__) -> None:
-            calls.append((where.rpartition(".")[2], len(network.progress), len(list(batches))))
+            calls.append((where.rpartition(".")[2], len(network.told), len(list(batches))))
 
         monkeypatch.setattr(module, "calibrate", calibrate)
 
@@ -258,5 +258,6 @@ def test_the_settings_are_those_of_the_plain_loop() -> None:
     """The plain loop repeats SETTINGS as numbers; a change there must be made here."""
     assert SETTINGS.model_dump(exclude_defaults=True) == {
         **{"epochs": 4, "seed": 3, "lr": 0.05, "nesterov": True, "weight_decay": 0.01},
+        "schedule": "cosine",
         **{"warmup_epochs": 1, "label_smoothing": 0.1, "clip_norm": 1.0, "calibration_batches": 2},
     }

@@ -39,8 +39,8 @@ class TinyBatches:
         self.shuffle = shuffle
         self.samples = samples
 
-    def __len__(self) -> int:
-        return -(-self.samples // 10)
+    def steps_before(self, index: int) -> int:
+        return index * -(-self.samples // 10)
 
     def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
         random = torch.Generator().manual_seed(100 + index)
@@ -79,10 +79,10 @@ class SignSearch(nn.Module):
         self.head = nn.Linear(8, 4)
         self.commit_epoch = commit_epoch
         self.searching = True
-        self.progress: list[tuple[int, int]] = []
+        self.told: list[tuple[int, int]] = []
 
     def set_progress(self, epoch: int, epochs: int) -> None:
-        self.progress.append((epoch, epochs))
+        self.told.append((epoch, epochs))
         self.searching = epoch < self.commit_epoch
         self.logits.requires_grad_(self.searching)
 
