@@ -125,12 +125,16 @@ class MovingRange(ActivationQuantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x)
+        low, high = self.extremes(x)
         self.batches += 1
         slowest = 0 if self.calibrating else 1 - self.decay
         weight = (1 / self.batches.to(torch.float32)).clamp(min=slowest)
         self.minimum += weight * (low - self.minimum)
         self.maximum += weight * (high - self.maximum)
+
+    def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Minimum and maximum of a batch, as the average takes them in."""
+        return torch.aminmax(x)
 
     def reset(self) -> None:
         for buffer in (self.minimum, self.maximum, self.batches):
