@@ -182,6 +182,8 @@ class TrainSection(_Section):
     `milestones`: epochs after which schedule "step" multiplies the learning rate by `gamma`.
     `float_epochs`: epochs of float training before quantization. `calibration_batches`: batches
     from which BatchNorm statistics and activation ranges are estimated again for what ships.
+    `precision`: bits of the products of training; the quantizers, the norms, the weights and all
+    evaluation stay float32. `deterministic`: the same bits each time on a GPU too, more slowly.
     """
 
     epochs: PositiveInt = 10
@@ -200,6 +202,8 @@ class TrainSection(_Section):
     clip_norm: PositiveFloat | None = None
     float_epochs: NonNegativeInt = 0
     calibration_batches: PositiveInt = 50
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    deterministic: bool = False
 
     @model_validator(mode="after")
     def _steps_have_milestones(self) -> "TrainSection":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid
 from qdeploy.layers.fake_quantize import affine_range, fake_quantize, symmetric_range
+from qdeploy.layers.precision import in_float32
 
 
 class ActivationQuantizer(nn.Module):
@@ -40,6 +42,7 @@ class ActivationQuantizer(nn.Module):
     def reset(self) -> None:
         """Forgets what was observed."""
 
+    @in_float32
     def forward(self, x: Tensor) -> Tensor:
         if self.training or self.calibrating:
             self.observe(x.detach())
@@ -57,6 +60,8 @@ class ActivationQuantizer(nn.Module):
 
 class MovingRange(ActivationQuantizer):
     """Range from a moving average of each batch's minimum and maximum (Jacob et al., CVPR 2018).
+
+    In a run of several processes the batch is that of all of them.
 
     The average starts as a plain mean of the batches seen and turns into an exponential one
     with `decay` after 1 / (1 - decay) batches, so that it is right from the first batch on. In
@@ -87,7 +92,7 @@ class MovingRange(ActivationQuantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        low, high = torch.aminmax(x)
+        low, high = processes.extremes(*torch.aminmax(x))
         self.batches += 1
         slowest = 0 if self.calibrating else 1 - self.decay
         weight = (1 / self.batches.to(torch.float32)).clamp(min=slowest)

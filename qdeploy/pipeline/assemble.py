@@ -10,18 +10,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeploy.data import Data, open_data
+from qdeploy.data import WHOLE, Data, Share, open_data
 from qdeploy.errors import QdeployError
 from qdeploy.networks import load_network
 from qdeploy.preparation.prepare import prepare
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe
-from qdeploy.training.device import pick_device
 from qdeploy.training.evaluate import evaluation_mode
 
 
-def data_of(recipe: Recipe, root: Path | None, download: bool, device: str) -> Data:
-    return open_data(recipe.data, root, download, pick_device(device), recipe.train.seed)
+def data_of(
+    recipe: Recipe,
+    root: Path | None,
+    download: bool,
+    device: torch.device,
+    share: Share = WHOLE,
+) -> Data:
+    return open_data(recipe.data, root, download, device, recipe.train.seed, share)
 
 
 def float_network_of(recipe: Recipe, data: Data, copy: Path | None = None) -> nn.Module:

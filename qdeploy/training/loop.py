@@ -1,27 +1,31 @@
 """The training loop, on Lightning Fabric."""
 
+import gc
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 
-import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
+from qdeploy import processes
 from qdeploy.data import Data
 from qdeploy.errors import QdeployError
+from qdeploy.layers.norm import norms_over_processes
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.recipe import TrainSection
 from qdeploy.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qdeploy.training.console import Console, TrainingBar
-from qdeploy.training.device import pick_device
+from qdeploy.training.device import channels_last, determinism
 from qdeploy.training.evaluate import Metrics, evaluate
 from qdeploy.training.optimizer import drop_frozen, make_optimizer
 from qdeploy.training.record import EpochRecord, Running, write_metrics
-from qdeploy.training.rng import rng_state, set_rng_state
+from qdeploy.training.rng import seed_epoch
 from qdeploy.training.run import RunFolder
 from qdeploy.training.schedule import set_lr
 from qdeploy.training.search import is_searching, set_progress, shipped
@@ -53,27 +57,32 @@ def fit(
     console: Console,
     *,
     fingerprint: str,
-    device: str = "auto",
+    fabric: Fabric,
     resume: bool = False,
 ) -> Result:
     """Train `network` in place; after each epoch `run` holds all that is needed to go on.
 
-    `fingerprint` names network and method; a checkpoint of another is refused. `device` is auto,
-    cpu or cuda. `resume` goes on from the run's last checkpoint, if there is one, and ends, on a
-    CPU, in the very weights of a run that was never interrupted.
+    `fingerprint` names network and method; a checkpoint of another is refused. `fabric` holds the
+    devices: every process of it calls `fit`, with its share of `data`, and the first one writes.
+    `resume` goes on from the run's last checkpoint, if there is one, and ends, on a CPU, in the
+    very weights of a run that was never interrupted.
 
     Raises QdeployError if the loss is no longer finite, and passes KeyboardInterrupt on; the
     checkpoint of the last finished epoch stays in either case.
     """
-    torch.manual_seed(settings.seed)
     checkpoint = _last_checkpoint(run, fingerprint) if resume else None
-    training = Training(network, data, settings, device, checkpoint)
+    training = Training(network, data, settings, fabric, checkpoint)
     history = checkpoint.history if checkpoint else []
     if checkpoint:
         console.log(f"resumed after epoch {checkpoint.epoch} of {settings.epochs}")
-    write_metrics(run.metrics, history)  # takes back an epoch that never got its checkpoint
+    if processes.rank() == 0:
+        write_metrics(run.metrics, history)  # takes back an epoch that never got its checkpoint
     try:
-        with console.progress(settings.epochs, data.train.samples, done=len(history)) as bar:
+        with (
+            determinism(settings.deterministic),
+            norms_over_processes(network),
+            console.progress(settings.epochs, data.train.samples, done=len(history)) as bar,
+        ):
             for epoch in range(len(history), settings.epochs):
                 started = time.perf_counter()
                 training.enter(epoch)
@@ -81,7 +90,8 @@ def fit(
                 tested, buffers = training.evaluate(epoch)
                 seconds = time.perf_counter() - started
                 record = training.record(epoch, trained, tested, seconds)
-                _keep(training.checkpoint(fingerprint, [*history, record], buffers), run)
+                if processes.rank() == 0:
+                    _keep(training.checkpoint(fingerprint, [*history, record], buffers), run)
                 history.append(record)
                 console.log(str(record))
     except KeyboardInterrupt:
@@ -98,13 +108,13 @@ class Training:
         network: nn.Module,
         data: Data,
         settings: TrainSection,
-        device: str,
+        fabric: Fabric,
         checkpoint: Checkpoint | None,
     ) -> None:
         self.data = data
         self.settings = settings
-        self.fabric = Fabric(accelerator=pick_device(device).type, devices=1)
-        self.network = self.fabric.to_device(network)
+        self.fabric = fabric
+        self.network = fabric.to_device(channels_last(network))
         if checkpoint:
             # Which parameters are frozen is not in the state, but decides what the optimizer has.
             set_progress(network, checkpoint.epoch - 1, settings.epochs)
@@ -112,16 +122,31 @@ class Training:
         optimizer = make_optimizer(network, settings)
         if checkpoint:
             optimizer.load_state_dict(checkpoint.optimizer)
-            set_rng_state(checkpoint.rng)
-        self.model, self.optimizer = self.fabric.setup(network, optimizer)
+            fabric.strategy.precision.load_state_dict(checkpoint.scaler)
+        self.optimizer = cast(Optimizer, fabric.setup_optimizers(optimizer))
+        self.model = network
+        self._trained: list[str] = []
 
     def enter(self, epoch: int) -> None:
         """Move the network's own schedules to `epoch`, and let go of what it freezes then."""
         was_searching = is_searching(self.network)
         set_progress(self.network, epoch, self.settings.epochs)
         drop_frozen(self.optimizer)
+        self._share_gradients()
+        seed_epoch(self.settings.seed, epoch)
         if was_searching and not is_searching(self.network):
             calibrate(self.network, self.calibration_batches(epoch))
+
+    def _share_gradients(self) -> None:
+        """Set the network up to average the gradients of its present parameters over processes.
+
+        That waits for the gradient of each of them, so it is done anew when some are frozen.
+        """
+        trained = [name for name, p in self.network.named_parameters() if p.requires_grad]
+        if trained != self._trained:
+            self.model = self.network
+            gc.collect()  # the averaging of before ends with its last reference
+            self.model, self._trained = self.fabric.setup_module(self.network), trained
 
     def train(self, epoch: int, bar: TrainingBar) -> Running:
         """One pass over the training set; returns the means while the weights moved."""
@@ -134,12 +159,16 @@ class Training:
             loss, hits = self.train_step(images, labels)
             if not math.isfinite(loss):
                 raise _diverged(f"loss {loss} in epoch {epoch + 1}, step {step + 1}", lr)
-            running.add(loss, hits, len(labels))
-            bar.advance(epoch, len(labels), running.loss, running.top1)
+            images_trained = len(labels) * processes.count()
+            running.add(loss, hits, images_trained)
+            bar.advance(epoch, images_trained, running.loss, running.top1)
         return running
 
     def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
-        """One step of the optimizer; returns the batch's mean loss and how many were right."""
+        """One step of the optimizer; returns the batch's mean loss and how many were right.
+
+        Both are those of all processes: either all of them find the loss finite, or none.
+        """
         logits = self.model(images)
         loss = cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
         self.optimizer.zero_grad()
@@ -153,7 +182,8 @@ class Training:
             )
         self.optimizer.step()
         # Reading a value waits for the device, so only when it has been given all its work.
-        return loss.item(), int((logits.argmax(1) == labels).sum())
+        hits = (logits.argmax(1) == labels).sum()
+        return processes.mean(loss.detach()).item(), int(processes.total(hits))
 
     def evaluate(self, epoch: int) -> tuple[Metrics, dict[str, Tensor]]:
         """Metrics of the weights that would ship now, and those of their buffers that differ."""
@@ -191,7 +221,7 @@ class Training:
             state=self.network.state_dict(),
             shipped=buffers,
             optimizer=self.optimizer.state_dict(),
-            rng=rng_state(),
+            scaler=self.fabric.strategy.precision.state_dict(),
         )
 
     @property

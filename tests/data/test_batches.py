@@ -53,11 +53,11 @@ def test_length_is_the_number_of_batches(count, batch_size, shuffled):
 
 
 @pytest.mark.parametrize(
-    ("samples", "training", "expected"),
-    [(8, True, 2), (9, True, 2), (10, True, 3), (8, False, 2), (9, False, 3), (1, True, 0)],
+    ("samples", "smallest", "expected"),
+    [(8, 2, 2), (9, 2, 2), (10, 2, 3), (8, 1, 2), (9, 1, 3), (1, 2, 0), (10, 3, 2), (11, 3, 3)],
 )
-def test_only_a_single_last_image_is_left_out_of_training(samples, training, expected):
-    assert number_of_batches(samples, 4, training) == expected
+def test_a_last_batch_that_is_too_small_is_left_out(samples, smallest, expected):
+    assert number_of_batches(samples, 4, smallest) == expected
 
 
 def test_an_epoch_of_training_has_each_image_once_with_its_label():

@@ -63,8 +63,9 @@ def plain_loop() -> nn.Module:
         nesterov=True,
     )
     batches = TinyBatches(shuffle=True)
-    torch.manual_seed(3)
     for epoch in range(4):
+        sequence = np.random.SeedSequence([3, epoch, 0])  # seed, epoch, process
+        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
         for step, (images, labels) in enumerate(batches.epoch(epoch)):
             progress = epoch + (step + 0.5) / 5
             cosine = 0.5 + 0.5 * np.cos(np.pi * (progress - 1) / 3)

@@ -11,6 +11,7 @@ from torch.nn.functional import linear
 
 from qdeploy.recipe import DataSection, ModelSection, Recipe, TrainSection
 from qdeploy.training.console import Console
+from qdeploy.training.launch import open_fabric
 from qdeploy.training.loop import Result, fit
 from qdeploy.training.run import RunFolder
 
@@ -107,7 +108,7 @@ def tiny_fit(network: nn.Module, folder: Path, **changes: object) -> Result:
     """fit() on the tiny data; `changes` are settings, or `data`, `console`, `resume`..."""
     folder.mkdir(exist_ok=True)
     others = {"data": tiny_data(), "console": Console(stream=io.StringIO())}
-    others |= {"fingerprint": "tiny", "device": "cpu"}
+    others |= {"fingerprint": "tiny", "fabric": open_fabric("cpu")}
     settings = {key: changes.pop(key) for key in list(changes) if key in TrainSection.model_fields}
     return fit(
         network,
