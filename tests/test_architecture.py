@@ -34,6 +34,7 @@ ALLOWED = {
     "pipeline": {
         "", "processes", "networks", "training", "deploy", "preparation", "data", "benchmark", "report",
     },
+    "__main__": {"cli"},
     "cli": {"pipeline", "report", "methods", "models", "processes"},
     "": {"networks", "deploy", "preparation"},
 }  # fmt: skip

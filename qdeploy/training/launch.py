@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -52,7 +53,7 @@ def open_fabric(
         devices=devices,
         num_nodes=num_nodes,
         # Buffers need no broadcast: statistics and ranges are those of all processes already.
-        strategy=DDPStrategy(broadcast_buffers=False) if devices * num_nodes > 1 else "auto",
+        strategy=DDPStrategy(forward_sync_buffers=False) if devices * num_nodes > 1 else "auto",
         plugins=[] if precision == "32" else [MixedProducts(AUTOCAST[precision], kind)],
     )
 
@@ -91,6 +92,8 @@ def launched(fabric: Fabric) -> Iterator[None]:
     ends the others; so does torchrun.
     """
     fabric.launch()
+    # A weight of one input channel may be stored in two ways, which are the same; torch warns.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
     try:
         yield
     except BaseException:
