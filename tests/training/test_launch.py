@@ -46,7 +46,7 @@ def test_other_numbers_than_torchruns_are_refused(
 def test_more_gpus_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(QdeployError, match="--devices 3 .* this machine has 2 CUDA devices"):
+    with pytest.raises(QdeployError, match=r"--devices 3 .* this machine has 2 CUDA devices"):
         open_fabric("cuda", devices=3)
 
 
