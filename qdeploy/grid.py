@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,17 @@ class Grid:
         return max(1, (len(self.codes) - 1).bit_length())
 
     @property
+    def storage(self) -> np.dtype[Any]:
+        """The type of weight codes: int8, or int16 where they do not fit."""
+        fitting = [t for t in (np.int8, np.int16) if self._fits(np.iinfo(t))]
+        if not fitting:
+            raise ValueError(f"{self} does not fit int16")
+        return np.dtype(fitting[0])
+
+    def _fits(self, limits: np.iinfo[Any]) -> bool:
+        return bool(limits.min <= self.lowest and self.highest <= limits.max)
+
+    @property
     def symmetric(self) -> bool:
         return all(-code in self._members for code in self.codes)
 
@@ -77,13 +89,18 @@ class Grid:
         return f"Grid({self.lowest}..{self.highest}" + (f" by {step})" if step > 1 else ")")
 
 
+# The uint8 codes of -1 and +1 around the zero point 128: what a sign leaves of an activation.
+SIGN = Grid((127, 129))
+
+
 @dataclass(frozen=True)
 class QTensor:
     """Integer codes times one positive scale per output channel: value = (code - zero) * scale.
 
-    codes  int8, [out, ...], on the grid
+    codes  int8, [out, ...], on the grid; int16 for a grid that does not fit int8
     scale  float32, [out]
-    zero   int8, [out]: the code of the value 0; all zeros unless the method is asymmetric
+    zero   [out], of the codes' type: the code of the value 0; all zeros unless the method is
+           asymmetric
     """
 
     codes: Array
@@ -92,8 +109,10 @@ class QTensor:
     grid: Grid
 
     def __post_init__(self) -> None:
-        if self.grid.lowest < -128 or self.grid.highest > 127:
-            raise ValueError(f"{self.grid} does not fit int8")
+        if self.codes.dtype != self.grid.storage:
+            raise ValueError(
+                f"{self.grid} is stored as {self.grid.storage}, not {self.codes.dtype}"
+            )
         if not self.grid.holds(self.codes):
             raise ValueError(
                 f"codes outside {self.grid}: {np.setdiff1d(self.codes, self.grid.codes)}"
@@ -119,15 +138,15 @@ class QTensor:
         codes = np.where(flip, offset - self.codes.astype(np.int32), self.codes)
         zero = np.where(gain < 0, offset - self.zero.astype(np.int32), self.zero)
         scale = self.scale * np.abs(gain)
-        return QTensor(
-            codes.astype(np.int8), scale.astype(np.float32), zero.astype(np.int8), self.grid
-        )
+        kind = self.codes.dtype
+        return QTensor(codes.astype(kind), scale.astype(np.float32), zero.astype(kind), self.grid)
 
     def spread(self, factor: int) -> QTensor:
         """The same values on codes multiplied by an integer: a finer step for the int32 bias."""
+        kind = self.codes.dtype
         return QTensor(
-            (self.codes * np.int8(factor)).astype(np.int8),
+            (self.codes * kind.type(factor)).astype(kind),
             (self.scale / np.float32(factor)).astype(np.float32),
-            (self.zero * np.int8(factor)).astype(np.int8),
+            (self.zero * kind.type(factor)).astype(kind),
             self.grid.spread(factor),
         )

@@ -7,11 +7,11 @@ such as `train.lr=0.01`. Whatever is wrong with it is a `QdeployError` that name
 import os
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 import tomli_w
 from pydantic import (
@@ -64,14 +64,14 @@ def _bits_or_float(bits: object) -> int | None:
     """Bits of the activations, None for the word "float"."""
     if bits is None or bits == "float":
         return None
-    if type(bits) is int and 2 <= bits <= 8:
+    if type(bits) is int and 1 <= bits <= 16:
         return bits
-    raise ValueError(f'given {bits!r}, allowed: 2 to 8, or "float"')
+    raise ValueError(f'given {bits!r}, allowed: 1 to 16, or "float"')
 
 
 FilePath = Annotated[str, AfterValidator(_absolute)]
 Network = Annotated[str, AfterValidator(_absolute_network)]
-WeightBits = Annotated[int, Field(ge=1, le=8)]
+WeightBits = Annotated[int, Field(ge=1, le=16)]
 ActBits = Annotated[
     int | None,
     PlainValidator(_bits_or_float),
@@ -82,11 +82,72 @@ Means = Annotated[tuple[float, ...], Field(strict=False)]
 Deviations = Annotated[tuple[PositiveFloat, ...], Field(strict=False)]
 Milestones = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+BatchSize = Annotated[int, Field(ge=2)]  # BatchNorm cannot train on a single image
 Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
 
 
 class _Section(BaseModel):
     model_config = _CHECKS
+
+
+class Phase(_Section):
+    """Part of a regime: from `epoch` or from `step` on (both from 0), what its other keys say."""
+
+    epoch: NonNegativeInt | None = None
+    step: NonNegativeInt | None = None
+
+    @model_validator(mode="after")
+    def _starts_once(self) -> Self:
+        if (self.epoch is None) == (self.step is None):
+            raise ValueError("a phase starts at an epoch or at a step, counted from 0: give one")
+        return self
+
+    def begun(self, epoch: int, step: int) -> bool:
+        """Whether `step` of the run, which lies in `epoch`, is in this phase or after it."""
+        if self.epoch is not None:
+            return epoch >= self.epoch
+        return self.step is not None and step >= self.step
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """The keys that it gives, without where it starts."""
+        return self.model_dump(exclude={"epoch", "step"}, exclude_none=True)
+
+
+class _Phased(_Section):
+    """A section that changes in training: each phase of its regime changes the keys it gives."""
+
+    regime: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
+
+    def at(self, epoch: int, step: int) -> Self:
+        """The section in `step` of the run, which lies in `epoch`, both from 0.
+
+        Depends on nothing else, so that a resumed run is in the right phase at once.
+        """
+        return self._after(phase for phase in self.regime if phase.begun(epoch, step))
+
+    def phases(self) -> Iterator[Self]:
+        """The section as it starts, and as it is after each of its phases."""
+        for count in range(len(self.regime) + 1):
+            yield self._after(self.regime[:count])
+
+    def _after(self, phases: Iterable[Phase]) -> Self:
+        changes: dict[str, Any] = {}
+        for phase in phases:
+            changes |= phase.changes
+        return self.model_copy(update=changes)
+
+    @model_validator(mode="after")
+    def _phases_are_in_order(self) -> Self:
+        for unit in ("epoch", "step"):
+            starts = [getattr(phase, unit) for phase in self.regime]
+            starts = [start for start in starts if start is not None]
+            if starts != sorted(set(starts)):
+                raise ValueError(
+                    f"the phases of a regime start one after the other; {unit}s given: "
+                    f"{', '.join(map(str, starts))}"
+                )
+        return self
 
 
 class ModelSection(_Section):
@@ -101,13 +162,25 @@ class ModelSection(_Section):
     weights: FilePath | None = None
 
 
-class DataSection(_Section):
+class DataPhase(Phase):
+    """What [data] becomes in an epoch; one that is given in steps starts with the next epoch."""
+
+    batch_size: BatchSize | None = None
+    image_size: PositiveInt | None = None
+    pad_crop: NonNegativeInt | None = None
+    flip: bool | None = None
+
+
+class DataSection(_Phased):
     """The data set, its batches and their augmentation.
 
     `mean` and `std` per channel normalise pixels scaled to 0..1; None takes the data set's own.
     `title` is what reports call the data, if not by its usual name.
     `pad_crop` pads by so many black pixels and crops back at random; with `flip` it serves the
-    small data sets. `image_size` (None: 224) and `workers` (processes that decode) serve `folder`.
+    small data sets. `image_size`: the images are resized to a square of so many pixels; None
+    leaves them as they are, and takes 224 for `folder`. `workers` (processes that decode) serves
+    `folder`. `regime` changes the batches of training only: what is tested and exported has the
+    size that stands here.
     """
 
     dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10", "folder"]
@@ -115,11 +188,12 @@ class DataSection(_Section):
     title: str | None = None
     mean: Means | None = None
     std: Deviations | None = None
-    batch_size: Annotated[int, Field(ge=2)] = 128  # BatchNorm cannot train on a single image
+    batch_size: BatchSize = 128
     pad_crop: NonNegativeInt = 0
     flip: bool = False
     image_size: PositiveInt | None = None
     workers: NonNegativeInt = 2
+    regime: Annotated[tuple[DataPhase, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
     def _normalisation_is_whole(self) -> "DataSection":
@@ -131,13 +205,12 @@ class DataSection(_Section):
 
     @model_validator(mode="after")
     def _keys_fit_the_dataset(self) -> "DataSection":
-        if self.dataset == "folder" and (self.pad_crop or self.flip):
+        augmented = any(section.pad_crop or section.flip for section in self.phases())
+        if self.dataset == "folder" and augmented:
             raise ValueError(
                 "pad_crop and flip do not apply to a folder, which is trained with"
                 " random-resized crops and flips; remove them"
             )
-        if self.dataset != "folder" and self.image_size is not None:
-            raise ValueError('image_size applies to dataset = "folder" only; remove it')
         return self
 
 
@@ -176,25 +249,42 @@ class QuantizeSection(_Section):
     layers: dict[str, Layer] = {}
 
 
-class TrainSection(_Section):
+Optimizer = Literal["sgd", "adam", "adamw"]
+
+
+class TrainPhase(Phase):
+    """What the optimizer becomes. Momentum is kept until another kind of optimizer starts anew."""
+
+    optimizer: Optimizer | None = None
+    lr: PositiveFloat | None = None
+    momentum: Fraction | None = None
+    nesterov: bool | None = None
+    betas: Betas | None = None
+    weight_decay: NonNegativeFloat | None = None
+
+
+class TrainSection(_Phased):
     """The optimizer and its schedule; epochs are counted in passes over the training set.
 
-    `milestones`: epochs after which schedule "step" multiplies the learning rate by `gamma`.
+    `schedule` multiplies `lr`; None is "constant" where a regime gives learning rates and "cosine"
+    elsewhere. `milestones`: epochs after which schedule "step" multiplies it by `gamma`.
     `float_epochs`: epochs of float training before quantization. `calibration_batches`: batches
     from which BatchNorm statistics and activation ranges are estimated again for what ships.
+    `distill`: share of the loss that comes from the float network, as training/distillation.py
+    has it. The float epochs go through the same `regime` as those that follow.
     `precision`: bits of the products of training; the quantizers, the norms, the weights and all
     evaluation stay float32. `deterministic`: the same bits each time on a GPU too, more slowly.
     """
 
     epochs: PositiveInt = 10
     seed: NonNegativeInt = 0
-    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    optimizer: Optimizer = "sgd"
     lr: PositiveFloat = 0.01
     momentum: Fraction = 0.9
     nesterov: bool = False
     betas: Betas = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 0.0
-    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    schedule: Literal["cosine", "step", "constant"] | None = None
     milestones: Milestones = ()
     gamma: PositiveFloat = 0.1
     warmup_epochs: NonNegativeInt = 0
@@ -202,6 +292,13 @@ class TrainSection(_Section):
     clip_norm: PositiveFloat | None = None
     float_epochs: NonNegativeInt = 0
     calibration_batches: PositiveInt = 50
+    distill: Annotated[float, Field(ge=0, le=1)] = 0.0
+    regime: Annotated[tuple[TrainPhase, ...], Field(strict=False)] = ()
+
+    @property
+    def regime_gives_lr(self) -> bool:
+        return any(phase.lr is not None for phase in self.regime)
+
     precision: Literal["32", "bf16", "fp16"] = "32"
     deterministic: bool = False
 
@@ -209,11 +306,15 @@ class TrainSection(_Section):
     def _steps_have_milestones(self) -> "TrainSection":
         if self.schedule == "step" and not self.milestones:
             raise ValueError('schedule = "step" needs milestones, such as milestones = [30, 60]')
+        if self.schedule == "step" and self.regime_gives_lr:
+            raise ValueError(
+                'schedule = "step" and the lr of a regime both step the learning rate; remove one'
+            )
         return self
 
     @model_validator(mode="after")
     def _nesterov_has_momentum(self) -> "TrainSection":
-        if self.nesterov and not self.momentum:
+        if any(section.nesterov and not section.momentum for section in self.phases()):
             raise ValueError("nesterov = true needs momentum above 0")
         return self
 
@@ -240,23 +341,50 @@ class Recipe(_Section):
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
 
+    @model_validator(mode="after")
+    def _distillation_has_a_teacher(self) -> "Recipe":
+        if self.train.distill and self.quantize.method == "float":
+            raise ValueError(
+                "train.distill teaches a quantized network; remove it, or give quantize.method"
+            )
+        if self.train.distill and self.model.weights is None and not self.train.float_epochs:
+            raise ValueError(
+                "train.distill needs a trained float network to learn from: give the file of its "
+                "weights as model.weights, or train it first, with train.float_epochs"
+            )
+        return self
+
     @classmethod
     def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
         """The recipe in the file `source` (*.toml) or of that name in the zoo.
 
-        Each override is `section.key=value`, the value in TOML or else plain text; a glob is
-        quoted: `quantize.layers."conv*".weight_bits=2`. A recipe that does not give its `name`
-        has the file's. Raises QdeployError for whatever is wrong with the recipe.
+        `extends = "name or path"` takes from another recipe what this one leaves out; paths count
+        from the folder of `source`. Each override is `section.key=value`, the value in TOML or
+        else plain text; a glob is quoted: `quantize.layers."conv*".weight_bits=2`. A recipe that
+        does not give its `name` has the file's. Raises QdeployError for whatever is wrong with it.
         """
         file = _recipe_file(str(source))
-        table = _parse(file)
+        table = _with_base(_parse(file), [str(source)])
         for override in overrides:
             _assign(table, override)
         table.setdefault("name", Path(file.name).stem)
+        return cls._checked(table, " with ".join([str(source), *overrides]), Path(source).parent)
+
+    def with_regimes(self, regimes: Mapping[str, object], origin: str) -> "Recipe":
+        """The recipe with these in place of the regimes of the sections that they name.
+
+        Raises QdeployError that begins with `origin` for whatever is wrong with them.
+        """
+        table = self.model_dump()
+        for section, regime in regimes.items():
+            table[section]["regime"] = regime
+        return self._checked(table, origin, Path())
+
+    @classmethod
+    def _checked(cls, table: dict[str, Any], origin: str, folder: Path) -> "Recipe":
         try:
-            return cls.model_validate(table, context={"folder": Path(source).parent})
+            return cls.model_validate(table, context={"folder": folder})
         except ValidationError as error:
-            origin = " with ".join([str(source), *overrides])
             problems = [f"{origin}: {_problem(details)}" for details in error.errors()]
             raise QdeployError("\n".join(problems)) from None
 
@@ -296,6 +424,37 @@ def _parse(file: Traversable) -> dict[str, Any]:
         raise QdeployError(f"{file} is not valid TOML: {error}") from error
 
 
+def _with_base(table: dict[str, Any], chain: list[str]) -> dict[str, Any]:
+    """`table` with what it leaves out taken from the recipe that it extends, and so on.
+
+    `chain` holds the recipes on the way, the one of `table` last.
+    """
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise QdeployError(
+            f"{chain[-1]}: extends: given {base!r}, allowed: a recipe's name or path"
+        )
+    source = str(Path(chain[-1]).parent / base) if base.endswith(".toml") else base
+    if source in chain:
+        raise QdeployError(
+            f"recipes extend each other in a circle: {' -> '.join([*chain, source])}"
+        )
+    inherited = _with_base(_parse(_recipe_file(source)), [*chain, source])
+    inherited.pop("name", None)
+    return _merged(inherited, table)
+
+
+def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `table` over it, table by table."""
+    merged = dict(base)
+    for key, value in table.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
 def _assign(table: dict[str, Any], override: str) -> None:
     """Sets the key that `override` names, making the tables on the way."""
     *parents, last = _key_path(override)
@@ -331,13 +490,13 @@ def _value(text: str) -> Any:
         return text.strip()
 
 
-def _without_none(table: dict[str, Any]) -> dict[str, Any]:
-    """`table` without its None: TOML leaves out what is not set."""
-    return {
-        key: _without_none(value) if isinstance(value, dict) else value
-        for key, value in table.items()
-        if value is not None
-    }
+def _without_none(value: Any) -> Any:
+    """`value` without None in its tables: TOML leaves out what is not set."""
+    if isinstance(value, dict):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list | tuple):
+        return [_without_none(inner) for inner in value]
+    return value
 
 
 def _problem(details: ErrorDetails) -> str:
@@ -349,7 +508,7 @@ def _problem(details: ErrorDetails) -> str:
     if details["type"] == "missing":
         return f"{key} is missing; it has no default, so the recipe must give it"
     if details["type"] == "value_error":
-        return f"{key}: {details['ctx']['error']}"
+        return f"{key}: {details['ctx']['error']}".removeprefix(": ")
     return f"{key}: given {details['input']!r}, allowed: {allowed(details)}"
 
 
@@ -375,6 +534,8 @@ def _keys_of(table: list[str]) -> list[str]:
     """The keys that a table of the recipe may have; [] is the recipe itself."""
     if not table:
         return list(Recipe.model_fields)
+    if table[1:2] == ["regime"]:
+        return list((TrainPhase if table[0] == "train" else DataPhase).model_fields)
     if len(table) > 1:
         return list(LayerOverride.__annotations__)
     section = cast(type[BaseModel], Recipe.model_fields[table[0]].annotation)

@@ -93,10 +93,19 @@ def test_codes_outside_the_grid_are_named():
 
 
 @pytest.mark.parametrize("grid", [Grid.odd(8), Grid.unsigned(8)])
-def test_a_grid_wider_than_int8_is_refused(grid):
-    codes = np.array([[1]], np.int8)
-    with pytest.raises(ValueError, match="does not fit int8"):
-        QTensor(codes, np.ones(1, np.float32), np.zeros(1, np.int8), grid)
+def test_codes_of_a_grid_wider_than_int8_are_int16(grid):
+    codes = np.array([[1], [grid.highest]])
+    one, none = np.ones(2, np.float32), np.zeros(2)
+    with pytest.raises(ValueError, match="is stored as int16, not int8"):
+        QTensor(codes.astype(np.int8), one, none.astype(np.int8), grid)
+    wide = QTensor(codes.astype(np.int16), one, none.astype(np.int16), grid)
+    np.testing.assert_array_equal(wide.dequantize(), codes)
+    assert wide.fold(one).codes.dtype == np.int16
+
+
+def test_a_grid_wider_than_int16_is_refused():
+    with pytest.raises(ValueError, match=r"Grid\(0, 32768\) does not fit int16"):
+        _ = Grid((0, 32768)).storage
 
 
 @given(qtensors())

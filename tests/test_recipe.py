@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import (
+    DataPhase,
     DataSection,
     ExportSection,
     ModelSection,
     QuantizeSection,
     Recipe,
+    TrainPhase,
     TrainSection,
     zoo_recipes,
     zoo_summary,
@@ -133,6 +135,27 @@ class TestReading:
         command = "import sys, qdeploy.recipe; sys.exit('torch' in sys.modules)"
         assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 
+    def test_a_regime_is_a_list_of_tables(self, write):
+        phases = """
+[[train.regime]]
+epoch = 0
+optimizer = "adam"
+[[train.regime]]
+step = 700
+lr = 1
+betas = [0.5, 0.9]
+[[data.regime]]
+epoch = 2
+batch_size = 64
+flip = true
+"""
+        recipe = Recipe.load(write(MINIMAL + phases))
+        assert recipe.train.regime == (
+            TrainPhase(epoch=0, optimizer="adam"),
+            TrainPhase(step=700, lr=1.0, betas=(0.5, 0.9)),
+        )
+        assert recipe.data.regime == (DataPhase(epoch=2, batch_size=64, flip=True),)
+
 
 class TestOverrides:
     @pytest.mark.parametrize(
@@ -201,9 +224,19 @@ class TestMistakes:
             ("data.flip=1", "data.flip: given 1", "true or false"),
             ("data.batch_size=1", "data.batch_size: given 1", "2 or more"),
             ("data.std=[0.0]", "data.std.0: given 0.0", "above 0"),
+            ("train.regime=3", "train.regime: given 3", "a list"),
+            ("train.regime=[3]", "train.regime.0: given 3", "a table"),
+            ("train.regime=[{epoch=0,lr=0}]", "train.regime.0.lr: given 0", "above 0"),
+            ("train.regime=[{epoch=-1}]", "train.regime.0.epoch: given -1", "0 or more"),
+            (
+                "data.regime=[{step=0,batch_size=1}]",
+                "data.regime.0.batch_size: given 1",
+                "2 or more",
+            ),
+            ("train.distill=1.5", "train.distill: given 1.5", "1.0 or less"),
             ("model.network=3", "model.network: given 3", "text in quotes"),
-            ("quantize.weight_bits=9", "quantize.weight_bits: given 9", "8 or less"),
-            ("quantize.act_bits=1", "quantize.act_bits: given 1", '2 to 8, or "float"'),
+            ("quantize.weight_bits=17", "quantize.weight_bits: given 17", "16 or less"),
+            ("quantize.act_bits=0", "quantize.act_bits: given 0", '1 to 16, or "float"'),
             ("quantize.layers.fc1=flaot", "quantize.layers.fc1: given 'flaot'", "'float'"),
             ("quantize.layers.fc1=3", "quantize.layers.fc1: given 3", "a table"),
             (
@@ -212,9 +245,9 @@ class TestMistakes:
                 "1 or more",
             ),
             (
-                "quantize.layers.fc1.act_bits=9",
-                "quantize.layers.fc1.act_bits: given 9",
-                '2 to 8, or "float"',
+                "quantize.layers.fc1.act_bits=17",
+                "quantize.layers.fc1.act_bits: given 17",
+                '1 to 16, or "float"',
             ),
             ("export.min_agreement=99.9", "export.min_agreement: given 99.9", "1.0 or less"),
         ],
@@ -231,6 +264,16 @@ class TestMistakes:
             ("train.epoch=3", "train.epoch", "train.epochs"),
             ("trian.lr=3", "trian", "train"),
             ("data.batchsize=3", "data.batchsize", "data.batch_size"),
+            (
+                "data.regime=[{input_size=3}]",
+                "data.regime.0.input_size",
+                "data.regime.0.image_size",
+            ),
+            (
+                "train.regime=[{epoch=0}, {epoch=1, weight_decy=3}]",
+                "train.regime.1.weight_decy",
+                "train.regime.1.weight_decay",
+            ),
             (
                 'quantize.layers."conv*".weight_bit=3',
                 'quantize.layers."conv*".weight_bit',
@@ -262,10 +305,38 @@ class TestMistakes:
         [
             (["data.mean=[0.1, 0.2]"], "mean and std go together"),
             (["data.mean=[]", "data.std=[]"], "mean and std go together"),
-            (["data.image_size=32"], "image_size applies to dataset"),
             (["data.dataset=folder", "data.flip=true"], "pad_crop and flip do not apply"),
             (["train.milestones=[]"], "needs milestones"),
             (["train.nesterov=true", "train.momentum=0"], "needs momentum"),
+            (
+                ["train.nesterov=true", "train.regime=[{epoch = 3, momentum = 0.0}]"],
+                "needs momentum",
+            ),
+            (["train.regime=[{epoch = 3, lr = 0.1}]"], "both step the learning rate; remove one"),
+            (
+                ["train.regime=[{lr = 0.1}]"],
+                "starts at an epoch or at a step, counted from 0: give",
+            ),
+            (["data.regime=[{epoch = 1, step = 9}]"], r"data\.regime\.0: a phase starts at"),
+            (
+                ["data.regime=[{epoch = 3}, {step = 1}, {epoch = 3}]"],
+                "data: the phases of a regime start one after the other; epochs given: 3, 3",
+            ),
+            (
+                [
+                    *("data.dataset=folder", "data.flip=false", "data.pad_crop=0"),
+                    "data.regime=[{epoch = 1, flip = true}]",
+                ],
+                "pad_crop and flip do not apply",
+            ),
+            (
+                ["train.distill=0.5"],
+                r"mine\.toml with .*: train\.distill needs a trained float net",
+            ),
+            (
+                ["train.distill=0.5", "quantize={method = 'float'}"],
+                "train.distill teaches a quantized network",
+            ),
         ],
     )
     def test_keys_that_contradict_each_other(self, write, overrides, message):
@@ -374,6 +445,10 @@ recipes = st.builds(
         std=channels,
         batch_size=st.integers(2, 4096),
         flip=st.booleans(),
+        regime=st.lists(
+            st.builds(DataPhase, step=st.integers(0, 9), image_size=st.none() | st.integers(1, 99)),
+            max_size=1,
+        ),
     )
     | st.builds(DataSection, dataset=st.just("folder"), image_size=st.none() | st.integers(1, 512)),
     quantize=st.builds(
@@ -391,6 +466,15 @@ recipes = st.builds(
         betas=st.lists(fractions, min_size=2, max_size=2),
         milestones=st.lists(st.integers(1, 100)),
         clip_norm=st.none() | numbers,
+        regime=st.lists(
+            st.builds(
+                TrainPhase,
+                epoch=st.integers(0, 9),
+                lr=st.none() | numbers,
+                betas=st.none() | st.lists(fractions, min_size=2, max_size=2),
+            ),
+            max_size=1,
+        ),
     ),
     export=st.builds(
         ExportSection,
@@ -417,3 +501,48 @@ def test_toml_is_written_out_with_its_defaults(write):
     assert table["quantize"]["layers"]["conv*"] == {"act_bits": 4}
     assert table["train"]["momentum"] == 0.9
     assert "clip_norm" not in table["train"]
+
+
+class TestExtends:
+    """A recipe takes from another what it leaves out."""
+
+    @pytest.fixture
+    def write(self, tmp_path):
+        def write(name, text):
+            (tmp_path / name).write_text(text)
+            return tmp_path / name
+
+        return write
+
+    def test_what_is_left_out_comes_from_the_other_and_what_is_given_wins(self, write):
+        write("base.toml", 'extends = "lenet5-mnist-float"\n[train]\nepochs = 3\nlr = 0.5')
+        own = write(
+            "own.toml",
+            'extends = "base.toml"\n[quantize]\nmethod = "simqat"\nact_bits = 4\n[train]\nlr = 0.25',
+        )
+        recipe, zoo = Recipe.load(own, ["train.seed=7"]), Recipe.load("lenet5-mnist-float")
+        assert recipe.name == "own"
+        assert (recipe.model, recipe.data) == (zoo.model, zoo.data)
+        assert (recipe.quantize.method, recipe.quantize.act_bits) == ("simqat", 4)
+        train = zoo.train.model_copy(update={"epochs": 3, "lr": 0.25, "seed": 7})
+        assert recipe.train == train
+
+    def test_a_run_keeps_the_whole_recipe(self, write):
+        recipe = Recipe.load(write("own.toml", 'extends = "lenet5-mnist-float"'))
+        assert Recipe.load(write("whole.toml", recipe.to_toml())) == recipe
+        assert "extends" not in recipe.to_toml()
+
+    def test_a_circle_is_an_error_that_shows_it(self, write):
+        first = write("first.toml", 'extends = "second.toml"')
+        second = write("second.toml", 'extends = "first.toml"')
+        with pytest.raises(QdeployError, match=f"in a circle: {first} -> {second} -> {first}"):
+            Recipe.load(first)
+
+    @pytest.mark.parametrize(
+        ("base", "said"),
+        [('"lenet5-mnist-flaot"', "Did you mean lenet5-mnist-float"), ("3", "extends: given 3"),
+         ('"gone.toml"', "cannot read the recipe")],
+    )  # fmt: skip
+    def test_a_base_that_is_not_there_is_named(self, write, base, said):
+        with pytest.raises(QdeployError, match=said):
+            Recipe.load(write("own.toml", f"extends = {base}"))

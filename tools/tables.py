@@ -1,6 +1,7 @@
-"""Writes the README's tables from the files in results/: python tools/tables.py
+"""Writes the README's tables from the files in results/, and files into docs/: python tools/tables.py
 
-Each table stands between `<!-- table: NAME -->` and `<!-- end -->`; nothing there is typed by hand.
+Each table stands between `<!-- table: NAME -->` and `<!-- end -->`, each file between
+`<!-- file: PATH -->` and `<!-- end -->`; nothing there is typed by hand.
 """
 
 from __future__ import annotations
@@ -85,14 +86,22 @@ def markdown(rows: Rows | str) -> str:
 
 
 def filled(text: str) -> str:
-    """The text with every table made anew."""
-    for name, (file, make) in TABLES.items():
-        table = markdown(make(json.loads((ROOT / file).read_text())))
-        pattern = rf"(<!-- table: {name} -->\n).*?(<!-- end -->)"
-        text = re.sub(pattern, lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", text, flags=re.DOTALL)
-    return text
+    """The text with every table and every quoted file made anew."""
+    text = re.sub(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", _table, text, flags=re.DOTALL)
+    return re.sub(r"(<!-- file: (\S+) -->\n).*?(<!-- end -->)", _file, text, flags=re.DOTALL)
+
+
+def _table(place: re.Match[str]) -> str:
+    file, make = TABLES[place[2]]
+    return f"{place[1]}\n{markdown(make(json.loads((ROOT / file).read_text())))}\n\n{place[3]}"
+
+
+def _file(place: re.Match[str]) -> str:
+    path = ROOT / place[2]
+    language = {".py": "python", ".toml": "toml"}[path.suffix]
+    return f"{place[1]}\n```{language}\n{path.read_text()}```\n\n{place[3]}"
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        page.write_text(filled(page.read_text()))

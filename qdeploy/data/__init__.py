@@ -2,5 +2,6 @@
 
 from qdeploy.data.batches import WHOLE, Batches, Share
 from qdeploy.data.open import Data, open_data
+from qdeploy.data.phases import PhasedBatches
 
-__all__ = ["WHOLE", "Batches", "Data", "Share", "open_data"]
+__all__ = ["WHOLE", "Batches", "Data", "PhasedBatches", "Share", "open_data"]

@@ -1,8 +1,9 @@
 """Batches of images: what an epoch is, and data sets small enough to stay on the device."""
 
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -10,24 +11,29 @@ from torch import Tensor
 
 from qdeploy.data.contents import LabelledImages
 from qdeploy.errors import QdeployError
+from qdeploy.recipe import DataSection
 
 Batch = tuple[Tensor, Tensor]
 
 
 class Batches(Protocol):
-    """A data set in batches; `len` is the number of batches in an epoch."""
+    """A data set in batches."""
 
     @property
     def samples(self) -> int:
         """Number of images in the data set."""
 
-    def __len__(self) -> int: ...
+    def steps_before(self, index: int) -> int:
+        """Number of batches in all epochs before epoch `index`."""
 
     def epoch(self, index: int) -> Iterator[Batch]:
         """The batches of epoch `index`, which depend on it and on the seed alone.
 
         Images: float32 [N, C, H, W], normalised, on the device; labels: int64 [N].
         """
+
+    def under(self, section: DataSection) -> "Batches":
+        """The same images in the batches of another [data]: size, augmentation, image size."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ class ArrayBatches:
 
     With `shuffling` it is for training, and a last batch of a single image is left out because
     BatchNorm cannot train on it; other incomplete batches are kept. Without, it is in order.
+    `image_size` resizes to a square, after the augmentation; None leaves the size as it is.
     `share` is what this process takes of each batch.
     """
 
@@ -109,6 +116,7 @@ class ArrayBatches:
         batch_size: int,
         normalise: Normalisation,
         shuffling: Shuffling | None = None,
+        image_size: int | None = None,
         share: Share = WHOLE,
     ) -> None:
         if shuffling is not None:
@@ -119,6 +127,7 @@ class ArrayBatches:
         self._batch_size = batch_size
         self._normalise = normalise
         self._shuffling = shuffling
+        self._image_size = image_size
         self._share = share
 
     @property
@@ -129,6 +138,19 @@ class ArrayBatches:
         smallest = 1 if self._shuffling is None else smallest_batch(self._share)
         return number_of_batches(self.samples, self._batch_size, smallest)
 
+    def steps_before(self, index: int) -> int:
+        return index * len(self)
+
+    def under(self, section: DataSection) -> Self:
+        other = copy.copy(self)  # the images on the device are shared
+        other._batch_size = section.batch_size
+        other._image_size = section.image_size
+        if self._shuffling is not None:
+            other._shuffling = replace(
+                self._shuffling, pad_crop=section.pad_crop, flip=section.flip
+            )
+        return other
+
     def epoch(self, index: int) -> Iterator[Batch]:
         shuffling = self._shuffling
         return self._in_order() if shuffling is None else self._shuffled(shuffling, index)
@@ -138,7 +160,7 @@ class ArrayBatches:
         for some_images, some_labels in zip(images, labels, strict=True):
             own = self._share.of_test
             if len(some_labels[own]):
-                yield self._normalise(some_images[own]), some_labels[own]
+                yield self._finished(some_images[own]), some_labels[own]
 
     def _shuffled(self, shuffling: Shuffling, index: int) -> Iterator[Batch]:
         random = np.random.default_rng([shuffling.seed, index])
@@ -146,7 +168,17 @@ class ArrayBatches:
         for chosen in order.split(self._batch_size)[: len(self)]:
             images = augment(self._images[chosen], shuffling.pad_crop, shuffling.flip, random)
             own = self._share.of_training(len(chosen))
-            yield self._normalise(images[own]), self._labels[chosen][own]
+            yield self._finished(images[own]), self._labels[chosen][own]
+
+    def _finished(self, images: Tensor) -> Tensor:
+        return resize(self._normalise(images), self._image_size)
+
+
+def resize(images: Tensor, size: int | None) -> Tensor:
+    """float32 [N, C, H, W] to [N, C, size, size], bilinear with antialiasing; None: as it is."""
+    if size is None or images.shape[2:] == (size, size):
+        return images
+    return torch.nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
 
 
 def smallest_batch(share: Share) -> int:

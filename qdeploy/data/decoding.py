@@ -1,7 +1,9 @@
 """Batches of image files, decoded by worker processes."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from qdeploy.data.batches import (
 from qdeploy.data.crops import centre_crop, random_crop
 from qdeploy.data.folder import ImageFolder
 from qdeploy.errors import QdeployError
+from qdeploy.recipe import DataSection
 
 
 class FolderBatches:
@@ -57,6 +60,15 @@ class FolderBatches:
     def __len__(self) -> int:
         smallest = 1 if self._shuffle_seed is None else smallest_batch(self._share)
         return number_of_batches(self.samples, self._batch_size, smallest)
+
+    def steps_before(self, index: int) -> int:
+        return index * len(self)
+
+    def under(self, section: DataSection) -> Self:
+        other = copy.copy(self)
+        other._batch_size = section.batch_size
+        other._image_size = section.image_size or self._image_size
+        return other
 
     def epoch(self, index: int) -> Iterator[Batch]:
         seed = None if self._shuffle_seed is None else [self._shuffle_seed, index]

@@ -70,7 +70,9 @@ def _open_arrays(
     mean, std = _normalisation(section, spec.mean, spec.std)
     normalise = Normalisation(mean, std, device)
     shuffling = Shuffling(seed, section.pad_crop, section.flip)
-    _, channels, height, width = train.images.shape
+    test_batch = max(section.batch_size, _TEST_BATCH)
+    _, channels, *own_size = train.images.shape
+    height, width = [section.image_size] * 2 if section.image_size else own_size
     return Data(
         name=section.dataset,
         title=section.title or spec.title,
@@ -78,8 +80,10 @@ def _open_arrays(
         input_shape=(channels, height, width),
         mean=mean,
         std=std,
-        train=ArrayBatches(train, section.batch_size, normalise, shuffling, share),
-        test=ArrayBatches(test, max(section.batch_size, _TEST_BATCH), normalise, share=share),
+        train=ArrayBatches(
+            train, section.batch_size, normalise, shuffling, section.image_size, share
+        ),
+        test=ArrayBatches(test, test_batch, normalise, image_size=section.image_size, share=share),
     )
 
 

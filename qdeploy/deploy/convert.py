@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from qdeploy.deploy import operators
 from qdeploy.errors import QdeployError
-from qdeploy.grid import Array, Grid, QTensor
+from qdeploy.grid import SIGN, Array, Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.product import Product
 from qdeploy.layers.quantized import QuantizedLayer
@@ -38,11 +38,13 @@ class IntegerActivation(nn.Module):
         super().__init__()
         self.grid = grid
         self.saturates = saturates
+        storage = torch.uint8 if grid.highest <= 255 else torch.uint16
         self.register_buffer("scale", scale.detach().to(torch.float32).cpu().clone())
-        self.register_buffer("zero", zero.detach().to(torch.uint8).cpu().clone())
+        self.register_buffer("zero", zero.detach().to(storage).cpu().clone())
 
     def forward(self, x: Tensor) -> Tensor:
-        low, high = (self.grid.lowest, self.grid.highest) if self.saturates else (0, 255)
+        everything = 0, torch.iinfo(self.zero.dtype).max
+        low, high = (self.grid.lowest, self.grid.highest) if self.saturates else everything
         result: Tensor = operators.quantize_dequantize(x, self.scale, self.zero, low, high)
         return result
 
@@ -59,8 +61,16 @@ class IntegerActivation(nn.Module):
         return f"scale={self.scale.item():.6g}, zero={self.zero.item()}, grid={self.grid}"
 
 
+class IntegerSign(IntegerActivation):
+    """-1 and +1 as codes around a zero point."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = operators.sign(x)
+        return result
+
+
 class IntegerLayer(nn.Module):
-    """A Conv or Linear of int8 codes and, where its input is quantized, an int32 bias.
+    """A Conv or Linear of int8 (or int16) codes and, where its input is quantized, an int32 bias.
 
     grid    the codes that the weight may take, before they are multiplied by `spread`
     bias    counts steps of input scale x weight scale, the unit in which an integer kernel adds
@@ -133,10 +143,10 @@ def with_room_for_bias(weight: QTensor, bias: Tensor, input_scale: float) -> QTe
 
 
 def nearest(values: Array, grid: Grid) -> Array:
-    """The codes of the grid, int8, that are nearest to `values`."""
+    """The codes of the grid that are nearest to `values`."""
     levels = np.array(grid.codes)
     codes: Array = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, values)]
-    return codes.astype(np.int8)
+    return codes.astype(grid.storage)
 
 
 def convert(prepared: PreparedNetwork) -> fx.GraphModule:
@@ -162,7 +172,8 @@ def convert(prepared: PreparedNetwork) -> fx.GraphModule:
 def integer_activations(network: fx.GraphModule) -> None:
     for name, module in list(network.named_modules()):
         if isinstance(module, ActivationQuantizer):
-            network.set_submodule(name, IntegerActivation(*module.qparams(), module.grid))
+            integer = IntegerSign if module.grid == SIGN else IntegerActivation
+            network.set_submodule(name, integer(*module.qparams(), module.grid))
 
 
 def without_dropout(network: fx.GraphModule) -> None:
@@ -209,7 +220,7 @@ def integer_layers(network: fx.GraphModule) -> None:
         quantizer = source_activation(node.all_input_nodes[0], network)
         scale = None if quantizer is None else quantizer.scale.item()
         weight, bias = layer.integers()
-        integers = IntegerLayer(layer.kind, layer.product, weight, bias, scale)
+        integers = IntegerLayer(layer.kind, layer.product.shipped, weight, bias, scale)
         network.add_submodule(node.target, integers)
 
 

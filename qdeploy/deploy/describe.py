@@ -62,7 +62,7 @@ def _integer_layer(
         act_bits=None if activation is None else activation.grid.bits,
         weights=codes.size,
         levels={int(value): int(count) for value, count in zip(values, counts, strict=True)},
-        weight_bytes=codes.size if packed is None else packed.file_size(codes.size),
+        weight_bytes=codes.nbytes if packed is None else packed.file_size(codes.size),
         bound_bytes=-(-codes.size * layer.grid.bits // 8) + BYTES_PER_CHANNEL * len(codes),
     )
 

@@ -170,7 +170,9 @@ def plan(weights: Sequence[Codes]) -> list[Packing | None]:
 
 
 def choose(codes: Codes) -> Packing | None:
-    """The smallest packing of one weight, without what it shares with others."""
+    """The smallest packing of one weight, without what it shares with others; int8 codes only."""
+    if codes.dtype != np.int8:
+        return None
     levels = tuple(int(level) for level in np.unique(codes))
     choices: list[Packing] = [Digits(levels)] if len(levels) <= 16 else []
     windows = _windows(levels)

@@ -68,7 +68,7 @@ def _clipped_codes(node: ir.Node, quantizer: ir.Node) -> tuple[int, int] | None:
         return None
     bounds = _scalars(node) if node.op_type == "Clip" else [0, math.inf]
     grid = _scalars(quantizer)
-    if len(bounds) != 2 or len(grid) != 2:
+    if len(bounds) != 2 or len(grid) != 2 or quantizer.inputs[2].dtype != ir.DataType.UINT8:  # type: ignore[union-attr]
         return None
     scale, zero = np.float32(grid[0]), grid[1]
     first, last = np.clip(np.rint(np.array(bounds, np.float32) / scale) + zero, 0, 255)
@@ -107,12 +107,31 @@ def _inserted(op_type: str, source: ir.Value, graph: ir.Graph) -> ir.Node:
     return node
 
 
+def unfold_wide_weights(model: ir.Model) -> None:
+    """Reads int16 weights by Cast and Mul, which the runtime computes once, at load.
+
+    No integer kernel takes them, and a DequantizeLinear would be computed again in every run.
+    """
+    initialisers = Initialisers(model.graph)
+    for node in list(model.graph):
+        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        if codes is None or codes.dtype != ir.DataType.INT16 or codes.shape is None:
+            continue
+        scale = node.inputs[1].const_value.numpy()  # type: ignore[union-attr]
+        column = scale.reshape(-1, *[1] * (len(codes.shape) - 1))
+        cast = ir.node("Cast", [codes], {"to": ir.DataType.FLOAT})
+        product = ir.node("Mul", [cast.outputs[0], initialisers.constant(column)])
+        ir.convenience.replace_nodes_and_values(
+            model.graph, node, [node], [cast, product], node.outputs, product.outputs
+        )
+
+
 def guard_float_layers(model: ir.Model) -> None:
     """Keeps float Conv and Gemm float where they stand between integer tensors.
 
     ONNX Runtime quantizes the float weight of a layer that reads a dequantized tensor and whose
     output is quantized again (WeightBiasQuantization, since 1.21). A Max with the smallest float
-    in between changes no value and breaks that pattern.
+    in between changes no value and breaks that pattern. Weights of 16 bits are float there.
     """
     initialisers = Initialisers(model.graph)
     for node in list(model.graph):
@@ -129,7 +148,10 @@ def guard_float_layers(model: ir.Model) -> None:
 
 def _has_float_weight(node: ir.Node) -> bool:
     weight = node.inputs[1]
-    return weight is not None and weight.is_initializer()
+    if weight is None:
+        return False
+    producer = weight.producer()
+    return weight.is_initializer() or (producer is not None and producer.op_type == "Mul")
 
 
 def share_initialisers(model: ir.Model) -> None:
@@ -198,6 +220,7 @@ Pass = Callable[[ir.Model], None]
 BEFORE_PACKING: tuple[Pass, ...] = (
     global_average_pools,
     clip_on_integers,
+    unfold_wide_weights,
     guard_float_layers,
     share_initialisers,
 )

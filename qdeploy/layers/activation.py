@@ -7,16 +7,17 @@ from torch import Tensor, nn
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
-from qdeploy.grid import Grid
-from qdeploy.layers.fake_quantize import affine_range, fake_quantize, symmetric_range
+from qdeploy.grid import SIGN, Grid
+from qdeploy.layers.fake_quantize import affine_range, fake_quantize, sign_of, symmetric_range
 from qdeploy.layers.precision import in_float32
 
 
 class ActivationQuantizer(nn.Module):
     """Rounds one activation tensor, per tensor, to unsigned codes.
 
-    A method subclasses it and writes `qparams`, and `observe` if its range is measured. All
-    activations are stored as uint8, also the symmetric ones (zero point in the middle): the
+    A method subclasses it and writes `qparams`, `observe` if its range is measured, and `relax`
+    if training is to see more than a straight-through rounding. All activations are stored as
+    uint8 (9 bits and more as uint16), also the symmetric ones (zero point in the middle): the
     integer kernels of ONNX Runtime's CPU provider want it so.
 
     quant_delay: training steps before the rounding starts. Evaluation always rounds: what is
@@ -46,8 +47,16 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training or self.calibrating:
             self.observe(x.detach())
-        if self.training and self._delayed():
-            return x
+        if not self.training:
+            return self.round(x)
+        return x if self._delayed() else self.relax(x)
+
+    def relax(self, x: Tensor) -> Tensor:
+        """What training computes with: the values of `round`, with a gradient."""
+        return self.round(x)
+
+    def round(self, x: Tensor) -> Tensor:
+        """What ships: x on the grid, the gradient straight through inside its range."""
         scale, zero = self.qparams()
         return fake_quantize(x, scale, zero, self.grid.lowest, self.grid.highest)
 
@@ -56,6 +65,25 @@ class ActivationQuantizer(nn.Module):
             return False
         self.steps += 1
         return bool(self.steps <= self.quant_delay)
+
+
+class SignActivation(ActivationQuantizer):
+    """-1 or +1. The gradient passes where |x| < 1 (Hubara et al., NeurIPS 2016, eq. 4)."""
+
+    def __init__(self) -> None:
+        super().__init__(SIGN)
+        self.register_buffer("scale", torch.ones(()), persistent=False)
+
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        assert isinstance(self.scale, Tensor)
+        return self.scale, 128 * self.scale
+
+    def relax(self, x: Tensor) -> Tensor:
+        clipped = x.clamp(-1, 1)
+        return clipped + (sign_of(x) - clipped).detach()
+
+    def round(self, x: Tensor) -> Tensor:
+        return sign_of(x)
 
 
 class MovingRange(ActivationQuantizer):

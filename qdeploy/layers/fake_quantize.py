@@ -44,6 +44,16 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -
     return result
 
 
+# The step below which a sign counts as +1. The file takes a sign as a rounding to steps of this
+# size; much smaller ones overflow where a runtime converts to int32 before it saturates.
+SIGN_STEP = 2.0**-24
+
+
+def sign_of(x: Tensor) -> Tensor:
+    """+1 where x rounds to 0 or more steps of SIGN_STEP, else -1; no gradient."""
+    return torch.where(x.detach() >= -SIGN_STEP / 2, 1.0, -1.0)
+
+
 def affine_range(
     low_value: Tensor, high_value: Tensor, low: int, high: int
 ) -> tuple[Tensor, Tensor]:

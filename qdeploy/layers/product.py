@@ -6,11 +6,22 @@ In mixed precision the products are what runs in 16 bits; what they give is floa
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdeploy.layers.precision import widened
+
+
+class Product(Protocol):
+    """What a layer computes of x, its weight [out, ...] and its bias [out]."""
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+    @property
+    def shipped(self) -> Product:
+        """The product without what only training needs, such as a gradient of its own."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +35,10 @@ class Convolution:
     groups: int
     padding_mode: str
     border: tuple[int, ...]
+
+    @property
+    def shipped(self) -> Convolution:
+        return self
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: tuple[int, ...] | str = self.padding
@@ -45,6 +60,10 @@ class Convolution:
 class MatrixProduct:
     """x [..., in] with weight [out, in] and bias [out]."""
 
+    @property
+    def shipped(self) -> MatrixProduct:
+        return self
+
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return widened(F.linear(x, weight, bias))
 
@@ -52,11 +71,11 @@ class MatrixProduct:
         return "linear"
 
 
-Product = Convolution | MatrixProduct
+PlainProduct = Convolution | MatrixProduct
 WeightLayer = nn.Conv1d | nn.Conv2d | nn.Linear
 
 
-def product_of(layer: WeightLayer) -> Product:
+def product_of(layer: WeightLayer) -> PlainProduct:
     """The product of a float layer, without its weight."""
     if isinstance(layer, nn.Linear):
         return MatrixProduct()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qdeploy.grid import QTensor
 from qdeploy.layers import folding
-from qdeploy.layers.product import WeightLayer, product_of
+from qdeploy.layers.product import Product, WeightLayer, product_of
 from qdeploy.layers.weight import WeightQuantizer
 
 
@@ -16,6 +16,7 @@ class QuantizedLayer(nn.Module):
 
     fold        how the norm takes part in training: see layers/folding.py
     freeze_bn   training steps after which the folded ways use the running statistics; None: never
+    product     what a method makes of the layer's product; None: the plain one
     """
 
     steps: Tensor
@@ -27,10 +28,11 @@ class QuantizedLayer(nn.Module):
         quantizer: WeightQuantizer,
         fold: folding.Fold = "none",
         freeze_bn: int | None = None,
+        product: Product | None = None,
     ) -> None:
         super().__init__()
         self.kind = type(layer).__name__
-        self.product = product_of(layer)
+        self.product = product or product_of(layer)
         self.bias = layer.bias
         self.norm = norm
         self.quantizer = quantizer

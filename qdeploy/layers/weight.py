@@ -19,9 +19,9 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
 class Collapsed(NamedTuple):
     """A weight as it ships: value = (codes - zero) * scale.
 
-    codes  int8 [out, ...]
+    codes  int8 [out, ...]; int16 where the grid does not fit int8
     scale  float32 [out], positive
-    zero   int8 [out]
+    zero   [out], of the codes' type
     """
 
     codes: Tensor
@@ -66,6 +66,10 @@ class WeightQuantizer(nn.Module):
 
     def set_progress(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, counted from 0; methods with a schedule override it."""
+
+    def progress(self) -> dict[str, float]:
+        """Where the method's schedule stands, {name of a value: value}; a column of metrics.csv."""
+        return {}
 
     @property
     def searching(self) -> bool:

@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from qdeploy.layers.activation import ActivationQuantizer
-from qdeploy.layers.folding import Fold
+from qdeploy.layers.folding import BatchNorm, Fold
+from qdeploy.layers.product import PlainProduct, Product
 from qdeploy.layers.weight import WeightQuantizer
 
 
@@ -46,21 +47,47 @@ class WeightSite:
 
 
 @dataclass(frozen=True)
+class ActivationSite:
+    """Where an activation stands: whether a ReLU made it, so that it has no negative values."""
+
+    nonnegative: bool
+
+
+def same_product(product: PlainProduct, options: Options) -> Product:
+    return product
+
+
+def same_norm(norm: BatchNorm, options: Options) -> BatchNorm:
+    return norm
+
+
+@dataclass(frozen=True)
 class Method:
     """One paper.
 
     summary      one line for `qdeploy methods`
     paper        authors, venue, arXiv number
     weight       builds the weight quantizer of a layer: (site, bits, options)
-    activation   builds an activation quantizer: (bits, options)
+    activation   builds the quantizer of what a layer reads: (site, bits, options)
     weight_bits, act_bits   what it can do; float activations are always possible
     options      its settings
+
+    And where the paper asks for it:
+
+    carrier      builds the quantizer of what other operators read, such as the branches of an
+                 Add, and of the network's input: (bits, options), bits 8 or more. None: what
+                 `activation` builds at so many bits serves there too
+    product      replaces a layer's product, for a gradient of its own: (product, options)
+    norm         replaces a BatchNorm: (norm, options)
     """
 
     summary: str
     paper: str
     weight: Callable[[WeightSite, int, Any], WeightQuantizer]
-    activation: Callable[[int, Any], ActivationQuantizer]
+    activation: Callable[[ActivationSite, int, Any], ActivationQuantizer]
     weight_bits: tuple[int, ...]
     act_bits: tuple[int, ...]
     options: type[Options]
+    carrier: Callable[[int, Any], ActivationQuantizer] | None = None
+    product: Callable[[PlainProduct, Any], Product] = same_product
+    norm: Callable[[BatchNorm, Any], BatchNorm] = same_norm

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
-from qdeploy.methods.method import Method, Options, WeightSite
+from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
 # Standard deviations of a normal distribution that the outermost level of the best uniform
 # quantizer stands at (Max, IRE Trans. Information Theory, 1960, table II).
@@ -67,8 +67,8 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
     """Temperature of an epoch, counted from 1 over the whole schedule; inf once committed.
 
     With start = int(epochs * t_start_time) and end = int(epochs * t_end_time):
-    t_start_val up to `start`, then times t_factor an epoch (at most HOTTEST), and inf (one-hot)
-    from `end` on.
+    t_start_val up to `start`, then times t_factor an epoch (at most HOTTEST, at least 1 / HOTTEST),
+    and inf (one-hot) from `end` on.
     """
     start, end = int(epochs * options.t_start_time), int(epochs * options.t_end_time)
     if epoch >= end:
@@ -76,7 +76,7 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
     rises = max(0, epoch - start)
     if rises * math.log(options.t_factor) > math.log(HOTTEST / options.t_start_val):
         return HOTTEST
-    return options.t_start_val * options.t_factor**rises
+    return max(options.t_start_val * options.t_factor**rises, 1 / HOTTEST)
 
 
 class SlbWeight(WeightQuantizer):
@@ -149,6 +149,9 @@ class SlbWeight(WeightQuantizer):
         if self.committed:
             self.latent.grad = None  # an optimizer passes over what has no gradient
 
+    def progress(self) -> dict[str, float]:
+        return {"temperature": self.temperature}
+
     @property
     def committed(self) -> bool:
         return math.isinf(self.temperature)
@@ -206,7 +209,7 @@ def logits_from_weight(weight: Tensor, bits: int, levels: Tensor) -> Tensor:
     return -0.5 * beta * (weight.unsqueeze(-1) / clip - levels).square()
 
 
-def activation(bits: int, options: SlbOptions) -> MovingRange:
+def activation(site: ActivationSite, bits: int, options: SlbOptions) -> MovingRange:
     return MovingRange(bits, decay=options.ema_decay, quant_delay=options.quant_delay)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qdeploy.data import WHOLE, Data, Share, open_data
+from qdeploy.data import WHOLE, Data, PhasedBatches, Share, open_data
 from qdeploy.errors import QdeployError
 from qdeploy.networks import load_network
 from qdeploy.preparation.prepare import prepare
@@ -40,6 +41,18 @@ def float_network_of(recipe: Recipe, data: Data, copy: Path | None = None) -> nn
     network = load_network(recipe.model.network, recipe.model.options, copy)
     check_fits(network, data, recipe.model.network)
     return network
+
+
+def with_regime(data: Data, recipe: Recipe, network: nn.Module) -> Data:
+    """The data under the recipe's regime.
+
+    Errors: QdeployError if the network does not take the images of one of its phases.
+    """
+    for size in {section.image_size for section in recipe.data.phases()}:
+        if size is not None:
+            resized = replace(data, input_shape=(data.input_shape[0], size, size))
+            check_fits(network, resized, recipe.model.network)
+    return replace(data, train=PhasedBatches(data.train, recipe.data))
 
 
 def check_fits(network: nn.Module, data: Data, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -282,6 +283,10 @@ def training_rows(run: RunFolder) -> tuple[dict[str, float | None], ...]:
         return ()
     with run.metrics.open(newline="") as file:
         rows = csv.DictReader(file)
-        return tuple(
-            {key: float(text) if text else None for key, text in row.items()} for row in rows
-        )
+        return tuple({key: finite(text) for key, text in row.items()} for row in rows)
+
+
+def finite(text: str) -> float | None:
+    """The number in a cell; None where there is none, or it is the infinity that JSON lacks."""
+    number = float(text or "nan")
+    return number if math.isfinite(number) else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -21,7 +20,10 @@ from qdeploy.pipeline.assemble import (
     float_network_of,
     settings_text,
     trainable,
+    with_regime,
 )
+from qdeploy.pipeline.regimes import regime_lines, with_regimes_of
+from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.report.write import write_training_page
 from qdeploy.training.console import Console
@@ -68,11 +70,15 @@ def train(
             if recipe.model.weights is not None:
                 load_float_weights(float_network, Path(recipe.model.weights))
             trainable(recipe, float_network, data)  # finds its errors before hours in float
+            settled = with_regimes_of(float_network, recipe)
+            for section in settled.data.phases():
+                share.check(section.batch_size)
+            data = with_regime(data, settled, float_network)
             if processes.rank() == 0:
                 create_run(run.path, recipe, resume=resume, force=force)
                 if not run.network.is_file():
                     keep_source(recipe, run)
-        train_in(run, recipe, float_network, data, fabric, resume, stream)
+        train_in(run, settled, float_network, data, fabric, resume, stream)
     return run
 
 
@@ -95,7 +101,11 @@ def train_in(
             f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {run.path}"
         )
         console.log(settings_text(network))
-        fit_and_plot(network, data, recipe, run, console, fabric, resume)
+        for line in regime_lines(recipe):
+            console.log(line)
+        warn_of_delay(network, data.train.steps_before(recipe.train.epochs), console)
+        teacher = float_network if recipe.train.distill else None
+        fit_and_plot(network, data, recipe, run, console, fabric, resume, teacher)
     except KeyboardInterrupt:
         console.log(f"`qdeploy train -o {run.path} --resume` goes on from there")
         raise
@@ -150,6 +160,15 @@ def keep_source(recipe: Recipe, run: RunFolder) -> None:
         file.write(network_source(recipe.model.network))
 
 
+def warn_of_delay(network: nn.Module, steps: int, console: Console) -> None:
+    """Says so if a run of so many steps ends before all activations are quantized."""
+    if isinstance(network, PreparedNetwork) and network.quant_delay >= steps:
+        console.log(
+            f"warning: quant_delay is {network.quant_delay} steps and the whole run has {steps}, so "
+            "activations train in float to the end; lower quantize.options.quant_delay"
+        )
+
+
 def fit_and_plot(
     network: nn.Module,
     data: Data,
@@ -158,6 +177,7 @@ def fit_and_plot(
     console: Console,
     fabric: Fabric,
     resume: bool,
+    teacher: nn.Module | None = None,
 ) -> None:
     result = fit(
         network,
@@ -168,9 +188,10 @@ def fit_and_plot(
         fingerprint=fingerprint(recipe),
         fabric=fabric,
         resume=resume,
+        teacher=teacher,
     )
     if processes.rank() == 0:
-        write_training_page([asdict(row) for row in result.history], run.curves, recipe.name)
+        write_training_page([record.row() for record in result.history], run.curves, recipe.name)
 
 
 def train_in_float(
@@ -203,7 +224,7 @@ def float_recipe(recipe: Recipe) -> Recipe:
             "name": f"{recipe.name}, float",
             "quantize": QuantizeSection(method="float"),
             "train": recipe.train.model_copy(
-                update={"epochs": recipe.train.float_epochs, "float_epochs": 0}
+                update={"epochs": recipe.train.float_epochs, "float_epochs": 0, "distill": 0.0}
             ),
         }
     )

@@ -44,6 +44,26 @@ MOVERS: set[Any] = {
     "chunk", "split", "unbind", "expand", "clone", "detach", "unflatten",
 }  # fmt: skip
 
+RELUS: set[Any] = {
+    nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, F.relu, F.relu_, F.relu6, torch.relu,
+    torch.relu_, torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softmax, "relu", "relu_", "sigmoid",
+}  # fmt: skip
+# Of values none of which is negative, these make none.
+AVERAGES: set[Any] = {
+    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, F.avg_pool1d, F.avg_pool2d,
+    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean, "mean",
+}  # fmt: skip
+SUMS: set[Any] = {
+    operator.add,
+    operator.iadd,
+    operator.mul,
+    torch.add,
+    torch.mul,
+    "add",
+    "add_",
+    "mul",
+}
+
 
 def kind_of(node: fx.Node, network: fx.GraphModule) -> Any:
     """What a node calls: a module's type, a function, or a method's name."""
@@ -68,6 +88,11 @@ class SharedTensor:
     producers: list[fx.Node]  # where values are made: a quantizer goes after each
     readers: list[fx.Node]  # operators that compute with a value
 
+    @property
+    def is_input(self) -> bool:
+        """Whether the network's input is part of it."""
+        return any(node.op == "placeholder" for node in self.producers)
+
 
 def shared_tensors(
     network: fx.GraphModule, is_float_layer: Callable[[fx.Node], bool]
@@ -86,6 +111,21 @@ def shared_tensors(
     unique = {id(group): group for group in groups.values()}.values()
     shared = [_shared_tensor(group, network) for group in unique]
     return [tensor for tensor in shared if not all(map(is_float_layer, tensor.readers))]
+
+
+def is_nonnegative(tensor: SharedTensor, network: fx.GraphModule) -> bool:
+    """Whether the values come from ReLUs, perhaps through pooling or sums of them."""
+
+    def nonnegative(node: fx.Node) -> bool:
+        kind = kind_of(node, network)
+        if kind in RELUS:
+            return True
+        if kind in SUMS:
+            return all(isinstance(term, fx.Node) and nonnegative(term) for term in node.args)
+        sources = [source for source in node.all_input_nodes if is_float_tensor(source)]
+        return kind in AVERAGES | MOVERS and bool(sources) and all(map(nonnegative, sources))
+
+    return all(map(nonnegative, tensor.producers))
 
 
 def _values(network: fx.GraphModule) -> Iterator[fx.Node]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from qdeploy.errors import QdeployError
-from qdeploy.layers.folding import BatchNorm
+from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.product import product_of
 from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.methods import WeightSite
+from qdeploy.methods import ActivationSite, WeightSite
 from qdeploy.preparation import placement
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.settings import (
@@ -62,6 +63,7 @@ def prepare(
     settings = settings_by_layer(names, default, layers or {}, first_last_float)
     placement.rectifiers_first(network)
     quantize_weights(network, settings)
+    replace_norms(network, default)
     quantize_activations(network, settings, default)
     network.graph.lint()
     network.recompile()
@@ -128,47 +130,102 @@ def following_norm(
 
 
 def quantized_layer(layer: Any, norm: Any, chosen: LayerSettings) -> QuantizedLayer:
+    """A Conv or Linear, and the BatchNorm behind it or None, as the method trains them."""
+    method, options = chosen.method, chosen.options
     site = WeightSite(layer.weight, normalized=norm is not None)
-    quantizer = chosen.method.weight(site, chosen.weight_bits, chosen.options)
-    options = chosen.options
-    fold, freeze = options.fold_mode, options.freeze_bn_steps
-    kept_norm: BatchNorm | None = norm
-    return QuantizedLayer(layer, kept_norm, quantizer, fold, freeze)
+    return QuantizedLayer(
+        layer,
+        None if norm is None else method.norm(norm, options),
+        method.weight(site, chosen.weight_bits, options),
+        options.fold_mode,
+        options.freeze_bn_steps,
+        method.product(product_of(layer), options),
+    )
+
+
+def replace_norms(network: fx.GraphModule, default: LayerSettings) -> None:
+    """Gives the method's norm to each BatchNorm that no quantized layer has taken in."""
+    for node in network.graph.nodes:
+        norm = called_module(node, network)
+        if isinstance(norm, NORMS) and norm.track_running_stats:
+            replaced = default.method.norm(norm, default.options)
+            network.set_submodule(str(node.target), replaced)
 
 
 def quantize_activations(
     network: fx.GraphModule, settings: Mapping[str, LayerSettings | None], default: LayerSettings
 ) -> None:
-    """Inserts one activation quantizer for each tensor that placement.py names."""
+    """Inserts the activation quantizers: one for each tensor that placement.py names.
+
+    What low-bit layers and other operators both read is carried at 8 bits and narrowed in front
+    of the layers. The network's input is carried, not narrowed: an image has 8 bits.
+    """
 
     def is_float_layer(node: fx.Node) -> bool:
         return node.op == "call_module" and settings.get(str(node.target), default) is None
 
-    for tensor in placement.shared_tensors(network, is_float_layer):
-        readers = [settings.get(str(node.target)) for node in tensor.readers]
-        quantizer = activation_quantizer([r for r in readers if r], default, tensor)
-        if quantizer is None:
-            continue
-        name = f"activations.{tensor.producers[0].name}"
-        network.add_submodule(name, quantizer)
-        for producer in tensor.producers:
-            insert_after(producer, name, network.graph)
+    tensors = placement.shared_tensors(network, is_float_layer)
+    sites = [ActivationSite(placement.is_nonnegative(tensor, network)) for tensor in tensors]
+    for tensor, site in zip(tensors, sites, strict=True):
+        layers = {node: s for node in tensor.readers if (s := settings.get(str(node.target)))}
+        chosen = max(layers.values(), key=lambda layer: layer.act_bits or 32, default=default)
+        if chosen.act_bits is not None:
+            quantize_tensor(tensor, site, list(layers), chosen, network)
 
 
-def activation_quantizer(
-    readers: list[LayerSettings], default: LayerSettings, tensor: placement.SharedTensor
-) -> nn.Module | None:
-    """The quantizer of a tensor: of the layer that reads it with the most bits.
+def quantize_tensor(
+    tensor: placement.SharedTensor,
+    site: ActivationSite,
+    layers: list[fx.Node],
+    chosen: LayerSettings,
+    network: fx.GraphModule,
+) -> None:
+    """layers: those of its readers that are quantized; chosen: the settings that they go by."""
+    name = f"activations.{tensor.producers[0].name}"
+    if layers and not tensor.is_input:
+        narrow = chosen.method.activation(site, chosen.act_bits, chosen.options)  # type: ignore[arg-type]
+        if len(layers) == len(tensor.readers) or can_carry(chosen):
+            quantize_after(tensor.producers, name, narrow, network)
+            return
+        quantize_before(layers, f"{name}_narrow", narrow, network)
+    quantize_after(tensor.producers, name, carrier(chosen, site), network)
 
-    8 bits for a tensor that no quantized layer reads (the branches of an Add), and for the
-    network's input: an image has 8 bits and keeps them.
-    """
-    chosen = max(readers or [default], key=lambda reader: reader.act_bits or 32)
-    if chosen.act_bits is None:
-        return None
-    is_input = any(node.op == "placeholder" for node in tensor.producers)
-    bits = 8 if is_input or not readers else chosen.act_bits
-    return chosen.method.activation(bits, chosen.options)
+
+def carrier(chosen: LayerSettings, site: ActivationSite) -> ActivationQuantizer:
+    """The quantizer of what other operators read: 8 bits, or the layer's own if it has more."""
+    bits = max(8, chosen.act_bits or 8)
+    if chosen.method.carrier is not None:
+        return chosen.method.carrier(bits, chosen.options)
+    return chosen.method.activation(site, bits, chosen.options)
+
+
+def can_carry(chosen: LayerSettings) -> bool:
+    """Whether other operators may read what the layer reads."""
+    return chosen.method.carrier is None and (chosen.act_bits or 8) >= 8
+
+
+def quantize_after(
+    producers: Iterable[fx.Node], name: str, quantizer: nn.Module, network: fx.GraphModule
+) -> None:
+    """Makes every reader of the producers read what the quantizer makes of them."""
+    network.add_submodule(name, quantizer)
+    for producer in producers:
+        insert_after(producer, name, network.graph)
+
+
+def quantize_before(
+    readers: Iterable[fx.Node], name: str, quantizer: nn.Module, network: fx.GraphModule
+) -> None:
+    """Makes these readers alone read what the quantizer makes of their input."""
+    network.add_submodule(name, quantizer)
+    quantized: dict[fx.Node, fx.Node] = {}
+    for reader in readers:
+        (source,) = reader.all_input_nodes
+        if source not in quantized:
+            with network.graph.inserting_after(source):
+                quantized[source] = network.graph.call_module(name, (source,))
+            quantized[source].meta = dict(source.meta)
+        reader.replace_input_with(source, quantized[source])
 
 
 def insert_after(producer: fx.Node, module: str, graph: fx.Graph) -> None:

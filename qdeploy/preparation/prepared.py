@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import Tensor, fx, nn
 
+from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.preparation.settings import LayerSettings
@@ -33,6 +34,21 @@ class PreparedNetwork(nn.Module):
         """Moves every schedule to `epoch` (from 0) of `epochs`; call it before each epoch."""
         for quantizer in self._weight_quantizers():
             quantizer.set_progress(epoch, epochs)
+
+    @property
+    def progress(self) -> dict[str, float]:
+        """Where the schedules stand, {name: value}; of layers that differ, the lowest value."""
+        values: dict[str, float] = {}
+        for quantizer in self._weight_quantizers():
+            for name, value in quantizer.progress().items():
+                values[name] = min(value, values.get(name, value))
+        return values
+
+    @property
+    def quant_delay(self) -> int:
+        """Training steps until the last activation is quantized."""
+        quantizers = (m for m in self.modules() if isinstance(m, ActivationQuantizer))
+        return max((quantizer.quant_delay for quantizer in quantizers), default=0)
 
     @property
     def searching(self) -> bool:

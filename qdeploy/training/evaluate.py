@@ -31,14 +31,22 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Me
     with evaluation_mode(network), torch.inference_mode():
         for images, labels in batches:
             logits = network(images)
-            best = logits.topk(min(5, logits.shape[1])).indices  # [N,5], the likeliest first
-            hits = best == labels[:, None]
+            hits = hits_of(logits, labels)
             loss += cross_entropy(logits, labels, reduction="sum").item()
             top1 += hits[:, 0].sum().item()
             top5 += hits.sum().item()
             samples += len(labels)
     loss, top1, top5, samples = processes.totals([loss, top1, top5, samples])
     return Metrics(loss / samples, top1 / samples, top5 / samples, int(samples))
+
+
+def hits_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether each of the 5 likeliest classes is the right one: bool [N, 5], the likeliest first.
+
+    logits [N, classes], labels [N]; with fewer than 5 classes there are as many columns.
+    """
+    best = logits.topk(min(5, logits.shape[1])).indices
+    return best == labels[:, None]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import cast
 
+import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -22,13 +23,14 @@ from qdeploy.recipe import TrainSection
 from qdeploy.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qdeploy.training.console import Console, TrainingBar
 from qdeploy.training.device import channels_last, determinism
-from qdeploy.training.evaluate import Metrics, evaluate
-from qdeploy.training.optimizer import drop_frozen, make_optimizer
+from qdeploy.training.distillation import distillation_loss
+from qdeploy.training.evaluate import Metrics, evaluate, hits_of
+from qdeploy.training.optimizer import adjust_optimizer, drop_frozen, make_optimizer
 from qdeploy.training.record import EpochRecord, Running, write_metrics
 from qdeploy.training.rng import seed_epoch
 from qdeploy.training.run import RunFolder
 from qdeploy.training.schedule import set_lr
-from qdeploy.training.search import is_searching, set_progress, shipped
+from qdeploy.training.search import is_searching, progress_of, set_progress, shipped
 from qdeploy.training.weights import load_network_state
 
 
@@ -59,19 +61,21 @@ def fit(
     fingerprint: str,
     fabric: Fabric,
     resume: bool = False,
+    teacher: nn.Module | None = None,
 ) -> Result:
     """Train `network` in place; after each epoch `run` holds all that is needed to go on.
 
     `fingerprint` names network and method; a checkpoint of another is refused. `fabric` holds the
     devices: every process of it calls `fit`, with its share of `data`, and the first one writes.
     `resume` goes on from the run's last checkpoint, if there is one, and ends, on a CPU, in the
-    very weights of a run that was never interrupted.
+    very weights of a run that was never interrupted. `teacher` is the trained float network that
+    `settings.distill` learns from; it stays as it is.
 
     Raises QdeployError if the loss is no longer finite, and passes KeyboardInterrupt on; the
     checkpoint of the last finished epoch stays in either case.
     """
     checkpoint = _last_checkpoint(run, fingerprint) if resume else None
-    training = Training(network, data, settings, fabric, checkpoint)
+    training = Training(network, data, settings, fabric, checkpoint, teacher)
     history = checkpoint.history if checkpoint else []
     if checkpoint:
         console.log(f"resumed after epoch {checkpoint.epoch} of {settings.epochs}")
@@ -110,6 +114,7 @@ class Training:
         settings: TrainSection,
         fabric: Fabric,
         checkpoint: Checkpoint | None,
+        teacher: nn.Module | None,
     ) -> None:
         self.data = data
         self.settings = settings
@@ -119,11 +124,13 @@ class Training:
             # Which parameters are frozen is not in the state, but decides what the optimizer has.
             set_progress(network, checkpoint.epoch - 1, settings.epochs)
             load_network_state(network, checkpoint, shipped=False)
-        optimizer = make_optimizer(network, settings)
+        self.teacher = teacher and self.fabric.to_device(teacher.eval().requires_grad_(False))
+        self.phase = self.settings_after(checkpoint.epoch if checkpoint else 0)
+        optimizer = make_optimizer(network, self.phase)
         if checkpoint:
             optimizer.load_state_dict(checkpoint.optimizer)
             fabric.strategy.precision.load_state_dict(checkpoint.scaler)
-        self.optimizer = cast(Optimizer, fabric.setup_optimizers(optimizer))
+        self.optimizer = self._set_up(optimizer)
         self.model = network
         self._trained: list[str] = []
 
@@ -152,25 +159,53 @@ class Training:
         """One pass over the training set; returns the means while the weights moved."""
         self.network.train()
         running = Running()
-        steps = len(self.data.train)
+        first, end = (self.data.train.steps_before(index) for index in (epoch, epoch + 1))
         for step, (images, labels) in enumerate(self.data.train.epoch(epoch)):
+            self.enter_phase(epoch, first + step)
             # The middle of the step: neither a warm-up's first nor a cosine's last is wasted on 0.
-            lr = set_lr(self.optimizer, self.settings, epoch + (step + 0.5) / steps)
-            loss, hits = self.train_step(images, labels)
+            lr = set_lr(self.optimizer, self.phase, epoch + (step + 0.5) / (end - first))
+            loss, hits, hits5 = self.train_step(images, labels)
             if not math.isfinite(loss):
                 raise _diverged(f"loss {loss} in epoch {epoch + 1}, step {step + 1}", lr)
             images_trained = len(labels) * processes.count()
-            running.add(loss, hits, images_trained)
+            running.add(loss, hits, hits5, images_trained)
             bar.advance(epoch, images_trained, running.loss, running.top1)
         return running
 
-    def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int]:
-        """One step of the optimizer; returns the batch's mean loss and how many were right.
+    def settings_after(self, epochs: int) -> TrainSection:
+        """The settings of the last step of so many epochs; of the first step if there are none."""
+        last = self.data.train.steps_before(epochs) - 1
+        return self.settings.at(max(epochs - 1, 0), max(last, 0))
 
-        Both are those of all processes: either all of them find the loss finite, or none.
+    def enter_phase(self, epoch: int, step: int) -> None:
+        """Give the optimizer the settings of `step` of the run; one of another kind starts anew."""
+        settings = self.settings.at(epoch, step)
+        if settings.optimizer != self.phase.optimizer:
+            self.optimizer = self._set_up(make_optimizer(self.network, settings))
+        elif settings != self.phase:
+            adjust_optimizer(self.optimizer, settings)
+        self.phase = settings
+
+    def _set_up(self, optimizer: Optimizer) -> Optimizer:
+        return cast(Optimizer, self.fabric.setup_optimizers(optimizer))
+
+    def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """The cross entropy and, with a teacher, its share of distillation."""
+        loss = cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+        if self.teacher is None:
+            return loss
+        with torch.no_grad():
+            taught = self.teacher(images)
+        share = self.settings.distill
+        return (1 - share) * loss + share * distillation_loss(logits, taught)
+
+    def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int, int]:
+        """One step of the optimizer; the batch's mean loss, how many were right, and in the top 5.
+
+        They are those of all processes: either all of them find the loss finite, or none.
         """
         logits = self.model(images)
-        loss = cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+        loss = self.loss(logits, images, labels)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         if self.settings.clip_norm is not None:
@@ -182,8 +217,9 @@ class Training:
             )
         self.optimizer.step()
         # Reading a value waits for the device, so only when it has been given all its work.
-        hits = (logits.argmax(1) == labels).sum()
-        return processes.mean(loss.detach()).item(), int(processes.total(hits))
+        hits = processes.total(hits_of(logits, labels).sum(0))
+        loss = processes.mean(loss.detach())
+        return loss.item(), int(hits[0]), int(hits.sum())
 
     def evaluate(self, epoch: int) -> tuple[Metrics, dict[str, Tensor]]:
         """Metrics of the weights that would ship now, and those of their buffers that differ."""
@@ -201,14 +237,16 @@ class Training:
         """The line of metrics.csv of `epoch`."""
         return EpochRecord(
             epoch=epoch + 1,
-            steps=(epoch + 1) * len(self.data.train),
+            steps=self.data.train.steps_before(epoch + 1),
             lr=self.lr,
             train_loss=trained.loss,
             train_top1=trained.top1,
+            train_top5=trained.top5,
             test_loss=tested.loss,
             test_top1=tested.top1,
             test_top5=tested.top5,
             seconds=seconds,
+            progress=progress_of(self.network),
         )
 
     def checkpoint(

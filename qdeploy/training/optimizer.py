@@ -16,14 +16,32 @@ NORMS = (
 )
 
 
+OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+
+
 def make_optimizer(network: nn.Module, settings: TrainSection) -> Optimizer:
     """SGD, Adam or AdamW over the parameters of `network` that require a gradient."""
     groups = parameter_groups(network, settings.weight_decay)
-    if settings.optimizer == "adam":
-        return Adam(groups, lr=settings.lr, betas=settings.betas)
-    if settings.optimizer == "adamw":
-        return AdamW(groups, lr=settings.lr, betas=settings.betas)
-    return SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.nesterov)
+    return OPTIMIZERS[settings.optimizer](groups, **hyperparameters(settings))
+
+
+def adjust_optimizer(optimizer: Optimizer, settings: TrainSection) -> None:
+    """Give an optimizer of make_optimizer other settings of its kind; its momentum stays."""
+    for group in optimizer.param_groups:
+        group.update(hyperparameters(settings))
+    weights, _ = optimizer.param_groups
+    weights["weight_decay"] = settings.weight_decay
+
+
+def hyperparameters(settings: TrainSection) -> dict[str, Any]:
+    """What both groups of parameters have alike."""
+    if settings.optimizer == "sgd":
+        return {
+            "lr": settings.lr,
+            "momentum": settings.momentum,
+            "nesterov": settings.nesterov,
+        }
+    return {"lr": settings.lr, "betas": settings.betas}
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -2,11 +2,19 @@
 
 import csv
 import io
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from qdeploy.files import atomic_write
+
+# Behind them stand the values of the method's schedules.
+COLUMNS = (
+    *("epoch", "steps", "lr"),
+    *("train_loss", "train_top1", "train_top5", "train_error1"),
+    *("test_loss", "test_top1", "test_top5", "test_error1"),
+    "seconds",
+)
 
 
 @dataclass
@@ -15,12 +23,14 @@ class Running:
 
     loss_sum: float = 0.0
     hits: int = 0
+    hits5: int = 0
     samples: int = 0
 
-    def add(self, loss: float, hits: int, samples: int) -> None:
-        """Count a batch with its mean loss."""
+    def add(self, loss: float, hits: int, hits5: int, samples: int) -> None:
+        """Count a batch: its mean loss, and how many images were right, also among the first 5."""
         self.loss_sum += loss * samples
         self.hits += hits
+        self.hits5 += hits5
         self.samples += samples
 
     @property
@@ -33,6 +43,11 @@ class Running:
         """As a fraction of 1."""
         return self.hits / self.samples
 
+    @property
+    def top5(self) -> float:
+        """As a fraction of 1."""
+        return self.hits5 / self.samples
+
 
 @dataclass(frozen=True)
 class EpochRecord:
@@ -40,7 +55,8 @@ class EpochRecord:
 
     `epoch` counts from 1, `steps` are those of the run so far, `lr` is that of the epoch's
     last step, the training figures are means over the epoch while the weights moved, `seconds`
-    is the wall time of training and evaluation.
+    is the wall time of training and evaluation. `progress`: where the method's schedules stood,
+    {name: value}.
     """
 
     epoch: int
@@ -48,10 +64,24 @@ class EpochRecord:
     lr: float
     train_loss: float
     train_top1: float
+    train_top5: float
     test_loss: float
     test_top1: float
     test_top5: float
     seconds: float
+    progress: Mapping[str, float]
+
+    @property
+    def train_error1(self) -> float:
+        return 1 - self.train_top1
+
+    @property
+    def test_error1(self) -> float:
+        return 1 - self.test_top1
+
+    def row(self) -> dict[str, float]:
+        """The line of metrics.csv, {column: value}."""
+        return {name: getattr(self, name) for name in COLUMNS} | dict(self.progress)
 
     def __str__(self) -> str:
         return (
@@ -63,10 +93,12 @@ class EpochRecord:
 
 
 def write_metrics(path: Path, history: Sequence[EpochRecord]) -> None:
-    """Write the whole history as CSV with a header, atomically."""
+    """Write the whole history as CSV with a header, atomically; a schedule may end in `inf`."""
+    rows = [record.row() for record in history]
+    columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
     text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(EpochRecord)], lineterminator="\n")
+    table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
-    table.writerows(asdict(record) for record in history)
+    table.writerows(rows)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())

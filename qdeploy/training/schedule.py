@@ -14,14 +14,16 @@ def lr_factor(settings: TrainSection, progress: float) -> float:
 
     - `cosine`: half a cosine from 1 to 0 over the epochs that remain (arXiv:1608.03983, eq. 5);
     - `step`: times `gamma` at each of `milestones`, counted in epochs from the start;
-    - `constant`: 1.
+    - `constant`: 1, which is also what None means where a regime gives the learning rates;
+      elsewhere it means `cosine`.
     """
     warmup = settings.warmup_epochs
     if progress < warmup:
         return progress / warmup
-    if settings.schedule == "cosine":
+    schedule = settings.schedule or ("constant" if settings.regime_gives_lr else "cosine")
+    if schedule == "cosine":
         return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (settings.epochs - warmup))
-    if settings.schedule == "step":
+    if schedule == "step":
         return settings.gamma ** sum(progress >= milestone for milestone in settings.milestones)
     return 1.0
 

@@ -1,8 +1,8 @@
 """What training knows of a network whose integers are still being searched for.
 
-A quantized network may have `set_progress(epoch, epochs)`, called before each epoch, and
-`searching`: True while the weights that are trained are not yet those that ship. A float
-network has neither.
+A quantized network may have `set_progress(epoch, epochs)`, called before each epoch,
+`progress`: where its schedules stand, {name: value}, and `searching`: True while the weights
+that are trained are not yet those that ship. A float network has none of them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,6 +19,11 @@ def set_progress(network: nn.Module, epoch: int, epochs: int) -> None:
     follow = getattr(network, "set_progress", None)
     if follow is not None:
         follow(epoch, epochs)
+
+
+def progress_of(network: nn.Module) -> dict[str, float]:
+    """Where the schedules of a quantized network stand, such as SLB's temperature."""
+    return dict(getattr(network, "progress", {}))
 
 
 def is_searching(network: nn.Module) -> bool:

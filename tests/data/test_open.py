@@ -67,6 +67,21 @@ def test_folder(tmp_path):
             np.testing.assert_allclose(images[1, :, 5, 5], red, rtol=1e-5)
 
 
+def test_another_image_size_is_that_of_training_testing_and_export(tmp_path):
+    write_mnist(tmp_path)
+    section = DataSection(dataset="mnist", image_size=14)
+    data = open_data(section, tmp_path, False, "cpu", seed=0)
+    whole = open_data(DataSection(dataset="mnist"), tmp_path, False, "cpu", seed=0)
+    assert data.input_shape == (1, 14, 14)
+    for batches, full in [(data.train, whole.train), (data.test, whole.test)]:
+        for (images, _), (larger, _) in zip(batches.epoch(0), full.epoch(0), strict=True):
+            assert images.shape == (len(larger), 1, 14, 14)
+            middle = larger[:, :, 4:24, 4:24].mean((2, 3))
+            torch.testing.assert_close(
+                images[:, :, 2:12, 2:12].mean((2, 3)), middle, atol=0.1, rtol=0
+            )
+
+
 def test_root_argument_beats_the_recipe_s_root(tmp_path):
     write_mnist(tmp_path / "right")
     section = DataSection(dataset="mnist", root=str(tmp_path / "right"))

@@ -53,6 +53,10 @@ class StepByStep(fx.Interpreter):
         return wanted
 
 
+def at_8_bits(prepared):
+    return all(chosen is None or chosen.act_bits == 8 for chosen in prepared.settings.values())
+
+
 def same_within_one_step(prepared, x):
     with torch.no_grad():
         recorded = Recorded(prepared.network)
@@ -62,7 +66,8 @@ def same_within_one_step(prepared, x):
     assert len(stepwise.steps) > 1
     for name, steps in stepwise.steps.items():
         assert steps.max() <= 1, name
-        assert (steps > 0).float().mean() < 0.03, name
+        # A bias counts in steps of what the layer reads, coarse where that has few bits.
+        assert (steps > 0).float().mean() < (0.03 if at_8_bits(prepared) else 0.08), name
     bound = 0.005 * expected.abs().max().item()  # the rounded bias, where nothing rounds behind it
     torch.testing.assert_close(found, expected, atol=bound, rtol=0)
 

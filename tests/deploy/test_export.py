@@ -100,7 +100,7 @@ INTEGER = {
     "signal": {"QLinearConv": 1, "QGemm": 1},
     "called_twice": {"QLinearConv": 3, "QGemm": 1},
 }
-FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Add", "Concat", "DequantizeLinear"}
+FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Add", "Concat"}
 
 
 @pytest.mark.parametrize(("name", "settings"), [f for f in FILES if f[0] in INTEGER])
@@ -108,7 +108,10 @@ def test_onnx_runtime_makes_integer_kernels_of_it(name, settings, tmp_path):
     found = operators(optimized(exported(name, settings).packed, tmp_path))
     assert {kind: found[kind] for kind in INTEGER[name]} == INTEGER[name]
     assert not set(found) & FLOAT
-    assert found["QuantizeLinear"] == 1  # the image
+    # What layers of fewer bits and an Add both read is rounded a second time for the layers.
+    narrowed = name in ("residual", "inverted_residual") and SETTINGS[settings][2] < 8
+    assert found["DequantizeLinear"] == narrowed
+    assert found["QuantizeLinear"] == 1 + narrowed  # the image
 
 
 @pytest.mark.parametrize("name", ["pre_activation", "squeeze_excite", "hard_swish", "up_and_down"])

@@ -159,6 +159,33 @@ def test_a_conv_on_floats_needs_no_guard():
     assert "Max" not in kinds(rewritten(float_conv("x"), passes.guard_float_layers))
 
 
+def wide_conv():
+    return graph(
+        """<float s = {0.1}, uint8 z = {100}, float t = {0.05}, uint8 w = {90},
+        int16[2, 3, 1, 1] codes = {400, 1, 2, -32767, 3, 150}, float[2] u = {0.1, 0.0003},
+        int16[2] v = {0, 0}> {
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        weight = DequantizeLinear <axis = 0> (codes, u, v)
+        c = Conv(d, weight)
+        r = QuantizeLinear(c, t, w)
+        y = DequantizeLinear(r, t, w) }""",
+        "float[N, 2, 4, 4] y",
+    )
+
+
+def test_a_weight_of_16_bits_is_computed_once_and_stays_exact(tmp_path):
+    before = wide_conv()
+    rewrites = passes.unfold_wide_weights, passes.guard_float_layers, passes.share_initialisers
+    after = rewritten(before, *rewrites)
+    same_values(before, after, atol=0)
+    np.testing.assert_array_equal(values(after), values(before, plain=True))
+    assert [t.data_type for t in after.graph.initializer].count(onnx.TensorProto.INT16) == 1
+    kernels = operators(optimized(after, tmp_path))
+    assert kernels["Conv"] + kernels["FusedConv"] == 1
+    assert kernels["Cast"] == kernels["Mul"] == 0
+
+
 def test_an_integer_weight_needs_no_guard():
     text = """<float s = {0.1}, uint8 z = {100}, int8[2, 3, 1, 1] codes = {1, 2, 3, 4, 5, 6},
         float[2] t = {0.1, 0.2}, int8[2] w = {0, 0}> {

@@ -1,7 +1,8 @@
 """What every method owes, whatever its paper says. A new file in qdeploy/methods is tested here too.
 
 Each method runs at each of its bit widths, and at its fewest and most bits with each other value
-of its yes-or-no and one-of-several options.
+of its yes-or-no and one-of-several options. Methods of other packages are tested as well: install
+the package and run this file.
 """
 
 import copy
@@ -12,17 +13,30 @@ import onnxruntime
 import pytest
 import torch
 from float_layers import CASES, build, multiply, norm_for
+from onnx.reference import ReferenceEvaluator
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 import qdeploy
 from qdeploy import methods
+from qdeploy.errors import QdeployError
 from qdeploy.grid import QTensor
 from qdeploy.layers.folding import gain_of
-from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.methods import WeightSite
+from qdeploy.layers.product import product_of
+from qdeploy.methods import ActivationSite
+from qdeploy.preparation.prepare import quantized_layer
+from qdeploy.preparation.settings import layer_settings
 
 WIDTHS = [(name, bits) for name in methods.available() for bits in methods.find(name).weight_bits]
+
+
+def widths_of_both():
+    """(method, weight bits, activation bits): each width of the one beside one of the other."""
+    for name in methods.available():
+        weights, acts = methods.find(name).weight_bits, methods.find(name).act_bits
+        usual = min(acts, key=lambda bits: abs(bits - 8))
+        yield from ((name, bits, usual) for bits in weights)
+        yield from ((name, min(weights[-1], bits), bits) for bits in acts if bits != usual)
 
 
 def other_values(field):
@@ -59,7 +73,7 @@ every_variant = pytest.mark.parametrize(
 every_variant_on_layers = pytest.mark.parametrize(
     ("name", "bits", "options", "case"), list(variants_on_layers())
 )
-every_width = pytest.mark.parametrize(("name", "bits"), WIDTHS)
+every_width = pytest.mark.parametrize(("name", "bits", "acts"), dict.fromkeys(widths_of_both()))
 every_layer = pytest.mark.parametrize("case", CASES)
 with_and_without_norm = pytest.mark.parametrize("with_norm", [True, False], ids=["norm", "bare"])
 
@@ -67,13 +81,8 @@ with_and_without_norm = pytest.mark.parametrize("with_norm", [True, False], ids=
 def quantized(name, bits, options, case, with_norm, seed=0):
     """(the quantized layer, the float layer it was made of, a batch of inputs)."""
     layer, norm, x = build(case, seed)
-    method = methods.find(name)
-    chosen = method.options(**options)
-    quantizer = method.weight(WeightSite(layer.weight, with_norm), bits, chosen)
     joined = norm if with_norm else None
-    made = QuantizedLayer(
-        copy.deepcopy(layer), joined, quantizer, chosen.fold_mode, chosen.freeze_bn_steps
-    )
+    made = quantized_layer(copy.deepcopy(layer), joined, layer_settings(name, bits, None, options))
     return made, layer, x
 
 
@@ -95,7 +104,7 @@ def test_evaluation_multiplies_by_what_ships_bit_for_bit(name, bits, options, ca
     made.eval()
     weight = torch.from_numpy(shipped(made).dequantize())
     assert torch.equal(made.quantizer(gain_in_the_weight(made)), weight)
-    if made.fold == "none":
+    if made.fold == "none" and made.product.shipped == product_of(layer):
         with torch.no_grad():
             layer.weight.copy_(weight)
         y = layer(x)
@@ -107,7 +116,7 @@ def test_evaluation_multiplies_by_what_ships_bit_for_bit(name, bits, options, ca
 def test_codes_are_on_the_grid_and_scales_are_positive(name, bits, options, case, with_norm):
     made, layer, _ = quantized(name, bits, options, case, with_norm)
     weight = shipped(made)
-    assert weight.codes.dtype == weight.zero.dtype == np.int8
+    assert weight.codes.dtype == weight.zero.dtype == (np.int8 if bits <= 8 else np.int16)
     assert weight.scale.dtype == np.float32
     assert weight.codes.shape == layer.weight.shape
     assert weight.scale.shape == weight.zero.shape == (len(layer.weight),)
@@ -123,6 +132,8 @@ def test_codes_are_on_the_grid_and_scales_are_positive(name, bits, options, case
 def test_folded_integers_give_what_evaluation_gives(name, bits, options, case, with_norm):
     made, layer, x = quantized(name, bits, options, case, with_norm)
     weight, bias = made.eval().integers()
+    if made.product.shipped != product_of(layer):
+        pytest.skip("the product that ships is the method's own")
     y = multiply(layer, x, torch.from_numpy(weight.dequantize()), bias)
     torch.testing.assert_close(made(x), y, rtol=1e-4, atol=1e-4)
 
@@ -144,9 +155,7 @@ def test_a_float_weight_with_dead_channels_can_be_trained(name, bits, options):
     """All-zero channels, with no BatchNorm: no division by their range, size or deviation."""
     layer, _, x = build("conv2d-bias")
     nn.init.zeros_(layer.weight[:3])
-    method = methods.find(name)
-    quantizer = method.weight(WeightSite(layer.weight, False), bits, method.options(**options))
-    made = QuantizedLayer(layer, None, quantizer)
+    made = quantized_layer(layer, None, layer_settings(name, bits, None, options))
     y = made.train()(x)
     (y * torch.randn_like(y)).sum().backward()
     assert made.quantizer.latent.grad.abs().max() < 1e4
@@ -154,12 +163,62 @@ def test_a_float_weight_with_dead_channels_can_be_trained(name, bits, options):
     assert (shipped(made).scale > 0).all()
 
 
+def activations():
+    """(method, bits, options, nonnegative): every width, and other options at two of them."""
+    for _, name, _, options in dict.fromkeys(
+        (None, n, None, tuple(o.items())) for _, n, _, o in variants()
+    ):
+        acts = methods.find(name).act_bits
+        for bits in {min(acts), max(acts)} if options else acts:
+            for nonnegative in (True, False):
+                yield name, bits, dict(options), nonnegative
+
+
+def activation(name, bits, options, nonnegative=False):
+    method = methods.find(name)
+    try:
+        return method.activation(ActivationSite(nonnegative), bits, method.options(**options))
+    except QdeployError as reason:
+        return pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize(("name", "bits", "options", "nonnegative"), list(activations()))
+def test_training_rounds_an_activation_to_what_ships(name, bits, options, nonnegative):
+    made = activation(name, bits, options, nonnegative)
+    x = torch.randn(5, 7, 4, 4) * 1.5
+    x = (x.relu() if nonnegative else x).requires_grad_()
+    made.train()(x.detach())
+    y = made.relax(x)
+    assert torch.equal(made.eval()(x.detach()), y)
+    scale, zero = (part.detach() for part in made.qparams())
+    codes = y.detach() / scale + zero
+    assert (codes - codes.round()).abs().max() < 1e-2
+    assert set(codes.round().unique().tolist()) <= set(made.grid.codes)
+    assert len(codes.round().unique()) > 1
+    assert made.grid.bits <= bits
+    assert 0 <= made.grid.lowest <= zero <= made.grid.highest < 2 ** (8 if bits <= 8 else 16)
+    (y * torch.randn_like(y)).sum().backward()
+    assert x.grad.any()
+    for parameter in (x, *made.parameters()):
+        assert torch.isfinite(parameter.grad).all()
+
+
+def test_there_is_a_quantizer_for_what_no_layer_reads():
+    for name in methods.available():
+        method = methods.find(name)
+        assert method.carrier is not None or 8 in method.act_bits
+        if method.carrier is not None:
+            made = method.carrier(8, method.options()).train()
+            x = torch.randn(4, 3, 5, 5)
+            made(x)
+            assert (made.eval()(x) - x).abs().max() < (x.max() - x.min()) / 255
+
+
 def with_activations(name, bits, options, seed):
     """One quantized layer between two activation quantizers, and its inputs."""
     made, _, x = quantized(name, bits, options, "conv2d-groups", True, seed)
-    method = methods.find(name)
-    act_bits = max(method.act_bits)
-    around = (method.activation(act_bits, method.options(**options)) for _ in range(2))
+    act_bits = max(methods.find(name).act_bits)
+    around = (activation(name, act_bits, options) for _ in range(2))
     return nn.Sequential(next(around), made, next(around)), x
 
 
@@ -184,8 +243,9 @@ def toy(count=64):
 class ToyNetwork(nn.Module):
     """Conv2d, Conv1d and Linear, stride, groups, bias, gains below and at 0, one layer without norm."""
 
-    def __init__(self):
+    def __init__(self, between=torch.relu):
         super().__init__()
+        self.between = between
         self.conv1 = nn.Conv2d(3, 9, 3, padding=1, stride=2, bias=False)
         self.norm1 = norm_for(self.conv1)
         self.conv2 = nn.Conv2d(9, 6, 3, groups=3, dilation=2, padding=2)
@@ -196,20 +256,21 @@ class ToyNetwork(nn.Module):
         self.fc2 = nn.Linear(7, 2)
 
     def forward(self, x):
-        x = torch.relu(self.norm1(self.conv1(x)))
-        x = torch.relu(self.norm2(self.conv2(x)))
-        x = torch.relu(self.norm3(self.conv3(x.flatten(2))))
-        return self.fc2(torch.relu(self.fc1(x.flatten(1))))
+        x = self.between(self.norm1(self.conv1(x)))
+        x = self.between(self.norm2(self.conv2(x)))
+        x = self.between(self.norm3(self.conv3(x.flatten(2))))
+        return self.fc2(self.between(self.fc1(x.flatten(1))))
 
 
-def prepared_by(name, bits, network, x):
-    act_bits = max(methods.find(name).act_bits)
-    return qdeploy.prepare(network, x, name, weight_bits=bits, act_bits=act_bits)
+def between(acts):
+    """One bit of what a ReLU gives tells little, of a signed value its sign."""
+    return nn.functional.hardtanh if acts == 1 else torch.relu
 
 
-def prepared_toy(name, bits, seed=0):
+def prepared_toy(name, bits, acts, seed=0):
     torch.manual_seed(seed)
-    return prepared_by(name, bits, ToyNetwork(), toy()[0])
+    network = ToyNetwork(between(acts))
+    return qdeploy.prepare(network, toy()[0], name, weight_bits=bits, act_bits=acts)
 
 
 def train(prepared, epochs=10, steps=4):
@@ -230,23 +291,24 @@ def train(prepared, epochs=10, steps=4):
 
 
 @every_width
-def test_training_lowers_the_loss_of_what_ships(name, bits):
-    before, after = train(prepared_toy(name, bits))
-    assert after < 0.3
-    assert after < before / 2
+def test_training_lowers_the_loss_of_what_ships(name, bits, acts):
+    before, after = train(prepared_toy(name, bits, acts))
+    assert after < (0.3 if acts > 2 else 0.55)
+    assert after < before / (2 if acts > 2 else 1.2)
 
 
 @every_width
-def test_at_the_last_epoch_the_search_is_over(name, bits):
-    prepared = prepared_toy(name, bits)
+def test_at_the_last_epoch_the_search_is_over(name, bits, acts):
+    prepared = prepared_toy(name, bits, acts)
     prepared.set_progress(9, 10)
     assert not prepared.searching
 
 
 @every_width
-def test_the_same_seed_trains_the_same_network(name, bits):
-    first, second = (prepared_toy(name, bits, seed=3) for _ in range(2))
+def test_the_same_seed_trains_the_same_network(name, bits, acts):
+    first, second = (prepared_toy(name, bits, acts, seed=3) for _ in range(2))
     for prepared in (first, second):
+        torch.manual_seed(5)
         train(prepared, epochs=3, steps=2)
     for key, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[key]), key
@@ -267,13 +329,16 @@ def outputs(network, names, x):
 @every_width
 @every_layer
 @with_and_without_norm
-def test_the_converted_layer_gives_what_evaluation_gives_to_one_step(name, bits, case, with_norm):
+def test_the_converted_layer_gives_what_evaluation_gives_to_one_step(
+    name, bits, acts, case, with_norm
+):
     """Its int32 bias and folded scale may tip a value that lies between two steps."""
     layer, norm, x = build(case)
     normed = [norm] if with_norm else []
-    network = nn.Sequential(layer, *normed, nn.ReLU(), nn.Flatten(), nn.LazyLinear(2))
+    relu = nn.Hardtanh() if acts == 1 else nn.ReLU()
+    network = nn.Sequential(layer, *normed, relu, nn.Flatten(), nn.LazyLinear(2))
     network.eval()(x)
-    prepared = prepared_by(name, bits, network, x)
+    prepared = qdeploy.prepare(network, x, name, weight_bits=bits, act_bits=acts)
     qdeploy.calibrate(prepared, [x])
     prepared.eval()
     converted = qdeploy.convert(prepared)
@@ -284,22 +349,32 @@ def test_the_converted_layer_gives_what_evaluation_gives_to_one_step(name, bits,
     assert torch.equal(got[names[0]], wanted[names[0]])
     scale = converted.get_submodule(names[1]).scale
     steps = (got[names[1]] - wanted[names[1]]) / scale
-    assert steps.abs().max() < 1.01
-    assert (steps.abs() > 0.5).float().mean() < 0.03
+    assert steps.abs().max() < (1.01 if acts <= 8 else 20)
+    assert (steps.abs() > 0.5).float().mean() < (0.03 if acts <= 8 else 0.6)
     assert wanted[names[1]].unique().numel() > 1
 
 
 @every_width
-def test_onnx_runtime_agrees_with_the_converted_network(name, bits, tmp_path):
-    prepared = prepared_toy(name, bits)
+def test_the_file_agrees_with_the_converted_network(name, bits, acts, tmp_path):
+    """In ONNX Runtime and in onnx's own evaluator, packed and not."""
+    prepared = prepared_toy(name, bits, acts)
     train(prepared, epochs=2, steps=2)
     x, _ = toy()
     converted = qdeploy.convert(prepared)
-    path = qdeploy.export(converted, tmp_path / "toy.onnx", x)
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    (logits,) = session.run(None, {"input": x.numpy()})
+    packed = qdeploy.export(converted, tmp_path / "packed.onnx", x)
+    plain = qdeploy.export(converted, tmp_path / "plain.onnx", x, packing=False)
+    found = [computed(file, x) for file in (packed, plain)]
+    np.testing.assert_array_equal(*found)
     with torch.no_grad():
         wanted = converted(x).numpy()
-    tolerance = 1e-4 * np.abs(wanted).max()
-    assert (np.abs(logits - wanted) <= tolerance).mean() > 0.95
-    assert np.abs(logits - wanted).max() < 0.1 * np.abs(wanted).max()
+    reference = ReferenceEvaluator(str(packed)).run(None, {"input": x.numpy()})[0]
+    for logits in (found[0], reference):
+        # A value on a tie may tip over, and at few bits one step is far.
+        tolerance = 1e-4 * np.abs(wanted).max()
+        assert (np.abs(logits - wanted) <= tolerance).mean() > (0.95 if acts > 4 else 0.8)
+        assert np.abs(logits - wanted).max() < (0.1 if acts > 4 else 0.5) * np.abs(wanted).max()
+
+
+def computed(file, x):
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    return session.run(None, {"input": x.numpy()})[0]

@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as arrays
 from pydantic import ValidationError
 
 from qdeploy.layers.activation import MovingRange
-from qdeploy.methods import WeightSite, find
+from qdeploy.methods import ActivationSite, WeightSite, find
 
 SIMQAT = find("simqat")
 BITS = range(2, 9)
@@ -158,7 +158,7 @@ def test_the_activation_quantizer_takes_its_options():
     options = SIMQAT.options(
         act_symmetric=True, act_narrow_range=True, ema_decay=0.5, quant_delay=4
     )
-    made = SIMQAT.activation(3, options)
+    made = SIMQAT.activation(ActivationSite(nonnegative=True), 3, options)
     assert isinstance(made, MovingRange)
     assert (made.bits, made.symmetric, made.decay, made.quant_delay) == (3, True, 0.5, 4)
     assert made.grid.codes == tuple(range(1, 8))
@@ -190,5 +190,5 @@ def test_wrong_options_are_refused(options):
 
 def test_every_setting_is_printed():
     printed = repr(quantizer(torch.ones(1, 2), bits=4, weight_narrow_range=True, quant_delay=3))
-    for setting in ("simqat", "bits=4", "symmetric=True", "per_channel=True", "Grid(-7..7)", "=3"):
+    for setting in ("bits=4", "symmetric=True", "per_channel=True", "Grid(-7..7)", "=3"):
         assert setting in printed

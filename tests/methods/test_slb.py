@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from qdeploy.layers.activation import MovingRange
-from qdeploy.methods import WeightSite, find
+from qdeploy.methods import ActivationSite, WeightSite, find
 from qdeploy.methods.slb import OUTERMOST, temperature
 
 SLB = find("slb")
@@ -166,7 +166,7 @@ def test_linear_layers_are_searched_only_when_asked():
 
 
 def test_activations_are_rounded_after_the_published_delay():
-    made = SLB.activation(8, SLB.options(ema_decay=0.9))
+    made = SLB.activation(ActivationSite(nonnegative=True), 8, SLB.options(ema_decay=0.9))
     assert isinstance(made, MovingRange)
     assert (made.bits, made.decay, made.quant_delay) == (8, 0.9, 900)
     assert (made.symmetric, made.grid.codes) == (False, tuple(range(256)))

@@ -1,5 +1,6 @@
 """Where activations are quantized: read off small networks, against the rules written by hand."""
 
+import dataclasses
 import operator
 
 import pytest
@@ -9,7 +10,8 @@ from networks import NETWORKS, Network, build, conv, conv_norm_relu, images
 from torch import nn
 
 import qdeploy
-from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy import methods
+from qdeploy.layers.activation import ActivationQuantizer, MovingRange
 
 
 def quantized_places(network, **options):
@@ -235,12 +237,86 @@ def test_float_activations_place_nothing():
     assert quantized_places(build("residual"), act_bits=None) == {}
 
 
+def activation_bits(prepared):
+    return {name: q.bits for name, q in prepared.network.activations.named_children()}
+
+
 def test_the_image_keeps_eight_bits_and_adds_do_too():
-    prepared = qdeploy.prepare(build("residual"), images(2), "simqat", 8, 3)
-    bits = {name: q.bits for name, q in prepared.network.activations.named_children()}
+    bits = activation_bits(qdeploy.prepare(build("residual"), images(2), "simqat", 8, 3))
     assert bits["x"] == 8
     assert bits["conv2"] == bits["projection"] == 8  # read by an Add alone
-    assert bits["stem_2"] == bits["relu"] == 3
+    assert bits["stem_2"] == bits["relu"] == 3  # read by layers alone
+
+
+def test_what_layers_and_an_add_read_is_carried_at_eight_bits_and_narrowed_for_the_layers():
+    prepared = qdeploy.prepare(build("residual"), images(2), "simqat", 8, 3)
+    bits = activation_bits(prepared)
+    assert (bits["relu_1"], bits["relu_1_narrow"]) == (8, 3)
+    readers = {
+        node.name: [source.name for source in node.all_input_nodes]
+        for node in prepared.network.graph.nodes
+    }
+    assert readers["same_0"] == ["activations_relu_1_narrow"]
+    assert readers["add_1"] == ["activations_relu_1", "activations_same_0"]
+    assert readers["activations_relu_1_narrow"] == ["activations_relu_1"]
+
+
+def test_at_eight_bits_one_quantizer_serves_layers_and_adds():
+    prepared = qdeploy.prepare(build("residual"), images(2), "simqat", 4, 8)
+    assert not [name for name in activation_bits(prepared) if name.endswith("narrow")]
+
+
+def test_layers_that_read_a_narrowed_tensor_share_its_quantizer():
+    network = Network(
+        lambda self, x: head(self, (y := F.relu(self.a(x))) + self.b(y) + self.c(y)),
+        a=conv(),
+        b=conv(6, 6),
+        c=conv(6, 6),
+        fc=nn.Linear(384, 5),
+    )
+    prepared = qdeploy.prepare(network, images(2), "simqat", 8, 2)
+    targets = [str(node.target) for node in prepared.network.graph.nodes]
+    assert targets.count("activations.relu_narrow") == 1
+
+
+NONNEGATIVE = {
+    "relu": (lambda self, x: F.relu(self.conv(x)), True),
+    "relu6": (lambda self, x: nn.functional.relu6(self.conv(x)), True),
+    "sigmoid": (lambda self, x: torch.sigmoid(self.conv(x)), True),
+    "pooled relu": (lambda self, x: F.avg_pool2d(F.max_pool2d(F.relu(self.conv(x)), 2), 2), True),
+    "sum of relus": (lambda self, x: F.relu(y := self.conv(x)) + torch.sigmoid(y), True),
+    "relu plus a number": (lambda self, x: F.relu(self.conv(x)) + (-1.0), False),
+    "bare": (lambda self, x: self.conv(x), False),
+    "hardtanh": (lambda self, x: F.hardtanh(self.conv(x)), False),
+    "normalized relu": (lambda self, x: self.norm(F.relu(self.conv(x))), False),
+    "relu and bare": (lambda self, x: torch.cat([F.relu(y := self.conv(x)), y], 1), False),
+}
+
+
+@pytest.mark.parametrize(("function", "expected"), NONNEGATIVE.values(), ids=NONNEGATIVE)
+def test_methods_are_told_what_has_no_negative_values(function, expected, monkeypatch):
+    told = []
+
+    def activation(site, bits, options):
+        told.append(site.nonnegative)
+        return MovingRange(bits)
+
+    method = dataclasses.replace(methods.find("simqat"), activation=activation, carrier=carrier)
+    monkeypatch.setattr(methods, "find", lambda name: method)
+    network = Network(
+        lambda self, x: self.last(function(self, x)).mean((2, 3)),
+        conv=conv(),
+        norm=nn.BatchNorm2d(6),
+        last=nn.LazyConv2d(4, 1),
+    )
+    network(images(2))
+    qdeploy.prepare(network, images(2), "simqat", 8, 4)
+    # The last layer's input comes last; everything else is carried or read by no layer.
+    assert told[-1] == expected
+
+
+def carrier(bits, options):
+    return MovingRange(bits)
 
 
 def test_a_tensor_has_the_bits_of_the_reader_that_wants_most():

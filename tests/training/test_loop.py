@@ -12,6 +12,7 @@ from tiny_runs import (
     SETTINGS,
     SignSearch,
     TinyBatches,
+    seed_by_hand,
     shipped_statistics,
     tiny_data,
     tiny_fit,
@@ -64,8 +65,7 @@ def plain_loop() -> nn.Module:
     )
     batches = TinyBatches(shuffle=True)
     for epoch in range(4):
-        sequence = np.random.SeedSequence([3, epoch, 0])  # seed, epoch, process
-        torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+        seed_by_hand(epoch)
         for step, (images, labels) in enumerate(batches.epoch(epoch)):
             progress = epoch + (step + 0.5) / 5
             cosine = 0.5 + 0.5 * np.cos(np.pi * (progress - 1) / 3)
@@ -172,7 +172,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 def test_progress_is_told_before_each_epoch(tmp_path: Path) -> None:
     network = SignSearch(commit_epoch=2)
     tiny_fit(network, tmp_path)
-    assert network.progress == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert network.told == [(0, 4), (1, 4), (2, 4), (3, 4)]
 
 
 def test_calibration_is_for_evaluation_until_the_commitment_and_lasts_then(
@@ -182,7 +182,7 @@ def test_calibration_is_for_evaluation_until_the_commitment_and_lasts_then(
     for module in (search, loop):
 
         def calibrate(network: SignSearch, batches: Iterator, where: str = module.__name__) -> None:
-            calls.append((where.rpartition(".")[2], len(network.progress), len(list(batches))))
+            calls.append((where.rpartition(".")[2], len(network.told), len(list(batches))))
 
         monkeypatch.setattr(module, "calibrate", calibrate)
 
@@ -259,5 +259,6 @@ def test_the_settings_are_those_of_the_plain_loop() -> None:
     """The plain loop repeats SETTINGS as numbers; a change there must be made here."""
     assert SETTINGS.model_dump(exclude_defaults=True) == {
         **{"epochs": 4, "seed": 3, "lr": 0.05, "nesterov": True, "weight_decay": 0.01},
+        "schedule": "cosine",
         **{"warmup_epochs": 1, "label_smoothing": 0.1, "clip_norm": 1.0, "calibration_batches": 2},
     }

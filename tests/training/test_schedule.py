@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from qdeploy.recipe import TrainSection
+from qdeploy.recipe import TrainPhase, TrainSection
 from qdeploy.training.schedule import lr_factor, set_lr
 
 
@@ -36,6 +36,16 @@ def test_step_multiplies_by_gamma_at_each_milestone() -> None:
     progress = np.array([0, 4.99, 5, 11.99, 12, 19.5])
     got = factors(progress, schedule="step", milestones=(5, 12), gamma=0.2)
     np.testing.assert_allclose(got, [1, 1, 0.2, 0.2, 0.04, 0.04])
+
+
+def test_without_a_schedule_it_is_cosine_unless_a_regime_gives_learning_rates() -> None:
+    progress = np.linspace(0, 20, 9)
+    decay = (TrainPhase(epoch=3, weight_decay=0.1),)
+    rates = (*decay, TrainPhase(epoch=5, lr=0.3))
+    cosine = factors(progress, schedule="cosine")
+    assert factors(progress) == factors(progress, regime=decay) == cosine
+    assert factors(progress, regime=rates) == [1.0] * 9
+    assert factors(progress, regime=rates, schedule="cosine") == cosine
 
 
 def test_constant_is_one() -> None:

@@ -84,7 +84,7 @@ def data(rank: int, count: int) -> Data:
         input_shape=(1, 8, 8),
         mean=(0.4,),
         std=(0.3,),
-        train=ArrayBatches(train, 16, normalise, shuffling, share),
+        train=ArrayBatches(train, 16, normalise, shuffling, share=share),
         test=ArrayBatches(test, 10, normalise, share=share),
     )
 
@@ -121,8 +121,8 @@ class Failing:
         self.batches, self.left = batches, fails
         self.samples = batches.samples
 
-    def __len__(self) -> int:
-        return len(self.batches)
+    def steps_before(self, index: int) -> int:
+        return self.batches.steps_before(index)
 
     def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.batches.epoch(index):

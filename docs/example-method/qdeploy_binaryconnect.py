@@ -1,0 +1,53 @@
+"""BinaryConnect: the sign of the weight (Courbariaux et al., NeurIPS 2015, arXiv 1511.00363)."""
+
+import torch
+from torch import Tensor, nn
+
+from qdeploy.grid import Grid
+from qdeploy.layers.activation import MovingRange
+from qdeploy.layers.weight import Collapsed, WeightQuantizer
+from qdeploy.methods import ActivationSite, Method, Options, WeightSite
+
+
+class BinaryConnectOptions(Options):
+    """clip: the gradient passes where |w| is at most this (section 2.4)."""
+
+    clip: float = 1.0
+
+
+class BinaryConnectWeight(WeightQuantizer):
+    """latent: the float weight [out, ...]. Ships its sign, times its mean size at the start."""
+
+    def __init__(self, site: WeightSite, bits: int, options: BinaryConnectOptions) -> None:
+        super().__init__()
+        weight = site.weight.detach()
+        self.latent = nn.Parameter(weight.clone())
+        self.grid = Grid((-1, 1))
+        self.clip = options.clip
+        size = weight.abs().mean().clamp(min=1e-6)
+        self.register_buffer("scale", size.repeat(len(weight)))
+
+    def relax(self, latent: Tensor) -> Tensor:
+        passed = latent.clamp(-self.clip, self.clip)
+        shipped = self.collapse(latent).dequantize()
+        return shipped + (passed - passed.detach())
+
+    def collapse(self, latent: Tensor) -> Collapsed:
+        codes = torch.where(latent >= 0, 1, -1).to(torch.int8)
+        zero = torch.zeros(len(codes), dtype=torch.int8, device=codes.device)
+        return Collapsed(codes, self.scale, zero)
+
+
+def activation(site: ActivationSite, bits: int, options: BinaryConnectOptions) -> MovingRange:
+    return MovingRange(bits)
+
+
+METHOD = Method(
+    summary="the sign of the weight, straight-through gradient",
+    paper="Courbariaux et al., NeurIPS 2015, arXiv 1511.00363",
+    weight=BinaryConnectWeight,
+    activation=activation,
+    weight_bits=(1,),
+    act_bits=(8,),
+    options=BinaryConnectOptions,
+)
