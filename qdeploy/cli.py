@@ -73,6 +73,16 @@ def main() -> None:
 @click.option("--download", is_flag=True, help="Fetch missing data sets.")
 @DEVICE
 @click.option(
+    "--devices",
+    type=click.IntRange(min=1),
+    help="Devices on each machine; they share each batch.  [default: 1, or as torchrun says]",
+)
+@click.option(
+    "--num-nodes",
+    type=click.IntRange(min=1),
+    help="Machines.  [default: 1, or as torchrun says]",
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
@@ -88,6 +98,8 @@ def train(
     data_root: Path | None,
     download: bool,
     device: str,
+    devices: int | None,
+    num_nodes: int | None,
     output: Path | None,
     resume: bool,
     force: bool,
@@ -103,6 +115,7 @@ def train(
     if epochs is not None:
         overrides = (*overrides, f"train.epochs={epochs}")
 
+    from qdeploy import processes
     from qdeploy.pipeline.train import run_recipe
     from qdeploy.pipeline.train import train as train_recipe
     from qdeploy.recipe import Recipe
@@ -114,10 +127,13 @@ def train(
         data_root=data_root,
         download=download,
         device=device,
+        devices=devices,
+        num_nodes=num_nodes,
         resume=resume,
         force=force,
     )
-    click.echo(f"trained: {run.path}\nnext:    qdeploy export {run.path}")
+    if processes.rank() == 0:
+        click.echo(f"trained: {run.path}\nnext:    qdeploy export {run.path}")
 
 
 @main.command()

@@ -272,6 +272,8 @@ class TrainSection(_Phased):
     from which BatchNorm statistics and activation ranges are estimated again for what ships.
     `distill`: share of the loss that comes from the float network, as training/distillation.py
     has it. The float epochs go through the same `regime` as those that follow.
+    `precision`: bits of the products of training; the quantizers, the norms, the weights and all
+    evaluation stay float32. `deterministic`: the same bits each time on a GPU too, more slowly.
     """
 
     epochs: PositiveInt = 10
@@ -296,6 +298,9 @@ class TrainSection(_Phased):
     @property
     def regime_gives_lr(self) -> bool:
         return any(phase.lr is not None for phase in self.regime)
+
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    deterministic: bool = False
 
     @model_validator(mode="after")
     def _steps_have_milestones(self) -> "TrainSection":

@@ -101,7 +101,7 @@ def test_two_steps_are_trained_and_exported(name, root, tmp_path):
     weights = sum(parameter.numel() for parameter in trained.float_network.parameters())
     bits = (
         32
-        if "float" == trained.recipe.quantize.method
+        if trained.recipe.quantize.method == "float"
         else max(8, trained.recipe.quantize.weight_bits)
     )
     assert file.stat().st_size < weights * 1.25 * bits / 8

@@ -11,7 +11,14 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from qdeploy.data.batches import Batch, Normalisation, number_of_batches
+from qdeploy.data.batches import (
+    WHOLE,
+    Batch,
+    Normalisation,
+    Share,
+    number_of_batches,
+    smallest_batch,
+)
 from qdeploy.data.crops import centre_crop, random_crop
 from qdeploy.data.folder import ImageFolder
 from qdeploy.errors import QdeployError
@@ -34,25 +41,32 @@ class FolderBatches:
         workers: int,
         normalise: Normalisation,
         shuffle_seed: int | None = None,
+        share: Share = WHOLE,
     ) -> None:
+        if shuffle_seed is not None:
+            share.check(batch_size)
         self._images = images
         self._image_size = image_size
         self._batch_size = batch_size
         self._workers = workers
         self._normalise = normalise
         self._shuffle_seed = shuffle_seed
+        self._share = share
 
     @property
     def samples(self) -> int:
         return len(self._images.paths)
 
     def __len__(self) -> int:
-        return number_of_batches(self.samples, self._batch_size, self._shuffle_seed is not None)
+        smallest = 1 if self._shuffle_seed is None else smallest_batch(self._share)
+        return number_of_batches(self.samples, self._batch_size, smallest)
 
     def steps_before(self, index: int) -> int:
         return index * len(self)
 
     def under(self, section: DataSection) -> Self:
+        if self._shuffle_seed is not None:
+            self._share.check(section.batch_size)
         other = copy.copy(self)
         other._batch_size = section.batch_size
         other._image_size = section.image_size or self._image_size
@@ -72,12 +86,16 @@ class FolderBatches:
             yield self._normalise(images), labels
 
     def _chosen(self, seed: list[int] | None) -> list[list[int]]:
-        """The numbers of the images in each batch."""
+        """The numbers of the images in this process's share of each batch."""
         order = np.arange(self.samples)
         if seed is not None:
             order = np.random.default_rng(seed).permutation(order)
         starts = range(0, len(self) * self._batch_size, self._batch_size)
-        return [order[start : start + self._batch_size].tolist() for start in starts]
+        batches = [order[start : start + self._batch_size] for start in starts]
+        if seed is None:
+            shares = [batch[self._share.of_test].tolist() for batch in batches]
+            return [share for share in shares if share]
+        return [batch[self._share.of_training(len(batch))].tolist() for batch in batches]
 
 
 class _DecodedBatches(Dataset[Batch | QdeployError]):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from qdeploy.data.batches import ArrayBatches, Batches, Normalisation, Shuffling
+from qdeploy.data.batches import WHOLE, ArrayBatches, Batches, Normalisation, Share, Shuffling
 from qdeploy.data.datasets import DATASETS
 from qdeploy.data.decoding import FolderBatches
 from qdeploy.data.files import find_files
@@ -43,20 +43,26 @@ def open_data(
     download: bool,
     device: torch.device | str,
     seed: int,
+    share: Share = WHOLE,
 ) -> Data:
-    """Opens the data set of a recipe, its batches on `device`.
+    """Opens the data set of a recipe, its batches on `device`; this process takes its `share` of each.
 
     Files are looked for below `root`, else below the recipe's root, else below ./data; missing
     ones are fetched if `download`. Raises QdeployError for files that are missing or damaged.
     """
     root = root or Path(section.root or _ROOT)
     if section.dataset == "folder":
-        return _open_folder(section, root, device, seed)
-    return _open_arrays(section, root, download, device, seed)
+        return _open_folder(section, root, device, seed, share)
+    return _open_arrays(section, root, download, device, seed, share)
 
 
 def _open_arrays(
-    section: DataSection, root: Path, download: bool, device: torch.device | str, seed: int
+    section: DataSection,
+    root: Path,
+    download: bool,
+    device: torch.device | str,
+    seed: int,
+    share: Share,
 ) -> Data:
     """A data set that fits on the device; it is tested in batches of 500 images or more."""
     spec = DATASETS[section.dataset]
@@ -74,12 +80,16 @@ def _open_arrays(
         input_shape=(channels, height, width),
         mean=mean,
         std=std,
-        train=ArrayBatches(train, section.batch_size, normalise, shuffling, section.image_size),
-        test=ArrayBatches(test, test_batch, normalise, image_size=section.image_size),
+        train=ArrayBatches(
+            train, section.batch_size, normalise, shuffling, section.image_size, share
+        ),
+        test=ArrayBatches(test, test_batch, normalise, image_size=section.image_size, share=share),
     )
 
 
-def _open_folder(section: DataSection, root: Path, device: torch.device | str, seed: int) -> Data:
+def _open_folder(
+    section: DataSection, root: Path, device: torch.device | str, seed: int, share: Share
+) -> Data:
     train, test = open_splits(root)
     mean, std = _normalisation(section, _IMAGENET_MEAN, _IMAGENET_STD)
     normalise = Normalisation(mean, std, device)
@@ -92,8 +102,8 @@ def _open_folder(section: DataSection, root: Path, device: torch.device | str, s
         input_shape=(3, size, size),
         mean=mean,
         std=std,
-        train=FolderBatches(train, *batching, shuffle_seed=seed),
-        test=FolderBatches(test, *batching),
+        train=FolderBatches(train, *batching, shuffle_seed=seed, share=share),
+        test=FolderBatches(test, *batching, share=share),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Grid
 from qdeploy.layers.fake_quantize import (
@@ -14,6 +15,7 @@ from qdeploy.layers.fake_quantize import (
     sign_of,
     symmetric_range,
 )
+from qdeploy.layers.precision import in_float32
 
 NO_DATA = (
     "an activation quantizer has seen no data, so it has no range: train the prepared "
@@ -52,6 +54,7 @@ class ActivationQuantizer(nn.Module):
     def reset(self) -> None:
         """Forgets what was observed."""
 
+    @in_float32
     def forward(self, x: Tensor) -> Tensor:
         if self.training or self.calibrating:
             self.observe(x.detach())
@@ -96,6 +99,8 @@ class SignActivation(ActivationQuantizer):
 class MovingRange(ActivationQuantizer):
     """Range from a moving average of each batch's minimum and maximum (Jacob et al., CVPR 2018).
 
+    In a run of several processes the batch is that of all of them.
+
     The average starts as a plain mean of the batches seen and turns into an exponential one
     with `decay` after 1 / (1 - decay) batches, so that it is right from the first batch on. In
     calibration it stays a plain mean.
@@ -133,8 +138,8 @@ class MovingRange(ActivationQuantizer):
         self.maximum += weight * (high - self.maximum)
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Minimum and maximum of a batch, as the average takes them in."""
-        return torch.aminmax(x)
+        """Minimum and maximum of the batch of all processes, as the average takes them in."""
+        return processes.extremes(*torch.aminmax(x))
 
     def reset(self) -> None:
         for buffer in (self.minimum, self.maximum, self.batches):

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qdeploy.layers.norm import batch_moments, over_channels
+
 if TYPE_CHECKING:
     from qdeploy.layers.quantized import QuantizedLayer
 
@@ -52,11 +54,6 @@ def shift_of(norm: BatchNorm, bias: Tensor | None) -> Tensor:
     assert norm.running_mean is not None
     offset = -norm.running_mean if bias is None else bias - norm.running_mean
     return gamma_beta(norm)[1] + gain_of(norm) * offset
-
-
-def over_channels(values: Tensor, y: Tensor) -> Tensor:
-    """values [out] shaped to broadcast over y [N, out, ...]."""
-    return values.reshape(1, -1, *[1] * (y.ndim - 2))
 
 
 def separate(layer: QuantizedLayer, x: Tensor) -> Tensor:
@@ -96,8 +93,7 @@ def two_conv(layer: QuantizedLayer, x: Tensor) -> Tensor:
 
 def batch_statistics(norm: BatchNorm, y: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of this batch, [out] each; moves the running ones as torch does."""
-    axes = [axis for axis in range(y.ndim) if axis != 1]
-    variance, mean = torch.var_mean(y, axes, correction=0)
+    mean, variance = batch_moments(y)
     # The module itself updates its running statistics; only that side effect is wanted.
     with torch.no_grad():
         norm(y)

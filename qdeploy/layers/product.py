@@ -1,4 +1,7 @@
-"""What a layer does with a weight, apart from the weight: convolve or multiply."""
+"""What a layer does with a weight, apart from the weight: convolve or multiply.
+
+In mixed precision the products are what runs in 16 bits; what they give is float32 again.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from qdeploy.layers.precision import widened
 
 
 class Product(Protocol):
@@ -40,7 +45,8 @@ class Convolution:
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self.border, mode=self.padding_mode), (0,) * self.dimensions
         convolve = F.conv1d if self.dimensions == 1 else F.conv2d
-        return convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        y = convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+        return widened(y)
 
     def __repr__(self) -> str:
         return (
@@ -59,7 +65,7 @@ class MatrixProduct:
         return self
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.linear(x, weight, bias)
+        return widened(F.linear(x, weight, bias))
 
     def __repr__(self) -> str:
         return "linear"

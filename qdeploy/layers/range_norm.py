@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qdeploy import processes
 from qdeploy.errors import QdeployError
-from qdeploy.layers.folding import BatchNorm, gamma_beta, over_channels
+from qdeploy.layers.folding import BatchNorm, gamma_beta
+from qdeploy.layers.norm import over_channels
 
 RangeConstant = Literal["paper", "code"]
 
@@ -60,7 +62,9 @@ class RangeBatchNorm(_BatchNorm):
         # Half precision would do for a range, but not for the mean of many values.
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         rows = values.transpose(0, 1).flatten(1)
-        mean, square = rows.mean(1), self.estimate(rows).square()
+        # Over several processes a batch has that many times the chunks.
+        mean = processes.mean(rows.mean(1))
+        square = processes.mean(self.estimate(rows)).square()
         self._move_statistics(mean.detach(), square.detach())
         gamma, beta = gamma_beta(self)
         gain = gamma * torch.rsqrt(square + self.eps)

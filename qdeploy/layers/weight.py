@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.grid import Grid
+from qdeploy.layers.precision import in_float32
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
@@ -54,6 +55,7 @@ class WeightQuantizer(nn.Module):
     def collapse(self, latent: Tensor) -> Collapsed:
         raise NotImplementedError
 
+    @in_float32
     def forward(self, gain: Tensor | None = None) -> Tensor:
         """The weight [out, ...]; `gain` [out] multiplies the latent first (BatchNorm folding)."""
         latent = self.scaled_latent(gain)

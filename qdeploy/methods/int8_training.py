@@ -17,6 +17,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from qdeploy import processes
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.folding import BatchNorm
@@ -153,7 +154,7 @@ class SampleRange(MovingRange):
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         low, high = torch.aminmax(x.reshape(len(x), -1), dim=1)
-        return low.mean(), high.mean()
+        return processes.mean(low.mean()), processes.mean(high.mean())
 
 
 def weight(site: WeightSite, bits: int, options: Int8TrainingOptions) -> UniformWeight:

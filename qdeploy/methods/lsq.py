@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import NO_DATA, ActivationQuantizer, MovingRange
@@ -140,7 +141,7 @@ class LsqActivation(ActivationQuantizer):
         if self._is_learning():
             return
         if self.calibrating or not self.batches:
-            mean_size = x.abs().mean()
+            mean_size = processes.mean(x.abs().mean())
             mean_size = torch.where(mean_size > 0, mean_size, 1.0)
             self.batches += 1
             start = first_step(mean_size, self.grid.highest - self.zero)

@@ -13,6 +13,7 @@ from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import NO_DATA
 from qdeploy.methods.dorefa import BITS, BoundedActivation, carrier, weight
@@ -98,7 +99,8 @@ class PactActivation(BoundedActivation):
 def first_alpha(x: Tensor, steps: int) -> Tensor:
     """2 mean|x| sqrt(steps), at most max|x|: where LSQ starts (Esser et al., arXiv 1902.08153)."""
     size = x.abs()
-    return torch.minimum(2 * size.mean() * steps**0.5, size.amax()).clamp(min=LEAST)
+    mean, (_, largest) = processes.mean(size.mean()), processes.extremes(*size.aminmax())
+    return torch.minimum(2 * mean * steps**0.5, largest).clamp(min=LEAST)
 
 
 METHOD = Method(

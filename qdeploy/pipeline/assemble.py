@@ -11,18 +11,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeploy.data import Data, PhasedBatches, open_data
+from qdeploy.data import WHOLE, Data, PhasedBatches, Share, open_data
 from qdeploy.errors import QdeployError
 from qdeploy.networks import load_network
 from qdeploy.preparation.prepare import prepare
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe
-from qdeploy.training.device import pick_device
 from qdeploy.training.evaluate import evaluation_mode
 
 
-def data_of(recipe: Recipe, root: Path | None, download: bool, device: str) -> Data:
-    return open_data(recipe.data, root, download, pick_device(device), recipe.train.seed)
+def data_of(
+    recipe: Recipe,
+    root: Path | None,
+    download: bool,
+    device: torch.device,
+    share: Share = WHOLE,
+) -> Data:
+    return open_data(recipe.data, root, download, device, recipe.train.seed, share)
 
 
 def float_network_of(recipe: Recipe, data: Data, copy: Path | None = None) -> nn.Module:
@@ -41,8 +46,11 @@ def float_network_of(recipe: Recipe, data: Data, copy: Path | None = None) -> nn
 def with_regime(data: Data, recipe: Recipe, network: nn.Module) -> Data:
     """The data under the recipe's regime.
 
-    Errors: QdeployError if the network does not take the images of one of its phases.
+    Errors: QdeployError if the network does not take the images of one of its phases, or the
+    processes of the run cannot share out its batches.
     """
+    for section in recipe.data.phases():
+        data.train.under(section)
     for size in {section.image_size for section in recipe.data.phases()}:
         if size is not None:
             resized = replace(data, input_shape=(data.input_shape[0], size, size))

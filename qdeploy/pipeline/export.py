@@ -173,7 +173,7 @@ def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: 
             f"`qdeploy train --resume -o {run.path}` goes on with it"
         )
     recipe = Recipe.load(run.recipe)
-    data = data_of(recipe, data_root, False, device)
+    data = data_of(recipe, data_root, False, pick_device(device))
     float_network = float_network_of(recipe, data, run.network)
     network = trainable(recipe, float_network, data)
     found = load_checkpoint(file)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from qdeploy import processes
 from qdeploy.recipe import Recipe
 from qdeploy.report.write import write_training_page
 from qdeploy.training.record import read_metrics
@@ -19,7 +20,11 @@ def live_page(run: RunFolder, recipe: Recipe) -> Iterator[Callable[[], None]]:
     """Yields what rewrites the run's page from its metrics.csv; it skips calls in quick succession.
 
     Inside the block the page says that the run goes on. However the block ends, it says no longer.
+    Of several processes the first one writes.
     """
+    if processes.rank() > 0:
+        yield lambda: None
+        return
     written = time.monotonic()
 
     def write(going: bool) -> None:

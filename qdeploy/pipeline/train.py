@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from lightning_fabric import Fabric
 from torch import nn
 
-from qdeploy.data import Data
+from qdeploy import processes
+from qdeploy.data import Data, Share
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.networks import network_source
@@ -25,6 +27,7 @@ from qdeploy.pipeline.regimes import regime_lines, with_regimes_of
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.training.console import Console
+from qdeploy.training.launch import first_process_first, launched, open_fabric
 from qdeploy.training.loop import fit
 from qdeploy.training.run import RunFolder, create_run, default_path
 from qdeploy.training.weights import load_float_weights
@@ -37,38 +40,62 @@ def train(
     data_root: Path | None = None,
     download: bool = False,
     device: str = "auto",
+    devices: int | None = None,
+    num_nodes: int | None = None,
     resume: bool = False,
     force: bool = False,
     stream: TextIO | None = None,
 ) -> RunFolder:
     """Trains a recipe and returns its run folder, `path` or a new one below ./runs.
 
-    data_root   takes the place of the recipe's data.root
-    device      auto, cpu or cuda
-    resume      goes on with the run in `path`, which must be one of this recipe
+    data_root           takes the place of the recipe's data.root
+    device              auto, cpu or cuda
+    devices, num_nodes  devices on each machine, and machines, see `open_fabric`; the recipe's
+                        batch size is that of all of them together
+    resume              goes on with the run in `path`, which must be one of this recipe
 
     Everything that can be wrong with the recipe, its network, its weights and its data is found
     before the folder is made. Errors: QdeployError.
     """
-    run = RunFolder(path or default_path(recipe))
-    if resume and run.recipe.is_file():
-        recipe = recipe_of_run(run, recipe)
-    recipe = with_root(recipe, data_root)
-    data = data_of(recipe, None, download, device)
-    float_network = float_network_of(recipe, data, run.network if resume else None)
-    if recipe.model.weights is not None:
-        load_float_weights(float_network, Path(recipe.model.weights))
-    trainable(recipe, float_network, data)  # finds the method's errors before hours in float
-    settled = with_regimes_of(float_network, recipe)
-    data = with_regime(data, settled, float_network)
-    create_run(run.path, recipe, resume=resume, force=force)
-    if not run.network.is_file():
-        keep_source(recipe, run)
-    recipe = settled
+    fabric = open_fabric(device, devices, num_nodes, recipe.train.precision)
+    with launched(fabric):
+        run = RunFolder(fabric.broadcast(path or default_path(recipe)))
+        with first_process_first(fabric):
+            if resume and run.recipe.is_file():
+                recipe = recipe_of_run(run, recipe)
+            recipe = with_root(recipe, data_root)
+            share = Share(processes.rank(), processes.count())
+            data = data_of(recipe, None, download, fabric.device, share)
+            float_network = float_network_of(recipe, data, run.network if resume else None)
+            if recipe.model.weights is not None:
+                load_float_weights(float_network, Path(recipe.model.weights))
+            trainable(recipe, float_network, data)  # finds its errors before hours in float
+            settled = with_regimes_of(float_network, recipe)
+            for section in settled.data.phases():
+                share.check(section.batch_size)
+            data = with_regime(data, settled, float_network)
+            if processes.rank() == 0:
+                create_run(run.path, recipe, resume=resume, force=force)
+                if not run.network.is_file():
+                    keep_source(recipe, run)
+        train_in(run, settled, float_network, data, fabric, resume, stream)
+    return run
+
+
+def train_in(
+    run: RunFolder,
+    recipe: Recipe,
+    float_network: nn.Module,
+    data: Data,
+    fabric: Fabric,
+    resume: bool,
+    stream: TextIO | None,
+) -> None:
+    """Trains first in float, if the recipe wants it, then what the recipe quantizes."""
     console = Console(run.log, stream)
     try:
         if recipe.train.float_epochs:
-            train_in_float(recipe, float_network, data, run, device, resume, stream)
+            train_in_float(recipe, float_network, data, run, fabric, resume, stream)
         network = trainable(recipe, float_network, data)
         console.log(
             f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {run.path}"
@@ -78,11 +105,10 @@ def train(
             console.log(line)
         warn_of_delay(network, data.train.steps_before(recipe.train.epochs), console)
         teacher = float_network if recipe.train.distill else None
-        fit_and_plot(network, data, recipe, run, console, device, resume, teacher)
+        fit_and_plot(network, data, recipe, run, console, fabric, resume, teacher)
     except KeyboardInterrupt:
         console.log(f"`qdeploy train -o {run.path} --resume` goes on from there")
         raise
-    return run
 
 
 def run_recipe(path: Path) -> Path:
@@ -149,7 +175,7 @@ def fit_and_plot(
     recipe: Recipe,
     run: RunFolder,
     console: Console,
-    device: str,
+    fabric: Fabric,
     resume: bool,
     teacher: nn.Module | None = None,
 ) -> None:
@@ -161,7 +187,7 @@ def fit_and_plot(
             run,
             console,
             fingerprint=fingerprint(recipe),
-            device=device,
+            fabric=fabric,
             resume=resume,
             teacher=teacher,
             after_epoch=rewrite,
@@ -173,7 +199,7 @@ def train_in_float(
     network: nn.Module,
     data: Data,
     run: RunFolder,
-    device: str,
+    fabric: Fabric,
     resume: bool,
     stream: TextIO | None,
 ) -> None:
@@ -182,10 +208,12 @@ def train_in_float(
     They are a run in the folder `float` of this one: the baseline that the report compares with.
     """
     baseline = float_recipe(recipe)
-    folder = create_run(run.float_run.path, baseline, resume=resume, force=not resume)
+    folder = run.float_run
+    if processes.rank() == 0:
+        create_run(folder.path, baseline, resume=resume, force=not resume)
     console = Console(folder.log, stream)
     console.log(f"{baseline.name}: {baseline.train.epochs} epochs in float")
-    fit_and_plot(network, data, baseline, folder, console, device, resume)
+    fit_and_plot(network, data, baseline, folder, console, fabric, resume)
     network.cpu()
 
 

@@ -20,8 +20,8 @@ class Checkpoint:
 
     `fingerprint` says which network and method were trained. `state` is the network's state
     dict and `shipped` the entries of it that are others in what would be exported now ({}
-    unless the integers were still being searched for). `rng` holds the states of torch's
-    random generators by device type.
+    unless the integers were still being searched for). `scaler` is the state of the loss scaling
+    of precision fp16, {} for others.
     """
 
     fingerprint: str
@@ -29,7 +29,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     shipped: dict[str, Tensor]
     optimizer: dict[str, Any]
-    rng: dict[str, Tensor]
+    scaler: dict[str, Any]
 
     @property
     def epoch(self) -> int:

@@ -17,13 +17,21 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from qdeploy import processes
+
 
 class Console:
-    """Lines to a stream (standard output unless given) and, where there is one, to a log file."""
+    """Lines to a stream (standard output unless given) and, where there is one, to a log file.
+
+    Only the first process of a run speaks and writes.
+    """
 
     def __init__(self, log: Path | None = None, stream: TextIO | None = None) -> None:
-        self._screen = rich.console.Console(file=stream or sys.stdout, highlight=False)
-        self._log = log
+        silent = processes.rank() > 0
+        self._screen = rich.console.Console(
+            file=stream or sys.stdout, highlight=False, quiet=silent
+        )
+        self._log = None if silent else log
 
     def log(self, text: str) -> None:
         """Print `text`, and append it to the log."""

@@ -1,6 +1,11 @@
-"""Which device a run uses."""
+"""Which device a run uses, and whether it gives the same bits each time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
+from torch import nn
 
 from qdeploy.errors import QdeployError
 
@@ -20,3 +25,29 @@ def pick_device(name: str) -> torch.device:
             "check the driver and that torch is a CUDA build, or choose cpu or auto"
         )
     return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+@contextmanager
+def determinism(wanted: bool) -> Iterator[None]:
+    """Inside the block, if `wanted`, torch runs only algorithms that always give the same bits.
+
+    Torch raises a RuntimeError that names the operator where it has none on this device.
+    """
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.deterministic = before[1]
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """`network` with its 4-d weights stored channels last, as images are (data/batches.py)."""
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return network

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from qdeploy import processes
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -23,6 +25,7 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Me
     """Metrics of `network` in evaluation mode over (images [N,C,H,W], labels [N]).
 
     With fewer than 5 classes, top-5 is the top of that many. Weights, buffers and modes stay.
+    In a run of several processes each gives the batches of its own, and all get the same means.
     """
     loss = top1 = top5 = samples = 0.0
     with evaluation_mode(network), torch.inference_mode():
@@ -33,6 +36,7 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Me
             top1 += hits[:, 0].sum().item()
             top5 += hits.sum().item()
             samples += len(labels)
+    loss, top1, top5, samples = processes.totals([loss, top1, top5, samples])
     return Metrics(loss / samples, top1 / samples, top5 / samples, int(samples))
 
 

@@ -1,28 +1,33 @@
 """The training loop, on Lightning Fabric."""
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
+from qdeploy import processes
 from qdeploy.data import Data
 from qdeploy.errors import QdeployError
+from qdeploy.layers.norm import norms_over_processes
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.recipe import TrainSection
 from qdeploy.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qdeploy.training.console import Console, TrainingBar
-from qdeploy.training.device import pick_device
+from qdeploy.training.device import channels_last, determinism
 from qdeploy.training.distillation import distillation_loss
 from qdeploy.training.evaluate import Metrics, evaluate, hits_of
 from qdeploy.training.optimizer import adjust_optimizer, drop_frozen, make_optimizer
 from qdeploy.training.record import EpochRecord, Running, write_metrics
-from qdeploy.training.rng import rng_state, set_rng_state
+from qdeploy.training.rng import seed_epoch
 from qdeploy.training.run import RunFolder
 from qdeploy.training.schedule import set_lr
 from qdeploy.training.search import is_searching, progress_of, set_progress, shipped
@@ -54,31 +59,36 @@ def fit(
     console: Console,
     *,
     fingerprint: str,
-    device: str = "auto",
+    fabric: Fabric,
     resume: bool = False,
     teacher: nn.Module | None = None,
     after_epoch: Callable[[], object] = lambda: None,
 ) -> Result:
     """Train `network` in place; after each epoch `run` holds all that is needed to go on.
 
-    `fingerprint` names network and method; a checkpoint of another is refused. `device` is auto,
-    cpu or cuda. `resume` goes on from the run's last checkpoint, if there is one, and ends, on a
-    CPU, in the very weights of a run that was never interrupted. `teacher` is the trained float
-    network that `settings.distill` learns from; it stays as it is. `after_epoch` is called when
-    the files of an epoch are in place.
+    `fingerprint` names network and method; a checkpoint of another is refused. `fabric` holds the
+    devices: every process of it calls `fit`, with its share of `data`, and the first one writes.
+    `resume` goes on from the run's last checkpoint, if there is one, and ends, on a CPU, in the
+    very weights of a run that was never interrupted. `teacher` is the trained float network that
+    `settings.distill` learns from; it stays as it is. `after_epoch` is called in the first process
+    when the files of an epoch are in place.
 
     Raises QdeployError if the loss is no longer finite, and passes KeyboardInterrupt on; the
     checkpoint of the last finished epoch stays in either case.
     """
-    torch.manual_seed(settings.seed)
     checkpoint = _last_checkpoint(run, fingerprint) if resume else None
-    training = Training(network, data, settings, device, checkpoint, teacher)
+    training = Training(network, data, settings, fabric, checkpoint, teacher)
     history = checkpoint.history if checkpoint else []
     if checkpoint:
         console.log(f"resumed after epoch {checkpoint.epoch} of {settings.epochs}")
-    write_metrics(run.metrics, history)  # takes back an epoch that never got its checkpoint
+    if processes.rank() == 0:
+        write_metrics(run.metrics, history)  # takes back an epoch that never got its checkpoint
     try:
-        with console.progress(settings.epochs, data.train.samples, done=len(history)) as bar:
+        with (
+            determinism(settings.deterministic),
+            norms_over_processes(network),
+            console.progress(settings.epochs, data.train.samples, done=len(history)) as bar,
+        ):
             for epoch in range(len(history), settings.epochs):
                 started = time.perf_counter()
                 training.enter(epoch)
@@ -86,10 +96,11 @@ def fit(
                 tested, buffers = training.evaluate(epoch)
                 seconds = time.perf_counter() - started
                 record = training.record(epoch, trained, tested, seconds)
-                _keep(training.checkpoint(fingerprint, [*history, record], buffers), run)
+                if processes.rank() == 0:
+                    _keep(training.checkpoint(fingerprint, [*history, record], buffers), run)
+                    after_epoch()
                 history.append(record)
                 console.log(str(record))
-                after_epoch()
     except KeyboardInterrupt:
         console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")
         raise
@@ -104,33 +115,50 @@ class Training:
         network: nn.Module,
         data: Data,
         settings: TrainSection,
-        device: str,
+        fabric: Fabric,
         checkpoint: Checkpoint | None,
         teacher: nn.Module | None,
     ) -> None:
         self.data = data
         self.settings = settings
-        self.fabric = Fabric(accelerator=pick_device(device).type, devices=1)
-        self.network = self.fabric.to_device(network)
+        self.fabric = fabric
+        self.network = fabric.to_device(channels_last(network))
         if checkpoint:
             # Which parameters are frozen is not in the state, but decides what the optimizer has.
             set_progress(network, checkpoint.epoch - 1, settings.epochs)
             load_network_state(network, checkpoint, shipped=False)
-        self.teacher = teacher and self.fabric.to_device(teacher.eval().requires_grad_(False))
+        if teacher:
+            fabric.to_device(channels_last(teacher.eval().requires_grad_(False)))
+        self.teacher = teacher
         self.phase = self.settings_after(checkpoint.epoch if checkpoint else 0)
         optimizer = make_optimizer(network, self.phase)
         if checkpoint:
             optimizer.load_state_dict(checkpoint.optimizer)
-            set_rng_state(checkpoint.rng)
-        self.model, self.optimizer = self.fabric.setup(network, optimizer)
+            fabric.strategy.precision.load_state_dict(checkpoint.scaler)
+        self.optimizer = self._set_up(optimizer)
+        self.model = network
+        self._trained: list[str] = []
 
     def enter(self, epoch: int) -> None:
         """Move the network's own schedules to `epoch`, and let go of what it freezes then."""
         was_searching = is_searching(self.network)
         set_progress(self.network, epoch, self.settings.epochs)
         drop_frozen(self.optimizer)
+        self._share_gradients()
+        seed_epoch(self.settings.seed, epoch)
         if was_searching and not is_searching(self.network):
             calibrate(self.network, self.calibration_batches(epoch))
+
+    def _share_gradients(self) -> None:
+        """Set the network up to average the gradients of its present parameters over processes.
+
+        That waits for the gradient of each of them, so it is done anew when some are frozen.
+        """
+        trained = [name for name, p in self.network.named_parameters() if p.requires_grad]
+        if trained != self._trained:
+            self.model = self.network
+            gc.collect()  # the averaging of before ends with its last reference
+            self.model, self._trained = self.fabric.setup_module(self.network), trained
 
     def train(self, epoch: int, bar: TrainingBar) -> Running:
         """One pass over the training set; returns the means while the weights moved."""
@@ -144,8 +172,9 @@ class Training:
             loss, hits, hits5 = self.train_step(images, labels)
             if not math.isfinite(loss):
                 raise _diverged(f"loss {loss} in epoch {epoch + 1}, step {step + 1}", lr)
-            running.add(loss, hits, hits5, len(labels))
-            bar.advance(epoch, len(labels), running.loss, running.top1)
+            images_trained = len(labels) * processes.count()
+            running.add(loss, hits, hits5, images_trained)
+            bar.advance(epoch, images_trained, running.loss, running.top1)
         return running
 
     def settings_after(self, epochs: int) -> TrainSection:
@@ -157,10 +186,13 @@ class Training:
         """Give the optimizer the settings of `step` of the run; one of another kind starts anew."""
         settings = self.settings.at(epoch, step)
         if settings.optimizer != self.phase.optimizer:
-            self.optimizer = self.fabric.setup_optimizers(make_optimizer(self.network, settings))
+            self.optimizer = self._set_up(make_optimizer(self.network, settings))
         elif settings != self.phase:
             adjust_optimizer(self.optimizer, settings)
         self.phase = settings
+
+    def _set_up(self, optimizer: Optimizer) -> Optimizer:
+        return cast(Optimizer, self.fabric.setup_optimizers(optimizer))
 
     def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The cross entropy and, with a teacher, its share of distillation."""
@@ -173,7 +205,10 @@ class Training:
         return (1 - share) * loss + share * distillation_loss(logits, taught)
 
     def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int, int]:
-        """One step of the optimizer; the batch's mean loss, how many were right, and in the top 5."""
+        """One step of the optimizer; the batch's mean loss, how many were right, and in the top 5.
+
+        They are those of all processes: either all of them find the loss finite, or none.
+        """
         logits = self.model(images)
         loss = self.loss(logits, images, labels)
         self.optimizer.zero_grad()
@@ -187,8 +222,9 @@ class Training:
             )
         self.optimizer.step()
         # Reading a value waits for the device, so only when it has been given all its work.
-        hits = hits_of(logits, labels)
-        return loss.item(), int(hits[:, 0].sum()), int(hits.sum())
+        hits = processes.total(hits_of(logits, labels).sum(0))
+        loss = processes.mean(loss.detach())
+        return loss.item(), int(hits[0]), int(hits.sum())
 
     def evaluate(self, epoch: int) -> tuple[Metrics, dict[str, Tensor]]:
         """Metrics of the weights that would ship now, and those of their buffers that differ."""
@@ -228,7 +264,7 @@ class Training:
             state=self.network.state_dict(),
             shipped=buffers,
             optimizer=self.optimizer.state_dict(),
-            rng=rng_state(),
+            scaler=self.fabric.strategy.precision.state_dict(),
         )
 
     @property

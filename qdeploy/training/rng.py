@@ -1,19 +1,15 @@
-"""The states of torch's random generators, by device type; dropout draws from them."""
+"""Torch's random numbers, which dropout draws from."""
 
+import numpy as np
 import torch
-from torch import Tensor
+
+from qdeploy import processes
 
 
-def rng_state() -> dict[str, Tensor]:
-    """The generators' states now."""
-    states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Let what torch draws in an epoch depend on the seed, the epoch and the process alone.
 
-
-def set_rng_state(states: dict[str, Tensor]) -> None:
-    """Put back what `rng_state` gave, as far as this machine has the devices."""
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    So a resumed run draws the same numbers, and no two processes drop the same units.
+    """
+    sequence = np.random.SeedSequence([seed, epoch, processes.rank()])
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))

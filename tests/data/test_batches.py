@@ -8,21 +8,27 @@ from hypothesis import strategies as st
 from published import random_images
 
 from qdeploy.data.batches import (
+    WHOLE,
     ArrayBatches,
     Normalisation,
+    Share,
     Shuffling,
     augment,
     number_of_batches,
 )
 from qdeploy.data.contents import LabelledImages
+from qdeploy.errors import QdeployError
 
 UNCHANGED = Normalisation([0.0], [1 / 255], "cpu")
 
 
-def batches(count: int, batch_size: int, shuffling: Shuffling | None = None) -> ArrayBatches:
+def batches(
+    count: int, batch_size: int, shuffling: Shuffling | None = None, share: Share = WHOLE
+) -> ArrayBatches:
     """Images of one pixel; image n has pixel and label n."""
     pixels = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
-    return ArrayBatches(LabelledImages(pixels, np.arange(count)), batch_size, UNCHANGED, shuffling)
+    data = LabelledImages(pixels, np.arange(count))
+    return ArrayBatches(data, batch_size, UNCHANGED, shuffling, share=share)
 
 
 def labels_of(some: ArrayBatches, index: int) -> list[int]:
@@ -53,11 +59,11 @@ def test_length_is_the_number_of_batches(count, batch_size, shuffled):
 
 
 @pytest.mark.parametrize(
-    ("samples", "training", "expected"),
-    [(8, True, 2), (9, True, 2), (10, True, 3), (8, False, 2), (9, False, 3), (1, True, 0)],
+    ("samples", "smallest", "expected"),
+    [(8, 2, 2), (9, 2, 2), (10, 2, 3), (8, 1, 2), (9, 1, 3), (1, 2, 0), (10, 3, 2), (11, 3, 3)],
 )
-def test_only_a_single_last_image_is_left_out_of_training(samples, training, expected):
-    assert number_of_batches(samples, 4, training) == expected
+def test_a_last_batch_that_is_too_small_is_left_out(samples, smallest, expected):
+    assert number_of_batches(samples, 4, smallest) == expected
 
 
 def test_an_epoch_of_training_has_each_image_once_with_its_label():
@@ -124,3 +130,45 @@ def test_cuda_sees_the_same_batches():
         assert same.is_cuda
         torch.testing.assert_close(same.cpu(), images)
         assert torch.equal(same_labels.cpu(), labels)
+
+
+def test_batches_are_stored_channels_last():
+    images, labels = random_images(4, 3, 5, 6)
+    some = ArrayBatches(LabelledImages(images, labels), 4, Normalisation([0] * 3, [1] * 3, "cpu"))
+    [(batch, _)] = some.epoch(0)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+
+
+class TestShares:
+    @given(count=st.integers(2, 40), processes=st.integers(1, 4))
+    def test_together_the_processes_train_on_the_batches_of_one(self, count, processes):
+        shuffling = Shuffling(seed=1, pad_crop=1)
+        parts = [
+            list(batches(count, 12, shuffling, Share(rank, processes)).epoch(3))
+            for rank in range(processes)
+        ]
+        left = 0
+        for step, (images, labels) in enumerate(batches(count, 12, shuffling).epoch(3)):
+            same = [part[step] for part in parts if step < len(part)]
+            kept = sum(len(some) for _, some in same)
+            assert len(same) in (0, processes)
+            assert kept <= len(labels) < kept + processes
+            if same:
+                assert {len(some) for _, some in same} == {kept // processes}
+                order = torch.cat([some for _, some in same]).argsort()
+                wanted = labels[:kept].argsort()
+                together = torch.cat([some for some, _ in same])
+                assert torch.equal(together[order], images[:kept][wanted])
+            left += len(labels) - kept
+        assert left < processes
+
+    @given(count=st.integers(1, 20), processes=st.integers(1, 5))
+    def test_every_image_is_tested_once(self, count, processes):
+        shares = [batches(count, 6, None, Share(rank, processes)) for rank in range(processes)]
+        found = [labels for some in shares for _, labels in some.epoch(0)]
+        assert sorted(torch.cat(found).tolist()) == list(range(count))
+
+    def test_a_batch_that_cannot_be_shared_out_evenly_is_refused(self):
+        with pytest.raises(QdeployError, match=r"data\.batch_size 10 .* choose a multiple of 4"):
+            batches(30, 10, Shuffling(seed=0), Share(1, 4))
+        assert len(batches(30, 10, None, Share(1, 4))) == 3

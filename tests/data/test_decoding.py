@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from published import random_images
 
-from qdeploy.data.batches import Normalisation
+from qdeploy.data.batches import Normalisation, Share
 from qdeploy.data.decoding import FolderBatches, decode
 from qdeploy.data.folder import ImageFolder
 from qdeploy.errors import QdeployError
@@ -102,3 +102,16 @@ def test_any_truncation_is_an_error_or_an_image(tmp_path, suffix):
         except QdeployError:
             errors += 1
     assert errors > len(content) // 7 // 2
+
+
+def test_two_processes_share_the_batches_of_one(images):
+    def shares(shuffle_seed):
+        options = (16, 4, 0, PIXELS, shuffle_seed)
+        return [list(FolderBatches(images, *options, Share(rank, 2)).epoch(1)) for rank in (0, 1)]
+
+    # 9 images: two batches of 4, and a last one of a single image, only for testing.
+    whole = list(batches(images, workers=0, shuffle_seed=7).epoch(1))
+    for (first, _), (second, _), (all_four, _) in zip(*shares(7), whole, strict=True):
+        assert torch.equal(torch.stack([first, second], 1).flatten(0, 1), all_four)
+    tested = [labels for share in shares(None) for _, labels in share]
+    assert torch.cat(tested).bincount().tolist() == [3, 3, 3]

@@ -24,7 +24,7 @@ def checkpoint() -> Checkpoint:
         state=layer.state_dict(),
         shipped={"mean": torch.ones(3)},
         optimizer=optimizer.state_dict(),
-        rng={"cpu": torch.get_rng_state()},
+        scaler={"scale": 2.0},
     )
 
 
@@ -34,7 +34,7 @@ def test_it_comes_back_exactly(tmp_path: Path) -> None:
     loaded = load_checkpoint(tmp_path / "last.pt")
 
     assert (loaded.fingerprint, loaded.history, loaded.epoch) == (saved.fingerprint, [RECORD], 1)
-    for name in ("state", "shipped", "rng"):
+    for name in ("state", "shipped", "scaler"):
         torch.testing.assert_close(getattr(loaded, name), getattr(saved, name), rtol=0, atol=0)
     assert loaded.optimizer["param_groups"] == saved.optimizer["param_groups"]
     torch.testing.assert_close(loaded.optimizer["state"], saved.optimizer["state"], rtol=0, atol=0)
@@ -59,7 +59,7 @@ def test_a_foreign_file_is_refused(tmp_path: Path, content: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [{"weight": torch.ones(1)}, torch.ones(1), {"version": 1, "rng": {}}]
+    "content", [{"weight": torch.ones(1)}, torch.ones(1), {"version": 2, "scaler": {}}]
 )
 def test_tensors_that_are_no_checkpoint_are_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "last.pt")
@@ -79,7 +79,7 @@ class TouchesAFile:
     "save", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x, protocol=2))]
 )
 def test_code_in_a_file_does_not_run(tmp_path: Path, save: object) -> None:
-    save({"version": 1, "rng": TouchesAFile(tmp_path / "touched")}, tmp_path / "last.pt")
+    save({"version": 2, "scaler": TouchesAFile(tmp_path / "touched")}, tmp_path / "last.pt")
     with pytest.raises(QdeployError, match="no file of tensors"):
         load_checkpoint(tmp_path / "last.pt")
     assert not (tmp_path / "touched").exists()

@@ -5,12 +5,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from qdeploy.recipe import DataSection, ModelSection, Recipe, TrainSection
 from qdeploy.training.console import Console
+from qdeploy.training.launch import open_fabric
 from qdeploy.training.loop import Result, fit
 from qdeploy.training.run import RunFolder
 
@@ -68,6 +70,12 @@ def tiny_network() -> nn.Sequential:
     )
 
 
+def seed_by_hand(epoch: int) -> None:
+    """What torch draws depends on the seed, 3, the epoch and the process, 0."""
+    sequence = np.random.SeedSequence([3, epoch, 0])
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+
 class SignSearch(nn.Module):
     """A toy binary network: trains tanh(logits), ships sign(logits), commits at an epoch."""
 
@@ -107,7 +115,7 @@ def tiny_fit(network: nn.Module, folder: Path, **changes: object) -> Result:
     """fit() on the tiny data; `changes` are settings, or `data`, `console`, `resume`..."""
     folder.mkdir(exist_ok=True)
     others = {"data": tiny_data(), "console": Console(stream=io.StringIO())}
-    others |= {"fingerprint": "tiny", "device": "cpu"}
+    others |= {"fingerprint": "tiny", "fabric": open_fabric("cpu")}
     settings = {key: changes.pop(key) for key in list(changes) if key in TrainSection.model_fields}
     return fit(
         network,
