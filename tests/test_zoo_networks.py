@@ -200,7 +200,7 @@ def norms_trained(network):
     """The network with BatchNorms that do something, in evaluation mode."""
     generator = torch.Generator().manual_seed(1)
     for norm in network.modules():
-        if isinstance(norm, nn.BatchNorm2d):
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
             for values in (norm.weight, norm.running_var):
                 values.data.uniform_(0.5, 1.5, generator=generator)
             for values in (norm.bias, norm.running_mean):
@@ -227,6 +227,17 @@ def test_each_block_computes_its_order(make, norm_first):
         expected = F.relu(y + block.shortcut(x))
         x = block(x)
         torch.testing.assert_close(x, expected)
+
+
+@torch.no_grad()
+def test_lenet_computes_its_order():
+    net = norms_trained(lenet5(norm_first=True))
+    x = torch.randn(3, 1, 28, 28)
+    y = F.max_pool2d(F.relu(normed(net.conv1(x), net.bn1)), 2)
+    y = F.max_pool2d(F.relu(net.conv2(normed(y, net.bn2))), 2).flatten(1)
+    y = F.relu(net.fc1(normed(y, net.bn3)))
+    y = F.relu(net.fc2(normed(y, net.bn4)))
+    torch.testing.assert_close(net(x), net.fc3(y))
 
 
 @torch.no_grad()

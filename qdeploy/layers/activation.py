@@ -7,7 +7,18 @@ from torch import Tensor, nn
 
 from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Grid
-from qdeploy.layers.fake_quantize import affine_range, fake_quantize, sign_of, symmetric_range
+from qdeploy.layers.fake_quantize import (
+    affine_range,
+    fake_quantize,
+    fake_sign,
+    sign_of,
+    symmetric_range,
+)
+
+NO_DATA = (
+    "an activation quantizer has seen no data, so it has no range: train the prepared "
+    "network, or call qdeploy.calibrate(prepared, batches) with a few batches"
+)
 
 
 class ActivationQuantizer(nn.Module):
@@ -65,7 +76,7 @@ class ActivationQuantizer(nn.Module):
 
 
 class SignActivation(ActivationQuantizer):
-    """-1 or +1. The gradient passes where |x| < 1 (Hubara et al., NeurIPS 2016, eq. 4)."""
+    """-1 or +1, see `fake_sign`."""
 
     def __init__(self) -> None:
         super().__init__(SIGN)
@@ -76,8 +87,7 @@ class SignActivation(ActivationQuantizer):
         return self.scale, 128 * self.scale
 
     def relax(self, x: Tensor) -> Tensor:
-        clipped = x.clamp(-1, 1)
-        return clipped + (sign_of(x) - clipped).detach()
+        return fake_sign(x)
 
     def round(self, x: Tensor) -> Tensor:
         return sign_of(x)
@@ -145,10 +155,7 @@ class MovingRange(ActivationQuantizer):
         if self._has_range:
             return
         if not self.batches:
-            raise QdeployError(
-                "an activation quantizer has seen no data, so it has no range: train the prepared "
-                "network, or call qdeploy.calibrate(prepared, batches) with a few batches"
-            )
+            raise QdeployError(NO_DATA)
         self._has_range = True
 
     def extra_repr(self) -> str:
