@@ -50,7 +50,7 @@ def test_methods_are_listed_with_what_they_can_do():
     assert [line.split()[0] for line in lines] == available()
     slb = next(line for line in lines if line.startswith("slb"))
     assert find("slb").summary in slb
-    assert slb.endswith("[weights 1, 2, 4; activations 8 or float]")
+    assert slb.endswith("[weights 1-2, 4; activations 8 or float]")
 
 
 def test_models_lists_networks_and_recipes_with_their_first_line():

@@ -71,7 +71,7 @@ WHOLE = Share()
 class Normalisation:
     """(pixel / 255 - mean) / std per channel.
 
-    Images are stored channels last: the convolutions of ResNet-20 then train 1.2 to 1.5 times as
+    Images are stored channels last: the convolutions of ResNet-20 then train up to 1.5 times as
     fast on a CPU, those of LeNet-5 as fast as before.
     """
 
