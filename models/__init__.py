@@ -6,6 +6,9 @@ Nothing here knows of quantization. Installed as qdeploy.models.
 # Zoo name -> where its function is.
 NETWORKS = {
     "lenet5": "qdeploy.models.lenet5:lenet5",
+    "nin": "qdeploy.models.nin:nin",
     "resnet18": "qdeploy.models.resnet:resnet18",
     "resnet20": "qdeploy.models.resnet:resnet20",
+    "resnet20s": "qdeploy.models.resnet:resnet20s",
+    "resnet50": "qdeploy.models.resnet:resnet50",
 }

@@ -1,52 +1,29 @@
-"""Residual networks (He et al., CVPR 2016): ResNet-18, and the narrow ResNet-20 for CIFAR-10."""
+"""Residual networks (He et al., CVPR 2016), the ImageNet and the CIFAR-10 kind.
+
+norm_first puts each BatchNorm of a block before its convolution, over what that reads: the order
+of XNOR-Net (Rastegari et al., ECCV 2016). Stem, shortcuts, additions and ReLUs stay as they are.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 
-def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+class ResNet(nn.Module):
+    """Images [N, in_channels, H, W] to logits [N, num_classes]."""
 
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, projected where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(
+        self, stem: nn.Module, blocks: Iterable[nn.Module], channels: int, num_classes: int
+    ) -> None:
         super().__init__()
-        self.conv1 = conv3x3(inputs, outputs, stride)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = conv3x3(outputs, outputs)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return torch.relu(y + self.shortcut(x))
-
-
-class ResNet18(nn.Module):
-    """Images [N, in_channels, H, W] to logits [N, num_classes].
-
-    stem   "cifar": a 3x3 convolution, for images of 32 pixels; "imagenet": a 7x7 convolution with
-           stride 2 and a pooling by maximum, for 224
-    """
-
-    def __init__(self, num_classes: int = 10, in_channels: int = 3, stem: str = "cifar") -> None:
-        super().__init__()
-        if stem not in STEMS:
-            raise ValueError(f"stem is one of {', '.join(STEMS)}, not {stem!r}")
-        self.stem = STEMS[stem](in_channels)
-        self.layers = nn.Sequential(
-            *stage(64, 64, 1), *stage(64, 128, 2), *stage(128, 256, 2), *stage(256, 512, 2)
-        )
+        self.stem = stem
+        self.layers = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(512, num_classes)
+        self.fc = nn.Linear(channels, num_classes)
         initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,8 +32,122 @@ class ResNet18(nn.Module):
         return logits
 
 
-def cifar_stem(in_channels: int) -> nn.Sequential:
-    return nn.Sequential(conv3x3(in_channels, 64), nn.BatchNorm2d(64), nn.ReLU())
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(
+        self,
+        inputs: int,
+        middle: int,
+        outputs: int,
+        stride: int,
+        shortcut: nn.Module,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.conv1 = conv3x3(inputs, middle, stride)
+        self.bn1 = norm_of(self.conv1, norm_first)
+        self.conv2 = conv3x3(middle, outputs)
+        self.bn2 = norm_of(self.conv2, norm_first)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm_first:
+            y = torch.relu(self.conv1(self.bn1(x)))
+            y = self.conv2(self.bn2(y))
+        else:
+            y = torch.relu(self.bn1(self.conv1(x)))
+            y = self.bn2(self.conv2(y))
+        return torch.relu(y + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions beside a shortcut; the 3x3 has the stride."""
+
+    def __init__(
+        self,
+        inputs: int,
+        middle: int,
+        outputs: int,
+        stride: int,
+        shortcut: nn.Module,
+        norm_first: bool,
+    ) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.conv1 = conv1x1(inputs, middle)
+        self.bn1 = norm_of(self.conv1, norm_first)
+        self.conv2 = conv3x3(middle, middle, stride)
+        self.bn2 = norm_of(self.conv2, norm_first)
+        self.conv3 = conv1x1(middle, outputs)
+        self.bn3 = norm_of(self.conv3, norm_first)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm_first:
+            y = torch.relu(self.conv1(self.bn1(x)))
+            y = torch.relu(self.conv2(self.bn2(y)))
+            y = self.conv3(self.bn3(y))
+        else:
+            y = torch.relu(self.bn1(self.conv1(x)))
+            y = torch.relu(self.bn2(self.conv2(y)))
+            y = self.bn3(self.conv3(y))
+        return torch.relu(y + self.shortcut(x))
+
+
+def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+def conv1x1(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+
+def norm_of(conv: nn.Conv2d, norm_first: bool) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(conv.in_channels if norm_first else conv.out_channels)
+
+
+def projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(conv1x1(inputs, outputs, stride), nn.BatchNorm2d(outputs))
+
+
+class Padding(nn.Module):
+    """Every second pixel in both directions, and zeros for the new channels."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (outputs - inputs) // 2
+        self.behind = outputs - inputs - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        return pad(x, (0, 0, 0, 0, self.before, self.behind))
+
+
+def stages(
+    block: type[BasicBlock] | type[Bottleneck],
+    shortcut: Callable[[int, int, int], nn.Module],
+    inputs: int,
+    shapes: Iterable[tuple[int, int, int]],
+    norm_first: bool,
+) -> Iterable[nn.Module]:
+    """The blocks of stages of (blocks, middle, outputs); each stage but the first halves the image.
+
+    shortcut makes what stands beside a block that changes the shape, by inputs, outputs, stride.
+    """
+    for stage, (blocks, middle, outputs) in enumerate(shapes):
+        for index in range(blocks):
+            stride = 2 if stage > 0 and index == 0 else 1
+            same = stride == 1 and inputs == outputs
+            beside = nn.Identity() if same else shortcut(inputs, outputs, stride)
+            yield block(inputs, middle, outputs, stride, beside, norm_first)
+            inputs = outputs
+
+
+def cifar_stem(in_channels: int, channels: int = 64) -> nn.Sequential:
+    return nn.Sequential(conv3x3(in_channels, channels), nn.BatchNorm2d(channels), nn.ReLU())
 
 
 def imagenet_stem(in_channels: int) -> nn.Sequential:
@@ -67,55 +158,12 @@ def imagenet_stem(in_channels: int) -> nn.Sequential:
 STEMS = {"cifar": cifar_stem, "imagenet": imagenet_stem}
 
 
-def stage(inputs: int, outputs: int, stride: int) -> list[BasicBlock]:
-    return [BasicBlock(inputs, outputs, stride), BasicBlock(outputs, outputs, 1)]
-
-
-class WideningBlock(nn.Module):
-    """The second convolution widens; a stage's first block has a bare 1x1 for a shortcut."""
-
-    def __init__(self, inputs: int, middle: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = conv3x3(inputs, middle, stride)
-        self.bn1 = nn.BatchNorm2d(middle)
-        self.conv2 = conv3x3(middle, outputs)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.shortcut: nn.Module = nn.Identity()
-        if inputs != outputs:
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return torch.relu(y + self.shortcut(x))
-
-
-class ResNet20(nn.Module):
-    """The ResNet-20 of github.com/onion-rain/MCTS: images [N, 3, 32, 32] to [N, num_classes].
-
-    Three stages of three blocks, 16, 32 and 64 wide inside and four times that between them:
-    1,110,522 parameters, 159,951,370 multiply-accumulates.
-    """
-
-    def __init__(self, num_classes: int = 10, in_channels: int = 3) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(conv3x3(in_channels, 16), nn.BatchNorm2d(16), nn.ReLU())
-        blocks, inputs = [], 16
-        for middle, stride in ((16, 1), (32, 2), (64, 2)):
-            for index in range(3):
-                blocks.append(
-                    WideningBlock(inputs, middle, 4 * middle, stride if index == 0 else 1)
-                )
-                inputs = 4 * middle
-        self.layers = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(256, num_classes)
-        initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(self.layers(self.stem(x)))
-        logits: Tensor = self.fc(torch.flatten(x, 1))
-        return logits
+def stem_of(name: str, in_channels: int) -> nn.Sequential:
+    """For images of 32 pixels "cifar", a 3x3 convolution; for 224 "imagenet", a 7x7 convolution
+    with stride 2 and a pooling by maximum."""
+    if name not in STEMS:
+        raise ValueError(f"stem is one of {', '.join(STEMS)}, not {name!r}")
+    return STEMS[name](in_channels)
 
 
 def initialise(network: nn.Module) -> None:
@@ -125,11 +173,40 @@ def initialise(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
-def resnet18(num_classes: int = 10, in_channels: int = 3, stem: str = "cifar") -> ResNet18:
+def resnet18(
+    num_classes: int = 10, in_channels: int = 3, stem: str = "cifar", norm_first: bool = False
+) -> ResNet:
     """ResNet-18; stem "cifar" or "imagenet"."""
-    return ResNet18(num_classes, in_channels, stem)
+    shapes = [(2, 64, 64), (2, 128, 128), (2, 256, 256), (2, 512, 512)]
+    blocks = stages(BasicBlock, projection, 64, shapes, norm_first)
+    return ResNet(stem_of(stem, in_channels), blocks, 512, num_classes)
 
 
-def resnet20(num_classes: int = 10, in_channels: int = 3) -> ResNet20:
-    """The wide ResNet-20 of the seed; see the class."""
-    return ResNet20(num_classes, in_channels)
+def resnet50(
+    num_classes: int = 10, in_channels: int = 3, stem: str = "cifar", norm_first: bool = False
+) -> ResNet:
+    """ResNet-50; stem "cifar" or "imagenet"."""
+    shapes = [(3, 64, 256), (4, 128, 512), (6, 256, 1024), (3, 512, 2048)]
+    blocks = stages(Bottleneck, projection, 64, shapes, norm_first)
+    return ResNet(stem_of(stem, in_channels), blocks, 2048, num_classes)
+
+
+def resnet20(num_classes: int = 10, in_channels: int = 3, norm_first: bool = False) -> ResNet:
+    """The wide ResNet-20 of github.com/onion-rain/MCTS, for images of 32 pixels.
+
+    The second convolution of a block widens, and shortcuts are bare 1x1 convolutions: 1,110,522
+    parameters.
+    """
+    shapes = [(3, 16, 64), (3, 32, 128), (3, 64, 256)]
+    blocks = stages(BasicBlock, conv1x1, 16, shapes, norm_first)
+    return ResNet(cifar_stem(in_channels, 16), blocks, 256, num_classes)
+
+
+def resnet20s(num_classes: int = 10, in_channels: int = 3, norm_first: bool = False) -> ResNet:
+    """The small ResNet-20 of He et al., for images of 32 pixels; its shortcuts have no parameters.
+
+    269,722 parameters in all.
+    """
+    shapes = [(3, 16, 16), (3, 32, 32), (3, 64, 64)]
+    blocks = stages(BasicBlock, Padding, 16, shapes, norm_first)
+    return ResNet(cifar_stem(in_channels, 16), blocks, 64, num_classes)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from qdeploy.errors import QdeployError
 
 if TYPE_CHECKING:
+    from qdeploy.deploy.complexity import complexity
     from qdeploy.deploy.convert import convert
     from qdeploy.deploy.export import export
     from qdeploy.networks import load_network
@@ -21,11 +22,14 @@ if TYPE_CHECKING:
     from qdeploy.preparation.prepare import prepare
 
 __version__ = version("qdeploy")
-__all__ = ["QdeployError", "calibrate", "convert", "export", "load_network", "prepare"]
+__all__ = [
+    "QdeployError", "calibrate", "complexity", "convert", "export", "load_network", "prepare",
+]  # fmt: skip
 
 # Loaded when first used: torch takes seconds to import, and `qdeploy --help` needs none of it.
 _HOMES = {
     "calibrate": "qdeploy.preparation.calibrate",
+    "complexity": "qdeploy.deploy.complexity",
     "convert": "qdeploy.deploy.convert",
     "export": "qdeploy.deploy.export",
     "load_network": "qdeploy.networks",

@@ -23,7 +23,7 @@ ALLOWED = {
     "processes": set(),
     "models": set(),
     "layers": {"grid", "processes"},
-    "methods": {"layers", "grid"},
+    "methods": {"layers", "grid", "processes"},
     "benchmark": set(),
     "report": {"benchmark"},
     "data": set(),
@@ -42,6 +42,7 @@ ALLOWED = {
 # Within deploy, the files that know what is trained; the others see an integer network only.
 KNOW_TRAINING = {
     "deploy.convert": {"preparation", "layers"},
+    "deploy.complexity": {"preparation", "layers"},
     "deploy.layer_trace": {"preparation"},
     "deploy.describe": {"preparation"},  # trace.called_module
     "deploy.export": {"preparation"},  # prepared.PreparedNetwork, to convert it

@@ -18,7 +18,7 @@ def printed(*arguments, code=0):
     return result.output
 
 
-@pytest.mark.parametrize("command", ["train", "export", "benchmark", "methods", "models"])
+@pytest.mark.parametrize("command", ["train", "export", "benchmark", "report", "methods", "models"])
 def test_every_command_explains_itself(command):
     assert f"{command} " in printed("--help")
     text = printed(command, "--help")
@@ -55,7 +55,7 @@ def test_methods_are_listed_with_what_they_can_do():
 
 def test_models_lists_networks_and_recipes_with_their_first_line():
     first, *rest = printed("models").splitlines()
-    assert first == "networks: lenet5, resnet18, resnet20"
+    assert first == "networks: lenet5, nin, resnet18, resnet20, resnet20s, resnet50"
     assert [line.split()[0] for line in rest] == zoo_recipes()
     assert all(re.fullmatch(r"\S+ +\S+ \S+ .*", line) for line in rest)
 
@@ -70,6 +70,8 @@ def test_models_lists_networks_and_recipes_with_their_first_line():
         (["export"], "Missing argument 'RUN'"),
         (["export", "nowhere"], "'nowhere' does not exist"),
         (["benchmark"], "Missing argument"),
+        (["report"], "Missing argument 'RUNS...'"),
+        (["report", "nowhere"], "'nowhere' does not exist"),
         (["benchmark", "x.onnx", "--provider", "npu"], "'npu' is not one of 'auto', 'cpu'"),
     ],
 )

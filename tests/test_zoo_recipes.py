@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import qdeploy
-from qdeploy.pipeline.export import load_run, training_rows
+from qdeploy.pipeline.export import load_run
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe, zoo_recipes, zoo_summary
+from qdeploy.training.record import read_metrics
 
 sys.path.append(str(Path(__file__).parent / "data"))
 from published import cifar_files, write_cifar_folder, write_mnist
@@ -66,7 +67,7 @@ def test_two_steps_are_trained_and_exported(name, root, tmp_path):
     run = train(Recipe.load(name, quick(name)), tmp_path / "run", data_root=root, device="cpu")
     trained = load_run(run, "last", None, "cpu")
     assert isinstance(trained.network, PreparedNetwork) == ("float" not in name)
-    assert training_rows(run)[0]["steps"] == 2
+    assert read_metrics(run.metrics)[0]["steps"] == 2
 
     ((images, _),) = trained.data.test.epoch(0)
     with torch.inference_mode():

@@ -70,11 +70,11 @@ class IntegerSign(IntegerActivation):
 
 
 class IntegerLayer(nn.Module):
-    """A Conv or Linear of int8 (or int16) codes and, where its input is quantized, an int32 bias.
+    """A Conv or Linear of int8 (or int16) codes and, for an integer kernel, an int32 bias.
 
     grid    the codes that the weight may take, before they are multiplied by `spread`
     bias    counts steps of input scale x weight scale, the unit in which an integer kernel adds
-            up its products; without a quantized input it stays float32
+            up its products; float32 where no such kernel runs (input_scale None)
     """
 
     codes: Tensor
@@ -96,7 +96,7 @@ class IntegerLayer(nn.Module):
             weight = with_room_for_bias(weight.spread(self.spread), bias, input_scale)
         for name, part in (("codes", weight.codes), ("scale", weight.scale), ("zero", weight.zero)):
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(part)))
-        self.quantized_input = input_scale is not None
+        self.in_integers = input_scale is not None
         if input_scale is None:
             self.register_buffer("bias", bias.to(torch.float32))
             return
@@ -109,12 +109,12 @@ class IntegerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         weight = operators.dequantize(self.codes, self.scale, self.zero)
         bias = self.bias
-        if self.quantized_input:
+        if self.in_integers:
             bias = operators.dequantize(self.bias, self.bias_scale, self.bias_zero)
         return self.product(x, weight, bias)
 
     def extra_repr(self) -> str:
-        bias = "int32" if self.quantized_input else "float32"
+        bias = "int32" if self.in_integers else "float32"
         return f"{self.kind}, {self.product}, weight={self.grid}, bias={bias}"
 
 
@@ -218,10 +218,15 @@ def integer_layers(network: fx.GraphModule) -> None:
             node.target = unused_name(str(node.target), network)
         replaced.add(node.target)
         quantizer = source_activation(node.all_input_nodes[0], network)
-        scale = None if quantizer is None else quantizer.scale.item()
         weight, bias = layer.integers()
+        scale = quantizer.scale.item() if quantizer and has_kernel(quantizer, weight) else None
         integers = IntegerLayer(layer.kind, layer.product.shipped, weight, bias, scale)
         network.add_submodule(node.target, integers)
+
+
+def has_kernel(activation: IntegerActivation, weight: QTensor) -> bool:
+    """Whether an integer kernel takes both: uint8 activations and int8 weights."""
+    return activation.zero.dtype == torch.uint8 and weight.codes.dtype == np.int8
 
 
 def unused_name(name: str, network: nn.Module) -> str:

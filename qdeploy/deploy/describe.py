@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from torch import fx, nn
 
@@ -30,8 +32,8 @@ def describe(network: fx.GraphModule) -> tuple[Layer, ...]:
 def information_bound(network: nn.Module, layers: tuple[Layer, ...]) -> int:
     """Bytes that any file of this network needs.
 
-    bits x weights / 8 + 4 for each scale and bias of the quantized layers + 4 for each float
-    parameter and BatchNorm statistic elsewhere.
+    log2(levels) x weights / 8 + 4 for each scale and bias of the quantized layers + 4 for each
+    float parameter and BatchNorm statistic elsewhere.
     """
     quantized = sum(layer.bound_bytes for layer in layers if layer.weight_bits is not None)
     return quantized + 4 * sum(_float_values(module) for module in network.modules())
@@ -53,6 +55,7 @@ def _integer_layer(
     node: fx.Node, layer: IntegerLayer, packed: packing.Packing | None, network: fx.GraphModule
 ) -> Layer:
     codes = layer.codes.numpy()
+    information = codes.size * math.log2(len(layer.grid.codes)) / 8
     values, counts = np.unique(codes // layer.spread, return_counts=True)
     activation = source_activation(node.all_input_nodes[0], network)
     return Layer(
@@ -63,7 +66,7 @@ def _integer_layer(
         weights=codes.size,
         levels={int(value): int(count) for value, count in zip(values, counts, strict=True)},
         weight_bytes=codes.nbytes if packed is None else packed.file_size(codes.size),
-        bound_bytes=-(-codes.size * layer.grid.bits // 8) + BYTES_PER_CHANNEL * len(codes),
+        bound_bytes=math.ceil(information) + BYTES_PER_CHANNEL * len(codes),
     )
 
 

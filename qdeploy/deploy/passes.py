@@ -17,7 +17,7 @@ from qdeploy.deploy.packing import Initialisers
 def global_average_pools(model: ir.Model) -> None:
     """ReduceMean over height and width becomes GlobalAveragePool, which has an integer kernel."""
     for node in list(model.graph):
-        if node.op_type != "ReduceMean" or not _over_height_and_width(node):
+        if node.op_type != "ReduceMean" or not _over_height_and_width(node) or _is_too_fine(node):
             continue
         pool = ir.node("GlobalAveragePool", [node.inputs[0]])
         ir.convenience.replace_nodes_and_values(
@@ -36,6 +36,18 @@ def _over_height_and_width(node: ir.Node) -> bool:
     if source is None or source.shape is None or len(source.shape) != 4 or axes is None:
         return False
     return sorted(int(axis) % 4 for axis in axes.numpy().ravel()) == [2, 3]
+
+
+def _is_too_fine(pool: ir.Node) -> bool:
+    """True where the output's steps are 256 times finer than the input's, as for a sign.
+
+    ONNX Runtime's QLinearGlobalAveragePool fails there ("out of computation range").
+    """
+    quantizer = _only_reader(pool.outputs[0], "QuantizeLinear")
+    source = pool.inputs[0].producer() if pool.inputs[0] else None
+    if quantizer is None or source is None or source.op_type != "DequantizeLinear":
+        return False
+    return _scalars(quantizer)[0] * 256 <= _scalars(source)[0]
 
 
 def clip_on_integers(model: ir.Model) -> None:
@@ -108,22 +120,41 @@ def _inserted(op_type: str, source: ir.Value, graph: ir.Graph) -> ir.Node:
 
 
 def unfold_wide_weights(model: ir.Model) -> None:
-    """Reads int16 weights by Cast and Mul, which the runtime computes once, at load.
+    """Reads weights beside 16 bits by Cast and Mul, which the runtime computes once, at load.
 
-    No integer kernel takes them, and a DequantizeLinear would be computed again in every run.
+    Weights of 16 bits, and those that meet activations of 16 bits: no integer kernel takes them,
+    and a DequantizeLinear would be computed again in every run.
     """
     initialisers = Initialisers(model.graph)
     for node in list(model.graph):
-        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
-        if codes is None or codes.dtype != ir.DataType.INT16 or codes.shape is None:
+        if node.op_type != "DequantizeLinear" or not _is_wide_weight(node):
             continue
-        scale = node.inputs[1].const_value.numpy()  # type: ignore[union-attr]
-        column = scale.reshape(-1, *[1] * (len(codes.shape) - 1))
-        cast = ir.node("Cast", [codes], {"to": ir.DataType.FLOAT})
-        product = ir.node("Mul", [cast.outputs[0], initialisers.constant(column)])
+        codes, scale, zero = node.inputs
+        column = (-1, *[1] * (len(codes.shape) - 1))  # type: ignore[union-attr, arg-type]
+        nodes = [ir.node("Cast", [codes], {"to": ir.DataType.FLOAT})]
+        for op_type, value in (("Sub", zero), ("Mul", scale)):
+            array = value.const_value.numpy().astype(np.float32).reshape(column)  # type: ignore[union-attr]
+            if op_type == "Mul" or array.any():
+                operand = initialisers.constant(array)
+                nodes.append(ir.node(op_type, [nodes[-1].outputs[0], operand]))
         ir.convenience.replace_nodes_and_values(
-            model.graph, node, [node], [cast, product], node.outputs, product.outputs
+            model.graph, node, [node], nodes, node.outputs, nodes[-1].outputs
         )
+
+
+def _is_wide_weight(node: ir.Node) -> bool:
+    codes = node.inputs[0]
+    if codes is None or not codes.is_initializer() or codes.dtype == ir.DataType.INT32:
+        return False
+    layers = [use.node for use in node.outputs[0].uses()]
+    return codes.dtype == ir.DataType.INT16 or any(map(_reads_16_bits, layers))
+
+
+def _reads_16_bits(layer: ir.Node) -> bool:
+    source = layer.inputs[0].producer() if layer.inputs[0] else None
+    if source is None or source.op_type != "DequantizeLinear":
+        return False
+    return source.inputs[0].dtype == ir.DataType.UINT16  # type: ignore[union-attr]
 
 
 def guard_float_layers(model: ir.Model) -> None:

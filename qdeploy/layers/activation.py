@@ -8,8 +8,19 @@ from torch import Tensor, nn
 from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Grid
-from qdeploy.layers.fake_quantize import affine_range, fake_quantize, sign_of, symmetric_range
+from qdeploy.layers.fake_quantize import (
+    affine_range,
+    fake_quantize,
+    fake_sign,
+    sign_of,
+    symmetric_range,
+)
 from qdeploy.layers.precision import in_float32
+
+NO_DATA = (
+    "an activation quantizer has seen no data, so it has no range: train the prepared "
+    "network, or call qdeploy.calibrate(prepared, batches) with a few batches"
+)
 
 
 class ActivationQuantizer(nn.Module):
@@ -68,7 +79,7 @@ class ActivationQuantizer(nn.Module):
 
 
 class SignActivation(ActivationQuantizer):
-    """-1 or +1. The gradient passes where |x| < 1 (Hubara et al., NeurIPS 2016, eq. 4)."""
+    """-1 or +1, see `fake_sign`."""
 
     def __init__(self) -> None:
         super().__init__(SIGN)
@@ -79,8 +90,7 @@ class SignActivation(ActivationQuantizer):
         return self.scale, 128 * self.scale
 
     def relax(self, x: Tensor) -> Tensor:
-        clipped = x.clamp(-1, 1)
-        return clipped + (sign_of(x) - clipped).detach()
+        return fake_sign(x)
 
     def round(self, x: Tensor) -> Tensor:
         return sign_of(x)
@@ -120,12 +130,16 @@ class MovingRange(ActivationQuantizer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        low, high = processes.extremes(*torch.aminmax(x))
+        low, high = self.extremes(x)
         self.batches += 1
         slowest = 0 if self.calibrating else 1 - self.decay
         weight = (1 / self.batches.to(torch.float32)).clamp(min=slowest)
         self.minimum += weight * (low - self.minimum)
         self.maximum += weight * (high - self.maximum)
+
+    def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Minimum and maximum of a batch, as the average takes them in."""
+        return processes.extremes(*torch.aminmax(x))
 
     def reset(self) -> None:
         for buffer in (self.minimum, self.maximum, self.batches):
@@ -146,10 +160,7 @@ class MovingRange(ActivationQuantizer):
         if self._has_range:
             return
         if not self.batches:
-            raise QdeployError(
-                "an activation quantizer has seen no data, so it has no range: train the prepared "
-                "network, or call qdeploy.calibrate(prepared, batches) with a few batches"
-            )
+            raise QdeployError(NO_DATA)
         self._has_range = True
 
     def extra_repr(self) -> str:

@@ -54,6 +54,25 @@ def sign_of(x: Tensor) -> Tensor:
     return torch.where(x.detach() >= -SIGN_STEP / 2, 1.0, -1.0)
 
 
+class _FakeSign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x.abs() < 1)
+        return sign_of(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (inside,) = ctx.saved_tensors
+        return grad * inside
+
+
+def fake_sign(x: Tensor) -> Tensor:
+    """-1 or +1; the gradient passes where |x| < 1 (Hubara et al., NeurIPS 2016, eq. 4)."""
+    result: Tensor = _FakeSign.apply(x)
+    return result
+
+
 def affine_range(
     low_value: Tensor, high_value: Tensor, low: int, high: int
 ) -> tuple[Tensor, Tensor]:

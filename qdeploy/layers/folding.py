@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy.layers.norm import batch_moments, over_channels
 
@@ -35,7 +36,7 @@ def deviation(norm: BatchNorm) -> Tensor:
     return torch.sqrt(norm.running_var + norm.eps)
 
 
-def gamma_beta(norm: BatchNorm) -> tuple[Tensor, Tensor]:
+def gamma_beta(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Gain and shift after normalising, [out] each; 1 and 0 for a norm without them."""
     assert norm.running_mean is not None
     gamma = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight

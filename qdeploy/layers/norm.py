@@ -39,7 +39,12 @@ def norms_over_processes(network: nn.Module) -> Iterator[None]:
     nn.SyncBatchNorm does so on GPUs only, and is a module of another type, which preparation and
     folding would not know. Here the modules stay what they are.
     """
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    # Others, such as Range BN, normalise in their own way and see to the processes themselves.
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
+    ]
     if processes.count() > 1:
         for norm in norms:
             norm.forward = partial(_forward, norm)  # type: ignore[method-assign]

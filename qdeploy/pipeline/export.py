@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +20,7 @@ from qdeploy.benchmark.providers import choose
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Batches, Data
 from qdeploy.deploy import validate
+from qdeploy.deploy.complexity import complexity
 from qdeploy.deploy.convert import convert
 from qdeploy.deploy.describe import describe, information_bound
 from qdeploy.deploy.export import finished, save, to_onnx
@@ -42,6 +41,7 @@ from qdeploy.report.record import Accuracies, Dataset, Record, Sizes, TensorDiff
 from qdeploy.report.write import write_report
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.device import pick_device
+from qdeploy.training.record import read_metrics
 from qdeploy.training.run import RunFolder
 from qdeploy.training.weights import load_float_weights, load_network_state
 
@@ -114,11 +114,12 @@ def export_run(
         accuracy=accuracy,
         agreement=agreement,
         size=size,
+        complexity=complexity(trained.network, example_input(trained.data)),
         layers=layers,
         latency=timed.latency,
         placements=timed.placements,
         gates=validate.gates(demands, accuracy, agreement, size.onnx),
-        training=training_rows(run),
+        training=read_metrics(run.metrics),
     )
     write_report(record, run.path)
     return record
@@ -275,18 +276,3 @@ def first(batches: Batches, samples: int | None) -> Iterator[tuple[Tensor, Tenso
             return
         yield images[:left], labels[:left]
         left -= len(labels)
-
-
-def training_rows(run: RunFolder) -> tuple[dict[str, float | None], ...]:
-    """The lines of metrics.csv; none if the file is lost."""
-    if not run.metrics.is_file():
-        return ()
-    with run.metrics.open(newline="") as file:
-        rows = csv.DictReader(file)
-        return tuple({key: finite(text) for key, text in row.items()} for row in rows)
-
-
-def finite(text: str) -> float | None:
-    """The number in a cell; None where there is none, or it is the infinity that JSON lacks."""
-    number = float(text or "nan")
-    return number if math.isfinite(number) else None

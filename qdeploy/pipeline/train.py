@@ -22,10 +22,10 @@ from qdeploy.pipeline.assemble import (
     trainable,
     with_regime,
 )
+from qdeploy.pipeline.live_page import live_page
 from qdeploy.pipeline.regimes import regime_lines, with_regimes_of
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import QuantizeSection, Recipe
-from qdeploy.report.write import write_training_page
 from qdeploy.training.console import Console
 from qdeploy.training.launch import first_process_first, launched, open_fabric
 from qdeploy.training.loop import fit
@@ -179,19 +179,19 @@ def fit_and_plot(
     resume: bool,
     teacher: nn.Module | None = None,
 ) -> None:
-    result = fit(
-        network,
-        data,
-        recipe.train,
-        run,
-        console,
-        fingerprint=fingerprint(recipe),
-        fabric=fabric,
-        resume=resume,
-        teacher=teacher,
-    )
-    if processes.rank() == 0:
-        write_training_page([record.row() for record in result.history], run.curves, recipe.name)
+    with live_page(run, recipe) as rewrite:
+        fit(
+            network,
+            data,
+            recipe.train,
+            run,
+            console,
+            fingerprint=fingerprint(recipe),
+            fabric=fabric,
+            resume=resume,
+            teacher=teacher,
+            after_epoch=rewrite,
+        )
 
 
 def train_in_float(

@@ -20,7 +20,8 @@ def calibrate(prepared: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]
 
     The weights are those of evaluation mode, the ones that ship: a hard 1-bit weight is tens of
     times larger than the soft weight it was trained as, and statistics of the one are wrong for
-    the other. Changes buffers only. Each batch is [N, C, H, W], or a tuple that starts with it.
+    the other. Changes buffers, and steps that are yet to be learned. Each batch is [N, C, H, W],
+    or a tuple that starts with it.
 
     Errors: QdeployError if `batches` is empty.
     """

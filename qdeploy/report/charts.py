@@ -1,12 +1,22 @@
 """The charts of the pages, drawn by bokeh in one style."""
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from bokeh.core.properties import value
-from bokeh.models import BasicTicker, HoverTool, NumeralTickFormatter, Range1d
+from bokeh.models import (
+    BasicTicker,
+    ColumnDataSource,
+    FixedTicker,
+    HoverTool,
+    NumeralTickFormatter,
+    PrintfTickFormatter,
+    Range1d,
+)
 from bokeh.plotting import figure
 
 from qdeploy.report.record import Layer
@@ -14,7 +24,8 @@ from qdeploy.report.record import Layer
 FONT = "system-ui, sans-serif"
 INK, FAINT, ACCENT = "#1f2933", "#dde3ea", "#2563a8"
 BAR = "#9fb7d1"
-LINES = (ACCENT, "#d1663f", "#4c9f70")
+# Okabe and Ito's colours for every eye, without the yellow that white swallows.
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
 Row = Mapping[str, float | None]
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
@@ -48,21 +59,68 @@ def bars(values: Mapping[str, float], labels: Sequence[str], accent: str) -> fig
     return chart
 
 
-def curves(rows: Sequence[Row], columns: Sequence[str], as_percent: bool) -> figure:
-    """One line for each of `columns` over the column "epoch"; a missing value leaves a gap."""
-    chart = _figure(height=260, x_axis_label="epoch")
-    epochs = _numbers(rows, "epoch")
-    for column, color in zip(columns, LINES, strict=False):
-        points = _numbers(rows, column)
-        name = column.replace("_", " ").replace("top", "top-")
-        chart.line(epochs, points, color=color, line_width=2, legend_label=name)
-        chart.scatter(epochs, points, color=color, size=4, legend_label=name)
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: values over epochs, NaN for a gap; `dash` is a word of bokeh."""
+
+    label: str
+    epochs: Numbers
+    values: Numbers
+    color: str
+    dash: str = "solid"
+
+
+def lines_chart(lines: Sequence[Line], *, as_percent: bool, log: bool, legend: bool) -> figure:
+    """Lines over the epochs, a point for each; `log` is for the axis of the values."""
+    chart = _figure(
+        height=260,
+        x_axis_label="epoch",
+        x_range=_epoch_range(np.concatenate([line.epochs for line in lines])),
+        y_axis_type="log" if log else "linear",
+    )
+    for line in lines:
+        source = ColumnDataSource(
+            {"epoch": line.epochs, "value": line.values, "line": [line.label] * len(line.values)}
+        )
+        style: dict[str, Any] = {"source": source, "color": line.color}
+        if legend:
+            style["legend_label"] = line.label
+        chart.line("epoch", "value", line_width=2, line_dash=line.dash, **style)
+        chart.scatter("epoch", "value", size=4, **style)
     chart.xaxis.ticker = BasicTicker(min_interval=1)
+    values = np.concatenate([line.values for line in lines])
+    low, high = np.nanmin(values), np.nanmax(values)
+    if log:
+        chart.yaxis.ticker = chart.ygrid.ticker = FixedTicker(ticks=_log_ticks(low, high))
+    elif low == high > 0:  # bokeh would show 1 on either side, however small the value
+        chart.y_range = Range1d(start=0, end=1.05 if as_percent else 2 * high)
     if as_percent:
         chart.yaxis.formatter = NumeralTickFormatter(format="0.[0] %")
-    chart.add_tools(HoverTool(tooltips=[("epoch", "@x"), ("value", "@y{0.0000}")]))
-    _style_legend(chart)
+    else:
+        chart.yaxis.formatter = PrintfTickFormatter(format="%.6g")
+    shown = "@value{0.00 %}" if as_percent else "@value{%.4g}"
+    chart.add_tools(
+        HoverTool(
+            tooltips=[("", "@line"), ("epoch", "@epoch"), ("value", shown)],
+            formatters={} if as_percent else {"@value": "printf"},
+        )
+    )
+    if legend:
+        _style_legend(chart)
     return chart
+
+
+def _epoch_range(epochs: Numbers) -> Range1d:
+    """All epochs, those without a value too, so that the charts of a page stand in line."""
+    margin = max(0.5, 0.02 * np.ptp(epochs))
+    return Range1d(start=epochs.min() - margin, end=epochs.max() + margin)
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each decade around the values; of many decades only the 1."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if len(decades) <= 4 else (1,)
+    return [step * 10.0**decade for decade in decades for step in steps]
 
 
 def histogram(layer: Layer) -> figure:
@@ -82,10 +140,6 @@ def histogram(layer: Layer) -> figure:
     chart.xaxis.ticker = codes if len(codes) <= 5 else [codes[0], 0, codes[-1]]
     chart.add_tools(HoverTool(tooltips=[("code", "@x"), ("weights", "@top{0,0}")]))
     return chart
-
-
-def _numbers(rows: Sequence[Row], column: str) -> Numbers:
-    return np.array([row.get(column) for row in rows], dtype=np.float64)
 
 
 def _figure(**options: Any) -> figure:
@@ -112,4 +166,5 @@ def _style_legend(chart: figure) -> None:
     chart.legend.border_line_color = None
     chart.legend.background_fill_alpha = 0.8
     chart.legend.orientation = "horizontal"
+    chart.legend.ncols = 2  # as many as a telephone has room for
     chart.add_layout(chart.legend[0], "above")

@@ -10,7 +10,10 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from qdeploy.report import sections
-from qdeploy.report.charts import Row, bars, curves, histogram
+from qdeploy.report.charts import bars, histogram
+from qdeploy.report.comparison import Run, comparison
+from qdeploy.report.curves import compared_curves, run_curves, run_styles
+from qdeploy.report.progress import Progress
 from qdeploy.report.record import Record
 from qdeploy.report.summary import headlines
 from qdeploy.report.words import percent, size
@@ -49,7 +52,7 @@ def report_page(record: Record) -> str:
         sections=sections,
         headlines=headlines(record),
         overview=charts.place(_overview(record)),
-        curves=charts.place(_curves(record.training)),
+        curves=charts.place(run_curves(record.training)),
         codes=charts.place(
             {layer.name: histogram(layer) for layer in record.layers if layer.levels}
         ),
@@ -57,11 +60,30 @@ def report_page(record: Record) -> str:
     )
 
 
-def training_page(rows: Sequence[Row], title: str) -> str:
-    """Loss and accuracy over the epochs as one HTML page; `rows` are those of metrics.csv."""
+def training_page(progress: Progress, title: str) -> str:
+    """The curves of a run as one HTML page, which reloads itself as long as the run goes on."""
     charts = Charts()
     return _render(
-        "training.html", charts, title=title, epochs=len(rows), curves=charts.place(_curves(rows))
+        "training.html",
+        charts,
+        title=title,
+        progress=progress,
+        curves=charts.place(run_curves(progress.rows)),
+    )
+
+
+def comparison_page(runs: Sequence[Run]) -> str:
+    """The curves of several runs over each other, and a table of them, as one HTML page."""
+    charts = Charts()
+    names = [run.name for run in runs if not run.is_baseline]
+    return _render(
+        "comparison.html",
+        charts,
+        title=names[0] if len(names) == 1 else f"{len(names)} runs compared",
+        runs=runs,
+        styles=run_styles(runs),
+        table=comparison(runs),
+        curves=charts.place(compared_curves(runs)),
     )
 
 
@@ -88,15 +110,3 @@ def _overview(record: Record) -> dict[str, figure]:
     if top1:
         charts["accuracy"] = bars(top1, [percent(share) for share in top1.values()], accent="ONNX")
     return charts
-
-
-def _curves(rows: Sequence[Row]) -> dict[str, figure]:
-    """Columns of losses and of accuracies, told by their ends: train_loss, test_top1."""
-    columns = list(rows[0]) if rows else []
-    kinds = {"Loss": ("loss",), "Accuracy": ("top1", "top5")}
-    chosen = {kind: [c for c in columns if c.endswith(ends)] for kind, ends in kinds.items()}
-    return {
-        kind: curves(rows, names, as_percent=kind == "Accuracy")
-        for kind, names in chosen.items()
-        if names
-    }

@@ -29,6 +29,8 @@ def _sections(record: Record) -> tuple[Section, ...]:
         sections.sizes(record),
         sections.latency(record),
         sections.operators(record),
+        sections.complexity(record),
+        sections.complexity_by_layer(record),
         sections.layers(record),
         sections.machine(record),
     )

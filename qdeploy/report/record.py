@@ -12,6 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 from qdeploy.benchmark import Latency, Machine, Placement
 from qdeploy.errors import QdeployError
 
+FLOAT_BITS = 32  # what float counts as in bit operations
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -90,6 +92,48 @@ class Layer:
 
 
 @dataclass(frozen=True)
+class LayerWork:
+    """What one layer computes for one input.
+
+    Attributes:
+        weight_bits: None for float, as is act_bits.
+        parameters: those of the float layer and of the BatchNorm joined with it.
+        macs: multiply-accumulates: products of a convolution, Linear layer or matrix product.
+        bit_operations: macs x weight bits x activation bits, FLOAT_BITS for float.
+    """
+
+    name: str
+    kind: str
+    weight_bits: int | None
+    act_bits: int | None
+    parameters: int
+    macs: int
+    bit_operations: int
+
+
+@dataclass(frozen=True)
+class BitsWork:
+    """What the layers of one pair of bit widths compute together."""
+
+    weight_bits: int | None
+    act_bits: int | None
+    layers: int
+    macs: int
+    bit_operations: int
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What the network computes for one input: in all, by bit width, and by layer."""
+
+    parameters: int
+    macs: int
+    bit_operations: int
+    by_bits: tuple[BitsWork, ...]
+    layers: tuple[LayerWork, ...]
+
+
+@dataclass(frozen=True)
 class TensorDifference:
     """One quantized tensor, the ONNX file against the training network.
 
@@ -138,6 +182,7 @@ class Record:
     accuracy: Accuracies
     agreement: Agreement | None
     size: Sizes
+    complexity: Complexity
     layers: tuple[Layer, ...]
     latency: tuple[Latency, ...]
     placements: tuple[Placement, ...]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qdeploy.report.record import Accuracy, Record
+from qdeploy.report.record import Accuracy, Complexity, LayerWork, Record
 from qdeploy.report.words import (
     NOT_MEASURED,
     bits,
@@ -123,6 +123,52 @@ def operators(record: Record) -> Section:
             for p in record.placements
         ),
     )
+
+
+def complexity(record: Record) -> Section:
+    """A row for each pair of bit widths, and one for all."""
+    found = record.complexity
+    layers = sum(row.layers for row in found.by_bits)
+    return Section(
+        "Complexity",
+        "For one input. A MAC is one product of a convolution, Linear layer or matrix product; bit "
+        "operations are MACs x weight bits x activation bits, 32 for float.",
+        ("Weights", "Activations", "Layers", "MACs", "Share", "Bit operations"),
+        (
+            *(
+                (
+                    bits(row.weight_bits),
+                    bits(row.act_bits),
+                    f"{row.layers:,}",
+                    f"{row.macs:,}",
+                    percent(row.macs / found.macs),
+                    f"{row.bit_operations:,}",
+                )
+                for row in found.by_bits
+            ),
+            ("all", "", f"{layers:,}", f"{found.macs:,}", "", f"{found.bit_operations:,}"),
+        ),
+    )
+
+
+def complexity_by_layer(record: Record) -> Section:
+    """A row for each layer that multiplies or has parameters, and one for all."""
+    return Section(
+        "Complexity by layer",
+        "Parameters are those of the float layer and of the BatchNorm joined with it.",
+        ("Layer", "Kind", "Weights", "Activations", "Parameters", "MACs", "Bit operations"),
+        (
+            *(
+                (row.name, row.kind, bits(row.weight_bits), bits(row.act_bits), *_work(row))
+                for row in record.complexity.layers
+            ),
+            ("all", "", "", "", *_work(record.complexity)),
+        ),
+    )
+
+
+def _work(part: LayerWork | Complexity) -> tuple[str, ...]:
+    return f"{part.parameters:,}", f"{part.macs:,}", f"{part.bit_operations:,}"
 
 
 def layers(record: Record) -> Section:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from qdeploy.benchmark import Placement
-from qdeploy.report.record import Accuracy, Record, Sizes
+from qdeploy.report.record import FLOAT_BITS, Accuracy, Complexity, Record, Sizes
 from qdeploy.report.words import (
     NOT_MEASURED,
     kernels,
@@ -11,6 +11,7 @@ from qdeploy.report.words import (
     percent,
     plural,
     provider,
+    quantity,
     significant,
     size,
     times,
@@ -27,11 +28,12 @@ class Headline:
 
 
 def headlines(record: Record) -> tuple[Headline, ...]:
-    """Accuracy, agreement, size, speed and kernels of the exported file."""
+    """Accuracy, agreement, size, work, speed and kernels of the exported file."""
     return (
         _accuracy(record),
         _agreement(record),
         _size(record.size),
+        _macs(record.complexity),
         _speed(record),
         _kernels(record),
     )
@@ -80,6 +82,17 @@ def _size(sizes: Sizes) -> Headline:
     if sizes.bound:
         bound = f"{times(sizes.onnx / sizes.bound)} the bound of {size(sizes.bound)}"
     return Headline("Size", size(sizes.onnx), f"{against}; {bound}")
+
+
+def _macs(found: Complexity) -> Headline:
+    value = quantity(found.macs)
+    if not found.by_bits:
+        return Headline("MACs", value, "for one input")
+    most = max(found.by_bits, key=lambda row: row.macs)
+    widths = f"{most.weight_bits or FLOAT_BITS} x {most.act_bits or FLOAT_BITS} bits"
+    fewer = times(FLOAT_BITS**2 * found.macs / found.bit_operations)
+    share = percent(most.macs / found.macs)
+    return Headline("MACs", value, f"{share} at {widths}; {fewer} fewer bit operations")
 
 
 def _speed(record: Record) -> Headline:

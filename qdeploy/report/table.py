@@ -1,12 +1,16 @@
-"""What the terminal shows after an export and after a benchmark."""
+"""What the terminal shows after an export, after a benchmark and of several runs."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from qdeploy.benchmark import BenchmarkResult, Latency
+from qdeploy.report.comparison import Run, epochs, figures, method
 from qdeploy.report.record import Gate, Record, TensorDifference
 from qdeploy.report.summary import computing, headlines
 from qdeploy.report.words import (
@@ -65,9 +69,8 @@ def trace_table(differences: Sequence[TensorDifference]) -> Table:
 
 def benchmark_table(result: BenchmarkResult) -> Table:
     """A row for each file and batch size, times in ms; print it with rich."""
-    first = result.latency[0]
     table = Table(
-        title=f"{plural(first.threads, 'thread')} on {_device(result)}; times in ms",
+        title=f"{_setting(result)}; times in ms",
         title_justify="left",
         title_style="bold",
         caption=_placements(result),
@@ -75,8 +78,7 @@ def benchmark_table(result: BenchmarkResult) -> Table:
         box=box.HORIZONTALS,
         padding=(0, 1, 0, 0),
     )
-    table.add_column("file", overflow="fold")
-    table.add_column("on", no_wrap=True)
+    table.add_column("file")
     for name in ("size", "load", "batch", "p50", "p90", "p99", "images/s", "speed"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in result.latency:
@@ -84,10 +86,51 @@ def benchmark_table(result: BenchmarkResult) -> Table:
     return table
 
 
-def _cells(row: Latency) -> tuple[str, ...]:
+def comparison_table(runs: Sequence[Run]) -> Table:
+    """A row for each run, top-1 and agreement in percent; print it with rich."""
+    table = Table(
+        title="Top-1 and agreement in %; ratio of the float file to this one",
+        title_justify="left",
+        title_style="bold",
+        caption=Text("\n".join(f"{run.name}: {run.state}" for run in runs if not run.is_baseline)),
+        caption_justify="left",
+        box=box.HORIZONTALS,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("run")
+    table.add_column("method", no_wrap=True)
+    for name in ("epochs", "last", "best", "ONNX", "agree", "bytes", "ratio"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for run in runs:
+        shown = (cell.removesuffix(" %") for cell in figures(run))
+        table.add_row(Shortened(run.name), method(run), epochs(run), *shown)
+    return table
+
+
+@dataclass(frozen=True)
+class Shortened:
+    """A name that gives up its middle where its column is too narrow: how it ends tells most."""
+
+    name: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(min(len(self.name), 10), len(self.name))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield Text(shorten(self.name, options.max_width), no_wrap=True)
+
+
+def shorten(name: str, width: int) -> str:
+    """`name` in at most `width` characters: a third of its beginning, an ellipsis, its end."""
+    if len(name) <= width:
+        return name
+    head = (width - 1) // 3
+    return f"{name[:head]}…{name[len(name) - (width - 1 - head) :]}"
+
+
+def _cells(row: Latency) -> tuple[str | Shortened, ...]:
     return (
-        row.file,
-        provider(row.provider),
+        Shortened(row.file),
         size(row.file_bytes),
         significant(row.load_ms),
         str(row.batch),
@@ -96,9 +139,12 @@ def _cells(row: Latency) -> tuple[str, ...]:
     )
 
 
-def _device(result: BenchmarkResult) -> str:
-    on_cpu = result.latency[0].provider.startswith("CPU")
-    return result.machine.cpu if on_cpu else result.machine.gpu or "GPU"
+def _setting(result: BenchmarkResult) -> str:
+    """All files of a benchmark run in one setting: "1 thread, CPU provider, on AMD EPYC"."""
+    first = result.latency[0]
+    on_cpu = first.provider.startswith("CPU")
+    device = result.machine.cpu if on_cpu else result.machine.gpu or "GPU"
+    return f"{plural(first.threads, 'thread')}, {provider(first.provider)} provider, on {device}"
 
 
 def _placements(result: BenchmarkResult) -> str:

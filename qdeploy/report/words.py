@@ -20,9 +20,26 @@ def size(count: int | None) -> str:
     return f"{significant(count / 1000**power)} {('kB', 'MB', 'GB')[power - 1]}"
 
 
+def quantity(count: int) -> str:
+    """A large number, as "158 M"."""
+    if count < 1000:
+        return str(count)
+    power = min(int(math.log10(count)) // 3, 4)
+    return f"{significant(count / 1000**power)} {('k', 'M', 'G', 'T')[power - 1]}"
+
+
 def milliseconds(time: float | None) -> str:
     """Milliseconds to three digits, as "12.5 ms"."""
     return NOT_MEASURED if time is None else f"{significant(time)} ms"
+
+
+def duration(seconds: float) -> str:
+    """A time span in its largest fitting unit, as "0.381 s", "12.5 min" or "3.20 h"."""
+    if seconds < 60:
+        return f"{significant(seconds)} s"
+    if seconds < 3600:
+        return f"{significant(seconds / 60)} min"
+    return f"{significant(seconds / 3600)} h"
 
 
 def significant(value: float) -> str:

@@ -1,12 +1,15 @@
 """Writes the report's files, each complete or not at all."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 from qdeploy.files import atomic_write
 from qdeploy.report.charts import Row
-from qdeploy.report.html import report_page, training_page
+from qdeploy.report.comparison import Run
+from qdeploy.report.html import comparison_page, report_page, training_page
 from qdeploy.report.markdown import markdown
+from qdeploy.report.progress import Progress
 from qdeploy.report.record import Record
 
 
@@ -23,13 +26,27 @@ def write_report(record: Record, folder: Path) -> Path:
     return page
 
 
-def write_training_page(rows: Sequence[Row], path: Path, title: str) -> None:
+def write_training_page(
+    rows: Sequence[Row], path: Path, title: str, epochs: int, going: bool
+) -> None:
     """Writes the curves of `rows`, the lines of metrics.csv as {column: value}, as HTML.
+
+    `epochs` are planned; while the run is `going` the page reloads itself.
 
     Raises:
         QdeployError: the path cannot be written to.
     """
-    _replace(path, training_page(rows, title))
+    progress = Progress(rows, epochs, going, datetime.now().astimezone())
+    _replace(path, training_page(progress, title))
+
+
+def write_comparison(runs: Sequence[Run], path: Path) -> None:
+    """Writes the page that compares `runs`.
+
+    Raises:
+        QdeployError: the path cannot be written to.
+    """
+    _replace(path, comparison_page(runs))
 
 
 def _replace(path: Path, text: str) -> None:

@@ -3,7 +3,7 @@
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import cast
@@ -62,6 +62,7 @@ def fit(
     fabric: Fabric,
     resume: bool = False,
     teacher: nn.Module | None = None,
+    after_epoch: Callable[[], object] = lambda: None,
 ) -> Result:
     """Train `network` in place; after each epoch `run` holds all that is needed to go on.
 
@@ -69,7 +70,8 @@ def fit(
     devices: every process of it calls `fit`, with its share of `data`, and the first one writes.
     `resume` goes on from the run's last checkpoint, if there is one, and ends, on a CPU, in the
     very weights of a run that was never interrupted. `teacher` is the trained float network that
-    `settings.distill` learns from; it stays as it is.
+    `settings.distill` learns from; it stays as it is. `after_epoch` is called when the files of an
+    epoch are in place.
 
     Raises QdeployError if the loss is no longer finite, and passes KeyboardInterrupt on; the
     checkpoint of the last finished epoch stays in either case.
@@ -98,6 +100,7 @@ def fit(
                     _keep(training.checkpoint(fingerprint, [*history, record], buffers), run)
                 history.append(record)
                 console.log(str(record))
+                after_epoch()
     except KeyboardInterrupt:
         console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")
         raise

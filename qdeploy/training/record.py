@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 
 # Behind them stand the values of the method's schedules.
@@ -102,3 +103,23 @@ def write_metrics(path: Path, history: Sequence[EpochRecord]) -> None:
     table.writerows(rows)
     with atomic_write(path) as file:
         file.write(text.getvalue().encode())
+
+
+def read_metrics(path: Path) -> tuple[dict[str, float | None], ...]:
+    """The lines of a metrics.csv by column; an empty cell is None. No file is no line.
+
+    Raises QdeployError if the file holds anything but numbers below its header.
+    """
+    if not path.is_file():
+        return ()
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = csv.DictReader(file)
+            return tuple(
+                {key: float(text) if text else None for key, text in row.items()} for row in rows
+            )
+    except (OSError, ValueError, TypeError, csv.Error) as error:  # TypeError: cells too many
+        raise QdeployError(
+            f"{path} is no table of numbers ({error}); `qdeploy train --resume` on its run "
+            "writes it anew from the checkpoint"
+        ) from error

@@ -29,11 +29,16 @@ SETTINGS = {
 def calibrated(network, settings="simqat w8a8", layers=None, first_last_float=False):
     """A prepared network in evaluation mode, its ranges set on three batches."""
     method, weight_bits, act_bits, options = SETTINGS[settings]
-    images = networks.images(48, seed=7)
-    prepared = qdeploy.prepare(
-        network, images[:2], method, weight_bits, act_bits, layers,
+    return calibrated_by(
+        network, method, weight_bits, act_bits, layers=layers,
         first_last_float=first_last_float, **options,
     )  # fmt: skip
+
+
+def calibrated_by(network, *settings, **options):
+    """`calibrated`, with the settings of `prepare`."""
+    images = networks.images(48, seed=7)
+    prepared = qdeploy.prepare(network, images[:2], *settings, **options)
     statistics = {
         name: value.clone() for name, value in prepared.state_dict().items() if "running_" in name
     }

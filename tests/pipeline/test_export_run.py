@@ -101,6 +101,18 @@ class TestTheReport:
             assert layers[name]["weight_bits"] == (8 if name == "fc3" else 1)
             assert layers[name]["act_bits"] == 8
 
+    def test_the_work_of_one_image(self, exported, report):
+        products = {"conv1": 28 * 28 * 150, "conv2": 10 * 10 * 2400}
+        products |= {name: WEIGHTS[name] for name in ("fc1", "fc2", "fc3")}
+        found = report["complexity"]
+        assert {layer["name"]: layer["macs"] for layer in found["layers"]} == products
+        assert found["macs"] == sum(products.values()) == 416_520
+        assert [row["macs"] for row in found["by_bits"]] == [416_520 - 840, 840]
+        assert found["bit_operations"] == 8 * (416_520 - 840) + 64 * 840
+        norms = 2 * (CHANNELS - 10)
+        assert found["parameters"] == sum(WEIGHTS.values()) + norms + 10
+        assert "3,379,200" in (exported / "report.md").read_text()
+
     def test_the_files_are_timed_with_the_float_network_in_front(self, report):
         assert [row["file"] for row in report["latency"]] == ["float.onnx", "model.onnx"]
         assert report["file"] == "model.onnx"

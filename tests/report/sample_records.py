@@ -9,9 +9,12 @@ from qdeploy.report import (
     Accuracies,
     Accuracy,
     Agreement,
+    BitsWork,
+    Complexity,
     Dataset,
     Gate,
     Layer,
+    LayerWork,
     Record,
     Sizes,
 )
@@ -90,6 +93,17 @@ MACHINE = Machine(
     onnxruntime="1.31.1",
 )
 
+COMPLEXITY = Complexity(
+    parameters=61_006,
+    macs=416_520,
+    bit_operations=14_426_880,
+    by_bits=(BitsWork(1, 8, 1, 405_600, 3_244_800), BitsWork(None, None, 1, 10_920, 11_182_080)),
+    layers=(
+        LayerWork("conv1", "Conv2d", 1, 8, 60_156, 405_600, 3_244_800),
+        LayerWork("head", "Linear", None, None, 850, 10_920, 11_182_080),
+    ),
+)
+
 FULL = Record(
     name="lenet5-digits-slb-w1a8",
     file="model.onnx",
@@ -105,6 +119,7 @@ FULL = Record(
     ),
     agreement=Agreement(359 / 360, 0.01234, 0.00131, 360),
     size=Sizes(onnx=16_480, float=467_800, int8=123_456, bound=14_700),
+    complexity=COMPLEXITY,
     layers=tuple(layer(name, *shape) for name, shape in SHAPES.items()),
     latency=(
         latency("float.onnx", 1, 0.333, 1.0, 467_800),
@@ -133,6 +148,7 @@ BARE = replace(
     accuracy=Accuracies(None, None, None),
     agreement=None,
     size=Sizes(onnx=16_480, float=None, int8=None, bound=None),
+    complexity=Complexity(0, 0, 0, (), ()),
     layers=(),
     latency=(),
     placements=(),

@@ -1,10 +1,8 @@
 """What the charts are made to draw."""
 
-import math
+from sample_records import layer
 
-from sample_records import epochs, layer
-
-from qdeploy.report.charts import ACCENT, bars, curves, histogram
+from qdeploy.report.charts import ACCENT, bars, histogram
 
 
 def drawn(chart):
@@ -20,16 +18,6 @@ def test_bars_carry_their_labels_and_one_stands_out():
         ("int8", "200 bytes"),
         ("exported", "50 bytes"),
     ]
-
-
-def test_a_missing_value_leaves_a_gap_in_its_curve():
-    first, last = epochs(2)
-    chart = curves(({**first, "test_loss": None}, last), ["train_loss", "test_loss"], False)
-    train, _, test, _ = drawn(chart)
-    assert list(train["x"]) == [1, 2]
-    assert list(train["y"]) == [first["train_loss"], last["train_loss"]]
-    assert math.isnan(test["y"][0])
-    assert test["y"][1] == last["test_loss"]
 
 
 def test_a_histogram_leaves_room_for_every_code():

@@ -32,6 +32,16 @@ def test_tables_hold_the_numbers_of_the_record():
     assert ["float32 ONNX", "468 kB", "467,800", "28.4x"] in found["Size"]
     assert ["Logits", "360", "1", "99.72 %", "0.0123", "0.00131"] in found["Agreement"]
     assert ["max-size", "16,000", "16,480", "failed"] in found["Gates"]
+    assert found["Complexity"][2:] == [
+        ["1 bit", "8 bit", "1", "405,600", "97.38 %", "3,244,800"],
+        ["float", "float", "1", "10,920", "2.62 %", "11,182,080"],
+        ["all", "", "2", "416,520", "", "14,426,880"],
+    ]
+    assert found["Complexity by layer"][2:] == [
+        ["conv1", "Conv2d", "1 bit", "8 bit", "60,156", "405,600", "3,244,800"],
+        ["head", "Linear", "float", "float", "850", "10,920", "11,182,080"],
+        ["all", "", "", "", "61,006", "416,520", "14,426,880"],
+    ]
     assert found["Layers"][2][:5] == ["conv1", "Conv2d", "1 bit", "8 bit", "150"]
     assert found["Training"][2][0] == "20"
     assert [row[0] for row in found["Latency"][2:]] == ["float.onnx", "model.onnx"] * 2

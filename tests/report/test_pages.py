@@ -3,46 +3,12 @@
 import json
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
-from sample_records import BARE, DEEP, FULL, epochs, layer
+from parsed_page import Page
+from sample_records import BARE, DEEP, FULL, layer
 
-from qdeploy.report.html import report_page, training_page
-
-VOID = {"meta", "link", "img", "br", "hr", "input"}
-
-
-class Page(HTMLParser):
-    """The text that a reader sees, the addresses that a browser would load, bokeh's documents."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.text, self.addresses, self.scripts, self.open = [], [], [], []
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in VOID:
-            self.open.append(tag)
-        self.addresses += [v for k, v in attrs if k in ("src", "href", "srcset", "data")]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open[-1:] == ["script"]:
-            self.scripts.append(data)
-        elif self.open[-1:] != ["style"]:
-            self.text += data.split()
-
-    def charts(self):
-        """The figures of bokeh, as the JSON in the page describes them."""
-        found = []
-        for script in self.scripts:
-            for text in re.findall(r"const docs_json = '(.*)';", script):
-                documents = json.loads(text.replace("\\'", "'").replace("\\\\", "\\"))
-                found += [root for document in documents.values() for root in document["roots"]]
-        return found
+from qdeploy.report.html import report_page
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +40,8 @@ def test_styles_load_nothing():
         "467,800",
         "2.60x as fast as float.onnx",
         "2 QLinearConv, 3 QGemm",
+        "1 bit 8 bit 1 405,600 97.38 % 3,244,800",
+        "head Linear float float 850 10,920 11,182,080",
         "18,338",
         "Intel(R) Xeon(R) Processor",
         "conv2 slb, 1 bit (-1, 1), per channel",
@@ -86,9 +54,9 @@ def test_the_report_shows(full, figure):
     assert figure in " ".join(full.text)
 
 
-def test_each_layer_has_a_histogram_beside_sizes_accuracy_and_two_curves(full):
-    assert len(full.charts()) == len(FULL.layers) + 4
-    assert len(Page(report_page(DEEP)).charts()) == 60 + 4
+def test_each_layer_has_a_histogram_beside_sizes_accuracy_and_three_curves(full):
+    assert len(full.charts()) == len(FULL.layers) + 5
+    assert len(Page(report_page(DEEP)).charts()) == 60 + 5
 
 
 def test_histograms_hold_the_counts_of_the_codes():
@@ -117,17 +85,3 @@ def test_names_are_text_and_no_markup():
     page = Page(report_page(replace(BARE, name="<script src=x>", settings="a < b & c")))
     assert page.addresses == []
     assert "a < b & c" in " ".join(page.text)
-
-
-@pytest.mark.parametrize("count", [1, 3])
-def test_training_curves_run_over_the_epochs(count):
-    page = Page(training_page(epochs(count), "lenet5 <1>"))
-    assert page.open == page.addresses == []
-    assert "lenet5 <1>" in " ".join(page.text)
-    assert len(page.charts()) == 2
-
-
-def test_a_run_that_has_not_begun_has_a_page():
-    page = Page(training_page((), "lenet5"))
-    assert page.charts() == []
-    assert "No epoch has ended yet." in " ".join(page.text)

@@ -8,6 +8,7 @@ from sample_records import BARE, FULL, MACHINE
 
 from qdeploy.benchmark import BenchmarkResult
 from qdeploy.report import benchmark_table, record_table
+from qdeploy.report.table import shorten
 
 
 def lines(table, width=80):
@@ -28,6 +29,7 @@ def lines(table, width=80):
         "largest logit difference 0.0123",
         "28.4x smaller than float (468 kB)",  # 467800 / 16480
         "1.12x the bound",  # 16480 / 14700
+        "417 k 97.38 % at 1 x 8 bits; 29.6x fewer bit operations",  # 416520 x 1024 / 14426880
         "2.60x as fast as float.onnx (0.333 ms)",
         "5 integer",
         "integer: 2 QLinearConv, 3 QGemm; float: none; provider: CPU",
@@ -48,10 +50,17 @@ def test_everything_fits_80_columns_uncut():
         assert "\x1b" not in text
 
 
+def test_the_work_of_a_network_is_one_line():
+    shown, _ = lines(record_table(FULL))
+    (line,) = [" ".join(line.split()) for line in shown if "bit operations" in line]
+    assert line == "MACs 417 k 97.38 % at 1 x 8 bits; 29.6x fewer bit operations"
+
+
 def test_what_was_not_measured_is_said():
     text = lines(record_table(BARE), width=160)[1]
     for label in ("Accuracy", "Agreement", "Latency", "Kernels"):
         assert f"{label} not measured" in text
+    assert "MACs 0 for one input" in text
     assert "float not measured; bound not measured" in text
 
 
@@ -70,10 +79,33 @@ def test_a_file_measured_alone_is_compared_with_none():
 def test_the_benchmark_has_a_line_for_each_file_and_batch_size():
     shown, text = lines(benchmark_table(BenchmarkResult(MACHINE, FULL.latency, FULL.placements)))
     cells = [line.split() for line in shown if line.startswith("  ") or ".onnx" in line]
-    assert ["model.onnx", "CPU", "16.5", "kB", "3.46", "64"] in [row[:6] for row in cells]
+    assert ["model.onnx", "16.5", "kB", "3.46", "64"] in [row[:5] for row in cells]
     assert "float.onnx integer: none; float: 2 FusedConv, 3 FusedGemm" in text
-    assert MACHINE.cpu in text
-    assert sum(row[1:2] == ["CPU"] for row in cells) == 4
+    assert f"1 thread, CPU provider, on {MACHINE.cpu}; times in ms" in text
+    assert sum(row[:1] == ["float.onnx"] and "kB" in row for row in cells) == 2
+
+
+@pytest.mark.parametrize(
+    ("width", "expected"),
+    [(20, "resnet18-w1a8.onnx"), (18, "resnet18-w1a8.onnx"), (13, "resn…1a8.onnx"), (4, "r…nx")],
+)
+def test_a_name_gives_up_its_middle(width, expected):
+    assert shorten("resnet18-w1a8.onnx", width) == expected
+    assert len(expected) <= width
+
+
+def test_a_long_file_name_stays_on_one_line():
+    name = "resnet18-imagenet-slb-w1a8-finetuned.onnx"
+    rows = tuple(replace(row, file=name) for row in FULL.latency[:1])
+    table = benchmark_table(BenchmarkResult(MACHINE, rows, ()))
+    shown, _ = lines(table)
+    assert max(map(len, shown)) <= 80
+    (row,) = (line.split() for line in shown if "kB" in line)
+    head, tail = row[0].split("…")
+    assert name.startswith(head)
+    assert name.endswith(tail)
+    assert len(tail) > len(head) > 1
+    assert name in lines(table, width=160)[1]
 
 
 def test_kernels_that_cannot_be_listed_are_not_invented():

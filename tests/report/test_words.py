@@ -24,6 +24,17 @@ def test_size(count, expected):
 
 
 @pytest.mark.parametrize(
+    ("count", "expected"),
+    [
+        (0, "0"), (999, "999"), (1000, "1.00 k"), (159_042_048, "159 M"), (1_814_073_344, "1.81 G"),
+        (4_187_324_678_144, "4.19 T"),
+    ],
+)  # fmt: skip
+def test_quantity(count, expected):
+    assert words.quantity(count) == expected
+
+
+@pytest.mark.parametrize(
     ("value", "expected"),
     [(0.0108865, "0.0109"), (2.6, "2.60"), (12.54, "12.5"), (99.96, "100"), (11_532.4, "11,532")],
 )
@@ -36,6 +47,14 @@ def test_three_significant_digits(value, expected):
 )
 def test_exact(value, expected):
     assert words.exact(value) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.381, "0.381 s"), (59, "59.0 s"), (60, "1.00 min"), (750, "12.5 min"), (11_520, "3.20 h")],
+)
+def test_duration(seconds, expected):
+    assert words.duration(seconds) == expected
 
 
 def test_absence_is_said_and_zero_is_not_absence():

@@ -34,7 +34,7 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(QdeployError, match=r"cannot write .*training\.html: No space left"):
-        write_training_page(epochs(1), path, "lenet5")
+        write_training_page(epochs(1), path, "lenet5", 3, going=True)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qdeploy.training.record import EpochRecord, Running, write_metrics
+from qdeploy.training.record import EpochRecord, Running, read_metrics, write_metrics
 
 RECORD = EpochRecord(
     epoch=2,
@@ -64,3 +64,20 @@ def test_means_weigh_batches_by_their_size() -> None:
     assert running.loss == pytest.approx((4 * 1.0 + 1 * 4.0) / 5)
     assert running.top1 == pytest.approx(3 / 5)
     assert running.top5 == pytest.approx(4 / 5)
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    assert read_metrics(path) == ()
+    write_metrics(path, [RECORD, RECORD])
+    assert read_metrics(path) == (RECORD.row(), RECORD.row())
+
+
+def test_empty_cells_and_infinity_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("epoch,train_top5,temperature\n1,,0.5\n2,0.75,inf\n3\n")
+    assert read_metrics(path) == (
+        {"epoch": 1.0, "train_top5": None, "temperature": 0.5},
+        {"epoch": 2.0, "train_top5": 0.75, "temperature": math.inf},
+        {"epoch": 3.0, "train_top5": None, "temperature": None},
+    )

@@ -1,0 +1,146 @@
+"""Range BN: BatchNorm that divides by a range instead of a standard deviation.
+
+Banner et al., NeurIPS 2018, arXiv 1805.11046, section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qdeploy import processes
+from qdeploy.errors import QdeployError
+from qdeploy.layers.folding import BatchNorm, gamma_beta, over_channels
+
+RangeConstant = Literal["paper", "code"]
+
+# sqrt(2 ln n) C(n). Normal values divided so have a deviation of 1.5 to 1.8 of their own by the
+# paper's constant, and 0.81 to 0.985 by that of the authors' code.
+NUMERATORS: dict[RangeConstant, float] = {
+    "paper": 1.0,
+    "code": 0.5 * 0.35 * (1 + math.sqrt(math.pi * math.log(4))),
+}
+# In chunks of fewer values both constants give too little.
+SMALLEST_CHUNK = 16
+
+
+class RangeBatchNorm(_BatchNorm):
+    """y = gamma (x - mean) / sqrt(d^2 + eps) + beta with d = C(n) times the mean range of chunks.
+
+    The values of a channel, batch and positions in one row, are cut into `chunks` chunks whose
+    sizes differ by at most one; fewer where they would have less than 16 values. n is their
+    mean size. The range of a chunk is its maximum less its minimum, and C(n) = numerator /
+    sqrt(2 ln n), see NUMERATORS.
+
+    running_var is the running d^2, so that evaluation, folding and calibration are those of a
+    BatchNorm, and so is `momentum`: the weight of the new batch, None for a plain mean.
+
+    Each process of a run cuts its own values into chunks; mean and d are means over the processes.
+
+    Errors: QdeployError in training on a single value per channel.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        chunks: int = 16,
+        constant: RangeConstant = "code",
+        **settings: Any,
+    ) -> None:
+        super().__init__(num_features, **settings)
+        self.chunks = chunks
+        self.constant = constant
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        self._check_input_dim(x)
+        # Half precision would do for a range, but not for the mean of many values.
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
+        rows = values.transpose(0, 1).flatten(1)
+        mean = processes.mean(rows.mean(1))
+        square = processes.mean(self.estimate(rows)).square()
+        self._move_statistics(mean.detach(), square.detach())
+        gamma, beta = gamma_beta(self)
+        gain = gamma * torch.rsqrt(square + self.eps)
+        shift = over_channels(beta - gain * mean, values)
+        return torch.addcmul(shift, values, over_channels(gain, values)).to(x.dtype)
+
+    def estimate(self, rows: Tensor) -> Tensor:
+        """d of each channel, [channels], of its values in rows [channels, count]."""
+        count = rows.shape[1]
+        if count < 2:
+            raise QdeployError(
+                f"Range BN cannot train on {count} value per channel, which has no range; "
+                "use a batch of two or more"
+            )
+        chunks = max(1, min(self.chunks, count // SMALLEST_CHUNK))
+        scaling = NUMERATORS[self.constant] / math.sqrt(2 * math.log(count / chunks))
+        return scaling * mean_range(rows, chunks)
+
+    @torch.no_grad()
+    def _move_statistics(self, mean: Tensor, square: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        weight: Tensor | float | None = self.momentum
+        if weight is None:
+            weight = 1 / self.num_batches_tracked.to(mean)
+        self.running_mean += weight * (mean - self.running_mean)
+        self.running_var += weight * (square - self.running_var)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, chunks={self.chunks}, constant={self.constant}"
+
+
+def mean_range(rows: Tensor, chunks: int) -> Tensor:
+    """Mean over `chunks` chunks of maximum - minimum; rows [channels, count] -> [channels]."""
+    size, longer = divmod(rows.shape[1], chunks)
+    head, tail = rows.tensor_split([longer * (size + 1)], dim=1)
+    parts = [
+        part.unflatten(1, (-1, length))
+        for part, length in ((head, size + 1), (tail, size))
+        if part.shape[1]
+    ]
+    return torch.cat([part.amax(2) - part.amin(2) for part in parts], dim=1).mean(1)
+
+
+class RangeBatchNorm1d(RangeBatchNorm, nn.BatchNorm1d):
+    """Range BN over [N, C] or [N, C, L]."""
+
+
+class RangeBatchNorm2d(RangeBatchNorm, nn.BatchNorm2d):
+    """Range BN over [N, C, H, W]."""
+
+
+def range_norm(norm: BatchNorm, chunks: int, constant: RangeConstant) -> BatchNorm:
+    """A Range BN that starts where the trained `norm` stands and evaluates to the same.
+
+    The code's constant is near 1 deviation, so that statistics and gamma can stay as they are.
+    The paper's is a fixed multiple of it, and both are multiplied by that: training starts at
+    the same outputs with either constant. Without a gamma only evaluation starts the same.
+    """
+    assert norm.running_mean is not None
+    kind = RangeBatchNorm2d if isinstance(norm, nn.BatchNorm2d) else RangeBatchNorm1d
+    made = kind(
+        norm.num_features,
+        chunks=chunks,
+        constant=constant,
+        eps=norm.eps,
+        momentum=norm.momentum,
+        affine=norm.affine,
+    ).to(norm.running_mean)
+    made.load_state_dict(norm.state_dict())
+    if made.affine:
+        assert made.running_var is not None
+        ratio = NUMERATORS[constant] / NUMERATORS["code"]
+        with torch.no_grad():
+            made.weight.mul_(ratio)
+            made.running_var.add_(norm.eps).mul_(ratio**2).sub_(norm.eps)
+    return made.train(norm.training)

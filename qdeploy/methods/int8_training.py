@@ -1,0 +1,189 @@
+"""8-bit training: Range BN and quantized back-propagation.
+
+Banner et al., NeurIPS 2018, arXiv 1805.11046. Weights, activations and the gradients that flow
+from layer to layer have 8 bits. The gradient forks at each product: the branch to the input is
+rounded at random to 8 bits, the branch to weight and bias is not rounded (the paper keeps 16 bits
+there).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field, PositiveInt
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from qdeploy import processes
+from qdeploy.grid import Grid
+from qdeploy.layers.activation import MovingRange
+from qdeploy.layers.folding import BatchNorm
+from qdeploy.layers.product import Convolution, MatrixProduct, PlainProduct
+from qdeploy.layers.range_norm import RangeConstant, range_norm
+from qdeploy.layers.uniform import UniformWeight
+from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
+
+
+class Int8TrainingOptions(Options):
+    """Range BN: range_norm, range_constant, chunks. Gradients: grad_bits. Activations: ema_decay.
+
+    range_norm       put Range BN in the place of each BatchNorm
+    range_constant   C(n) of the paper or of its authors' code, see layers/range_norm.py
+    chunks           chunks whose ranges Range BN averages
+    grad_bits        bits of the gradient that flows to the input of a layer
+    ema_decay        of the moving average of activation ranges
+    """
+
+    range_norm: bool = True
+    range_constant: RangeConstant = "code"
+    chunks: PositiveInt = 16
+    grad_bits: int = Field(default=8, ge=2, le=16)
+    ema_decay: float = Field(default=0.9, ge=0, lt=1)
+
+
+def round_at_random(values: Tensor, bits: int) -> Tensor:
+    """values on multiples of one step, rounded up or down at random so that the mean is `values`.
+
+    step = (max - min) / (2^bits - 2), the range widened to include 0: with one step less than
+    usual, the multiples that enclose the range are at most 2^bits. The value 0 is one of them and
+    stays 0, as half of the gradient behind a ReLU is. Computes in float32 at least.
+    """
+    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    low, high = torch.aminmax(wide)
+    tiny = torch.finfo(wide.dtype).tiny
+    step = ((high.clamp(min=0) - low.clamp(max=0)) / (2**bits - 2)).clamp(min=tiny)
+    noisy = torch.addcdiv(torch.rand_like(wide), wide, step)
+    return noisy.floor_().mul_(step).to(values.dtype)
+
+
+class _Bifurcation(torch.autograd.Function):
+    """y = product(x, weight) + bias, with
+
+    dL/dx = product^T(round_at_random(dL/dy), weight)
+    dL/dweight, dL/dbias = those of the product for the very dL/dy
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, plain: PlainProduct, bits: int
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.plain, ctx.bits = plain, bits
+        return plain(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # Under autocast the product ran in the type of its gradient.
+        x, weight = (saved.to(grad.dtype) for saved in ctx.saved_tensors)
+        gradients = (
+            convolution_gradients if isinstance(ctx.plain, Convolution) else matrix_gradients
+        )
+        needs_x, *needs = ctx.needs_input_grad[:3]
+        to_x = None
+        if needs_x:
+            rounded = round_at_random(grad, ctx.bits)
+            to_x = gradients(ctx.plain, rounded, x, weight, (True, False, False))[0]
+        _, to_weight, to_bias = gradients(ctx.plain, grad, x, weight, (False, *needs))
+        return to_x, to_weight, to_bias, None, None
+
+
+Needs = tuple[bool, bool, bool]
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def convolution_gradients(
+    plain: Convolution, grad: Tensor, x: Tensor, weight: Tensor, needs: Needs
+) -> Gradients:
+    """Those of x, weight and bias that are needed, for the gradient [N, out, ...] of the output."""
+    gradients: Gradients = torch.ops.aten.convolution_backward(
+        grad, x, weight, [len(weight)], plain.stride, plain.padding, plain.dilation,
+        False, [0] * plain.dimensions, plain.groups, needs,
+    )  # fmt: skip
+    return gradients
+
+
+def matrix_gradients(
+    plain: MatrixProduct, grad: Tensor, x: Tensor, weight: Tensor, needs: Needs
+) -> Gradients:
+    """Those of x, weight and bias that are needed, for the gradient [..., out] of the output."""
+    rows = grad.reshape(-1, grad.shape[-1])
+    return (
+        grad @ weight if needs[0] else None,
+        rows.T @ x.reshape(-1, x.shape[-1]) if needs[1] else None,
+        rows.sum(0) if needs[2] else None,
+    )
+
+
+@dataclass(frozen=True)
+class BifurcatedProduct:
+    """A plain product whose gradient to the input has `grad_bits` bits."""
+
+    plain: PlainProduct
+    grad_bits: int
+
+    @property
+    def shipped(self) -> PlainProduct:
+        return self.plain
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        x, plain = padded(x, self.plain)
+        y: Tensor = _Bifurcation.apply(x, weight, bias, plain, self.grad_bits)
+        return y
+
+    def __repr__(self) -> str:
+        return f"{self.plain}, grad_bits={self.grad_bits}"
+
+
+def padded(x: Tensor, plain: PlainProduct) -> tuple[Tensor, PlainProduct]:
+    """x with the border that a convolution cannot add by numbers of zeros, and the rest of it."""
+    if isinstance(plain, MatrixProduct):
+        return x, plain
+    if plain.padding_mode == "zeros" and not isinstance(plain.padding, str):
+        return x, plain
+    mode = "constant" if plain.padding_mode == "zeros" else plain.padding_mode
+    unpadded = replace(plain, padding=(0,) * plain.dimensions, padding_mode="zeros")
+    return F.pad(x, plain.border, mode=mode), unpadded
+
+
+class SampleRange(MovingRange):
+    """A moving range whose batch counts with the mean of its samples' minima and maxima."""
+
+    def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = torch.aminmax(x.reshape(len(x), -1), dim=1)
+        return processes.mean(low.mean()), processes.mean(high.mean())
+
+
+def weight(site: WeightSite, bits: int, options: Int8TrainingOptions) -> UniformWeight:
+    """Symmetric, per channel: integer kernels want the zero of a weight at 0."""
+    return UniformWeight(site.weight, Grid.signed(bits))
+
+
+def activation(site: ActivationSite, bits: int, options: Int8TrainingOptions) -> SampleRange:
+    return SampleRange(bits, decay=options.ema_decay)
+
+
+def product(plain: PlainProduct, options: Int8TrainingOptions) -> BifurcatedProduct:
+    return BifurcatedProduct(plain, options.grad_bits)
+
+
+def norm(norm: BatchNorm, options: Int8TrainingOptions) -> BatchNorm:
+    if not options.range_norm:
+        return norm
+    return range_norm(norm, options.chunks, options.range_constant)
+
+
+METHOD = Method(
+    summary="Range BN and gradients of 8 bits between layers, 8 bits",
+    paper="Banner et al., NeurIPS 2018, arXiv 1805.11046",
+    weight=weight,
+    activation=activation,
+    weight_bits=(8,),
+    act_bits=(8,),
+    options=Int8TrainingOptions,
+    product=product,
+    norm=norm,
+)

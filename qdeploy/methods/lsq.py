@@ -1,0 +1,201 @@
+"""LSQ: learned step size quantization (Esser et al., ICLR 2020, arXiv 1902.08153).
+
+Weights and activations are rounded to multiples of a step, and the step is trained with them.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from qdeploy import processes
+from qdeploy.errors import QdeployError
+from qdeploy.grid import Grid
+from qdeploy.layers.activation import NO_DATA, ActivationQuantizer, MovingRange
+from qdeploy.layers.fake_quantize import quantize
+from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
+from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
+
+
+class LsqOptions(Options):
+    """per_channel   a step for each output channel of a weight, not one for the layer"""
+
+    per_channel: bool = False
+
+
+class _LearnedStep(torch.autograd.Function):
+    """v^ = s clip(round(v / s), -Qn, Qp), with the gradients of the paper's equations 3 and 5.
+
+    dv^/dv = 1 where -Qn < v / s < Qp, else 0
+    dv^/ds = round(v / s) - v / s there, -Qn below and Qp above; times g
+    """
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, s: Tensor, qn: int, qp: int, g: float) -> Tensor:
+        ctx.save_for_backward(v, s)
+        ctx.limits = -qn, qp
+        ctx.g = g
+        return quantize(v, s, torch.zeros_like(s), -qn, qp).mul_(s)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        v, s = ctx.saved_tensors
+        low, high = ctx.limits
+        ratio = v / s
+        inside = (low < ratio) & (ratio < high)
+        slope = torch.where(inside, ratio.round() - ratio, ratio.clamp(low, high))
+        return grad * inside, (grad * slope).sum_to_size(s.shape) * ctx.g, None, None, None
+
+
+def learned_step(v: Tensor, s: Tensor, grid: Grid, zero: int, sharing: int) -> Tensor:
+    """v rounded to steps of s; `sharing` is N, the number of values that the step serves.
+
+    The gradient of s is scaled by g = 1 / sqrt(N Qp), so that steps move, relative to their
+    size, about as fast as weights (section 2.2).
+    """
+    qn, qp = zero - grid.lowest, grid.highest - zero
+    result: Tensor = _LearnedStep.apply(v, s, qn, qp, 1 / math.sqrt(sharing * qp))
+    return result
+
+
+def positive(parameter: Tensor) -> Tensor:
+    """The step that a parameter stands for: its size, never 0.
+
+    An optimizer may take a parameter below 0. The step then turns back instead of a weight
+    changing its sign. Above 0 step and gradient are those of the parameter itself.
+    """
+    size = torch.where(parameter < 0, -parameter, parameter)
+    return size + torch.finfo(torch.float32).tiny
+
+
+def first_step(mean_size: Tensor, highest: int) -> Tensor:
+    """2 mean |v| / sqrt(Qp): where a step starts (section 2.1)."""
+    return 2 * mean_size / math.sqrt(highest)
+
+
+class LsqWeight(WeightQuantizer):
+    """latent: the float weight [out, ...]; step: [1], or [out] per channel.
+
+    Qn = 2^(bits-1), Qp = 2^(bits-1) - 1. The step of weights that are all zero starts as for
+    He-normal ones, std sqrt(2 / fan_in).
+    """
+
+    def __init__(self, site: WeightSite, bits: int, options: LsqOptions) -> None:
+        super().__init__()
+        weight = site.weight.detach()
+        self.latent = nn.Parameter(weight.clone())
+        self.grid = Grid.signed(bits)
+        rows = weight.flatten(1) if options.per_channel else weight.reshape(1, -1)
+        self.sharing = rows.shape[1]
+        mean_size = rows.abs().mean(1)
+        he_normal = math.sqrt(2 / weight[0].numel()) * math.sqrt(2 / math.pi)
+        mean_size = torch.where(mean_size > 0, mean_size, he_normal)
+        self.step = nn.Parameter(first_step(mean_size, self.grid.highest))
+
+    def relax(self, latent: Tensor) -> Tensor:
+        step = per_channel(positive(self.step), latent)
+        return learned_step(latent, step, self.grid, 0, self.sharing)
+
+    @torch.no_grad()
+    def collapse(self, latent: Tensor) -> Collapsed:
+        scale = positive(self.step).expand(len(latent))
+        zero = torch.zeros_like(scale)
+        column = per_channel(scale, latent), per_channel(zero, latent)
+        codes = quantize(latent, *column, self.grid.lowest, self.grid.highest)
+        return Collapsed(codes.to(torch.int8), scale, zero.to(torch.int8))
+
+    def extra_repr(self) -> str:
+        return f"lsq, grid={self.grid}, steps={len(self.step)}"
+
+
+class LsqActivation(ActivationQuantizer):
+    """One learned step. Behind a ReLU Qn = 0 and Qp = 2^bits - 1, elsewhere as for weights.
+
+    The step starts from the first batch of training, or from the mean over calibration batches
+    if there were some before. Once it learns, calibration leaves it alone. A tensor of zeros
+    starts as if its mean size were 1.
+
+    batches    of which the start is a mean
+    learning   whether training has begun
+    """
+
+    batches: Tensor
+    learning: Tensor
+
+    def __init__(self, bits: int, nonnegative: bool) -> None:
+        super().__init__(Grid.unsigned(bits))
+        self.zero = 0 if nonnegative else 1 << (bits - 1)
+        self.step = nn.Parameter(torch.zeros(()))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("learning", torch.zeros((), dtype=torch.bool))
+        self._learns = False
+        self.register_load_state_dict_post_hook(_look_again)
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        if self._is_learning():
+            return
+        if self.calibrating or not self.batches:
+            mean_size = processes.mean(x.abs().mean())
+            mean_size = torch.where(mean_size > 0, mean_size, 1.0)
+            self.batches += 1
+            start = first_step(mean_size, self.grid.highest - self.zero)
+            self.step.add_((start - self.step) / self.batches)
+        if not self.calibrating:
+            self.learning.fill_(True)
+
+    def reset(self) -> None:
+        if not self._is_learning():
+            self.batches.zero_()
+            self.step.detach().zero_()
+
+    def relax(self, x: Tensor) -> Tensor:
+        features = x[0].numel()
+        return learned_step(x, positive(self.step), self.grid, self.zero, features)
+
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        if not self._is_learning() and not self.batches:
+            raise QdeployError(NO_DATA)
+        step = positive(self.step.detach())
+        return step, torch.full_like(step, self.zero)
+
+    def _is_learning(self) -> bool:
+        """Reads the device until training has begun, not at every step."""
+        if not self._learns:
+            self._learns = bool(self.learning)
+        return self._learns
+
+    def extra_repr(self) -> str:
+        return f"lsq, grid={self.grid}, zero={self.zero}"
+
+
+def _look_again(quantizer: nn.Module, _: object) -> None:
+    """After a state dict, which may hold another `learning`."""
+    assert isinstance(quantizer, LsqActivation)
+    quantizer._learns = False
+
+
+def activation(site: ActivationSite, bits: int, options: LsqOptions) -> LsqActivation:
+    return LsqActivation(bits, site.nonnegative)
+
+
+def carrier(bits: int, options: LsqOptions) -> MovingRange:
+    """The paper learns what layers read. The rest has a measured range and a zero point of its own."""
+    return MovingRange(bits)
+
+
+METHOD = Method(
+    summary="learned step sizes for weights and activations, 2 to 8 bits",
+    paper="Esser et al., ICLR 2020, arXiv 1902.08153",
+    weight=LsqWeight,
+    activation=activation,
+    weight_bits=(2, 3, 4, 5, 6, 7, 8),
+    act_bits=(2, 3, 4, 5, 6, 7, 8),
+    options=LsqOptions,
+    carrier=carrier,
+)

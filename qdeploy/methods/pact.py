@@ -1,0 +1,115 @@
+"""PACT: activations clipped where the network learns to (Choi et al., arXiv 1805.06085).
+
+y = (|x| - |x - alpha| + alpha) / 2, which is clip(x, 0, alpha), rounded to k bits; one alpha for
+each tensor. Where no ReLU made the values: clip(x, -alpha, alpha). Weights are DoReFa-Net's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import NonNegativeFloat, PositiveFloat
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from qdeploy import processes
+from qdeploy.errors import QdeployError
+from qdeploy.layers.activation import NO_DATA
+from qdeploy.methods.dorefa import BITS, BoundedActivation, carrier, weight
+from qdeploy.methods.method import ActivationSite, Method, Options
+
+# The smallest range; its gradient passes on below it, so that alpha can come back.
+LEAST = 1e-3
+
+
+class PactOptions(Options):
+    """alpha, alpha_decay.
+
+    alpha         where it starts; None: from the first batch, see `first_alpha`. The paper's 10
+                  leaves values of unit variance one or two levels at 2 and 3 bits, and alpha no
+                  gradient to shrink by
+    alpha_decay   weight of alpha^2 / 2 in the loss; the paper's is that of the weights
+    """
+
+    alpha: PositiveFloat | None = None
+    alpha_decay: NonNegativeFloat = 1e-4
+
+
+class _LearnedClip(torch.autograd.Function):
+    """y = clip(x, low, alpha), rounded; low is 0, or -alpha if signed.
+
+    dy/dx      1 where low <= x < alpha, else 0
+    dy/dalpha  1 where x >= alpha, -1 where x < -alpha if signed, else 0 (eq. 3)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, alpha: Tensor, rounded: Tensor, signed: bool, decay: float
+    ) -> Tensor:
+        ctx.save_for_backward(x, alpha)
+        ctx.signed, ctx.decay = signed, decay
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, alpha = ctx.saved_tensors
+        bound = alpha.clamp(min=LEAST)
+        above, below = x >= bound, x < (-bound if ctx.signed else 0)
+        to_alpha = (grad * above).sum() + ctx.decay * alpha
+        if ctx.signed:
+            to_alpha -= (grad * below).sum()
+        return grad * ~(above | below), to_alpha, None, None, None
+
+
+class PactActivation(BoundedActivation):
+    """Rounds clip(x, 0, alpha), or clip(x, -alpha, alpha); alpha is trained."""
+
+    started: Tensor
+
+    def __init__(self, site: ActivationSite, bits: int, options: PactOptions) -> None:
+        super().__init__(site, bits)
+        self.decay = options.alpha_decay
+        self.alpha = nn.Parameter(torch.tensor(options.alpha or 1.0))
+        self.register_buffer("started", torch.tensor(options.alpha is not None))
+        self._has_alpha = False
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        if not self._has_alpha and not self.started:
+            self.alpha.copy_(first_alpha(x, self.grid.highest - int(self.zero)))
+            self.started.fill_(True)
+
+    def bound(self) -> Tensor:
+        if not self._has_alpha and not self.started:  # reads the device once
+            raise QdeployError(NO_DATA)
+        self._has_alpha = True
+        return self.alpha.detach().clamp(min=LEAST)
+
+    def relax(self, x: Tensor) -> Tensor:
+        rounded = self.round(x.detach())
+        result: Tensor = _LearnedClip.apply(x, self.alpha, rounded, self.signed, self.decay)
+        return result
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, alpha={self.alpha.item():.6g}, alpha_decay={self.decay:g}"
+
+
+def first_alpha(x: Tensor, steps: int) -> Tensor:
+    """2 mean|x| sqrt(steps), at most max|x|: where LSQ starts (Esser et al., arXiv 1902.08153)."""
+    size = x.abs()
+    mean, largest = processes.mean(size.mean()), processes.extremes(size.amin(), size.amax())[1]
+    return torch.minimum(2 * mean * steps**0.5, largest).clamp(min=LEAST)
+
+
+METHOD = Method(
+    summary="activations clipped where the network learns to, 2 to 8 bits; weights as DoReFa's",
+    paper="Choi et al., arXiv 1805.06085",
+    weight=weight,
+    activation=PactActivation,
+    weight_bits=BITS,
+    act_bits=(2, 3, 4, 5, 6, 7, 8),
+    options=PactOptions,
+    carrier=carrier,
+)

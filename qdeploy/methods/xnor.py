@@ -1,0 +1,210 @@
+"""XNOR-Net: the sign of a weight times one scale per filter (Rastegari et al., ECCV 2016).
+
+arXiv 1603.05279; centring, clamping and the second gradient are those of the published PyTorch
+code (jiecaoyu/XNOR-Net-PyTorch). With float or 8-bit activations it is the paper's
+binary-weight network. First and last layer stay float, as a rule.
+
+At 1-bit activations the network has to bring values of both signs in front of its layers, so
+BatchNorm comes first: BN -> sign -> Conv -> ReLU. The sign of what a ReLU gives is always +1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from qdeploy.errors import QdeployError
+from qdeploy.grid import Grid
+from qdeploy.layers.activation import ActivationQuantizer, MovingRange, SignActivation
+from qdeploy.layers.fake_quantize import fake_sign, sign_of
+from qdeploy.layers.product import MatrixProduct, PlainProduct, Product
+from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
+from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
+
+Gradient = Literal["code", "paper"]
+# Inputs from which a weight is centred.
+SEVERAL = 4
+
+
+class XnorOptions(Options):
+    """The two choices that the paper and its code leave.
+
+    gradient    as the published code has it or as the paper, see `binarize`. The code's trains
+                faster with SGD; with Adam, which divides by the gradient's size, they are alike
+    k_map       sign the inputs and multiply by their sizes, see `ScaledSigns`; with act_bits = 8
+    """
+
+    gradient: Gradient = "code"
+    k_map: bool = False
+
+
+class XnorWeight(WeightQuantizer):
+    """latent: the float weight [out, in, ...], value sign(W) mean|W| with the mean per filter.
+
+    W is the latent `confined`. As in the published code, a training step really moves the latent
+    there; evaluation and `collapse` confine a copy.
+    """
+
+    def __init__(self, site: WeightSite, bits: int, options: XnorOptions) -> None:
+        super().__init__()
+        self.grid = Grid.odd(bits)
+        self.options = options
+        self.latent = nn.Parameter(site.weight.detach().clone())
+
+    def relax(self, latent: Tensor) -> Tensor:
+        with torch.no_grad():
+            latent.copy_(confined(latent))
+        return binarize(latent, self.options.gradient)
+
+    def collapse(self, latent: Tensor) -> Collapsed:
+        weight = confined(latent.detach())
+        scale = filter_scale(weight)
+        return Collapsed(
+            signs(weight).to(torch.int8), scale, torch.zeros_like(scale, dtype=torch.int8)
+        )
+
+    def extra_repr(self) -> str:
+        return f"xnor, {self.options}"
+
+
+def confined(weight: Tensor) -> Tensor:
+    """weight [out, in, ...] less its mean over the inputs, clamped to -1..1.
+
+    Fewer than SEVERAL inputs are not centred: of a depthwise layer's single one nothing would be
+    left, and a filter of an image's colours could not take their sum. Where the clamp cuts, the
+    mean is not quite 0; the next step centres again.
+    """
+    if is_centred(weight):
+        weight = weight - weight.mean(1, keepdim=True)
+    return weight.clamp(-1, 1)
+
+
+def is_centred(weight: Tensor) -> bool:
+    return weight.shape[1] >= SEVERAL
+
+
+def signs(weight: Tensor) -> Tensor:
+    """-1 or +1; +1 of 0."""
+    return torch.where(weight >= 0, 1.0, -1.0)
+
+
+def filter_scale(weight: Tensor) -> Tensor:
+    """alpha = mean|W| of each filter, [out]; never 0."""
+    return weight.abs().flatten(1).mean(1).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+class _Binarize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, factor: float) -> Tensor:
+        codes, alpha = signs(weight), filter_scale(weight)
+        # Not the weight itself: a layer called twice moves it between forward and backward.
+        ctx.save_for_backward(codes, alpha, weight.abs() <= 1)
+        ctx.factor = factor
+        return codes * per_channel(alpha, codes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        codes, alpha, inside = ctx.saved_tensors
+        through_sign = per_channel(alpha, grad) * grad * inside
+        through_scale = codes * per_channel((grad * codes).flatten(1).mean(1), grad)
+        return (through_sign + through_scale) * ctx.factor, None
+
+
+def binarize(weight: Tensor, gradient: Gradient) -> Tensor:
+    """alpha sign(W) with alpha = mean|W| of each filter.
+
+    The gradient (paper, section 3.1, written for a filter of n weights) is
+    dL/dW_i = alpha g_i 1(|W_i| <= 1) + sign(W_i) / n sum_j g_j sign(W_j).
+    The published code has it n (1 - 1 / inputs) times as large, the second factor being the
+    centring's: a weight is 1 / inputs of the mean that is taken from it. Here it is n where
+    nothing is centred.
+    """
+    factor = 1.0
+    if gradient == "code":
+        factor = weight[0].numel() - (weight[0, 0].numel() if is_centred(weight) else 0)
+    result: Tensor = _Binarize.apply(weight, factor)
+    return result
+
+
+@dataclass(frozen=True)
+class ScaledSigns:
+    """product(sign(x), weight) K + bias (paper, section 3.2, eq. 11).
+
+    K is the mean of |x| over the inputs that each output sees: for a convolution the channels of
+    its group (the paper has no groups), averaged over the kernel's window at the same stride,
+    padding and dilation; for a Linear all inputs. Gradients reach x through both factors.
+    Exported as float operators: no integer kernel multiplies by a map.
+    """
+
+    product: PlainProduct
+    sign: Callable[[Tensor], Tensor] = fake_sign
+
+    @property
+    def shipped(self) -> ScaledSigns:
+        return replace(self, sign=sign_of)
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        y = self.product(self.sign(x), weight, None) * self.sizes(x, weight)
+        if bias is None:
+            return y
+        linear = isinstance(self.product, MatrixProduct)
+        return y + (bias if linear else bias.reshape(-1, *[1] * (y.ndim - 2)))
+
+    def sizes(self, x: Tensor, weight: Tensor) -> Tensor:
+        """K, broadcastable to the output."""
+        if isinstance(self.product, MatrixProduct):
+            return x.abs().mean(-1, keepdim=True)
+        groups, window = self.product.groups, weight.shape[2:]
+        # One small box for all groups, so that the file holds no more than that.
+        box = x.new_full((1, 1, *window), 1 / math.prod(window))
+        sizes = x.abs().unflatten(1, (groups, -1)).mean(2).flatten(0, 1).unsqueeze(1)
+        sizes = replace(self.product, groups=1)(sizes, box, None)
+        sizes = sizes.squeeze(1).unflatten(0, (-1, groups))
+        return sizes.repeat_interleave(len(weight) // groups, 1) if groups > 1 else sizes
+
+    def __repr__(self) -> str:
+        return f"signs scaled by K, {self.product}"
+
+
+def activation(site: ActivationSite, bits: int, options: XnorOptions) -> ActivationQuantizer:
+    """Signs at 1 bit. With k_map the layer reads sizes, 8 bits of them, and takes the signs itself."""
+    if options.k_map and bits == 1:
+        raise QdeployError(
+            "xnor with k_map multiplies by the sizes of what a layer reads, which 1 bit does not "
+            "hold: set act_bits = 8; the layer itself takes the signs"
+        )
+    if site.nonnegative and (bits == 1 or options.k_map):
+        raise QdeployError(
+            "xnor takes the sign of what a layer reads, and here a ReLU made it: every sign would "
+            "be +1. Put BatchNorm in front of the layers (BN -> Conv -> ReLU), or set "
+            "act_bits = 8 or 'float' without k_map"
+        )
+    return SignActivation() if bits == 1 else carrier(bits, options)
+
+
+def carrier(bits: int, options: XnorOptions) -> MovingRange:
+    return MovingRange(bits)
+
+
+def product(product: PlainProduct, options: XnorOptions) -> Product:
+    return ScaledSigns(product) if options.k_map else product
+
+
+METHOD = Method(
+    summary="signs of weights and activations, one scale a filter, 1 bit",
+    paper="Rastegari et al., ECCV 2016, arXiv 1603.05279",
+    weight=XnorWeight,
+    activation=activation,
+    weight_bits=(1,),
+    act_bits=(1, 8),
+    options=XnorOptions,
+    carrier=carrier,
+    product=product,
+)

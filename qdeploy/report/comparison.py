@@ -1,0 +1,153 @@
+"""Several runs side by side: the rows of `qdeploy report`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qdeploy.report.charts import Row
+from qdeploy.report.progress import best_epoch
+from qdeploy.report.record import Record
+from qdeploy.report.sections import Section
+from qdeploy.report.words import percent, times
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder as it is compared.
+
+    Attributes:
+        bits: of weights and activations, "w1a8", or "float".
+        epochs: how many are planned; rows: the lines of metrics.csv, one for each that is done.
+        record: its report.json; None where the run is not exported.
+        is_baseline: whether this is the float training of the run before it.
+    """
+
+    name: str
+    method: str
+    bits: str
+    epochs: int
+    rows: tuple[Row, ...]
+    record: Record | None
+    is_baseline: bool = False
+
+    @property
+    def last_top1(self) -> float | None:
+        """Test top-1 of the last epoch, a fraction of 1."""
+        return self.rows[-1].get("test_top1") if self.rows else None
+
+    @property
+    def best_top1(self) -> float | None:
+        """The highest test top-1."""
+        best = best_epoch(self.rows)
+        return None if best is None else best["test_top1"]
+
+    @property
+    def onnx_top1(self) -> float | None:
+        """Test top-1 of the exported file."""
+        found = self.record.accuracy.onnx if self.record else None
+        return None if found is None else found.top1
+
+    @property
+    def agreement(self) -> float | None:
+        """The share of images that the file and the training network put in one class."""
+        found = self.record.agreement if self.record else None
+        return None if found is None else found.top1
+
+    @property
+    def file_bytes(self) -> int | None:
+        """What the exported file takes."""
+        return self.record.size.onnx if self.record else None
+
+    @property
+    def smaller(self) -> float | None:
+        """How many times smaller than the float file."""
+        if self.record is None or self.record.size.float is None:
+            return None
+        return self.record.size.float / self.record.size.onnx
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every planned epoch is done."""
+        return len(self.rows) >= self.epochs
+
+    @property
+    def exported(self) -> str:
+        """Whether there is a file, and if it is not of the last epoch, of which."""
+        if self.is_baseline:
+            return ""
+        if self.record is None:
+            return "not exported"
+        after = len(self.record.training)
+        return "exported" + (f" after epoch {after}" if after < len(self.rows) else "")
+
+    @property
+    def state(self) -> str:
+        """Whether it is trained to the end, and exported."""
+        words = ("" if self.is_finished else "unfinished", self.exported)
+        return ", ".join(filter(None, words)) or "finished"
+
+
+COLUMNS = (
+    "Run", "Method", "Epochs", "Last top-1", "Best top-1",
+    "ONNX top-1", "Agreement", "Bytes", "Smaller",
+)  # fmt: skip
+
+
+def comparison(runs: Sequence[Run]) -> Section:
+    """A row for each run, in the order given; what does not apply is an empty cell."""
+    return Section(
+        "Runs",
+        "Top-1 on the test images; bytes of the ONNX file, and how much smaller it is than in float.",
+        COLUMNS,
+        tuple(map(_row, runs)),
+    )
+
+
+def _row(run: Run) -> tuple[str, ...]:
+    last, best, onnx, *others = figures(run)
+    done = epochs(run) if run.is_finished else f"{epochs(run)}, unfinished"
+    if run.exported != "exported":
+        onnx = f"{onnx} {run.exported}".strip()
+    return run.name, method(run), done, last, best, onnx, *others
+
+
+def method(run: Run) -> str:
+    """With its bits, "slb w1a8"."""
+    return run.method if run.method == run.bits else f"{run.method} {run.bits}"
+
+
+def epochs(run: Run) -> str:
+    """How many are done, "20" or "3/20"."""
+    done = len(run.rows)
+    return str(done) if run.is_finished else f"{done}/{run.epochs}"
+
+
+def figures(run: Run) -> tuple[str, ...]:
+    """Last and best top-1, then top-1, agreement, bytes and ratio of the file."""
+    shares = (run.last_top1, run.best_top1, run.onnx_top1, run.agreement)
+    return (
+        *("" if share is None else percent(share) for share in shares),
+        "" if run.file_bytes is None else f"{run.file_bytes:,}",
+        "" if run.smaller is None else times(run.smaller),
+    )
+
+
+def comparison_data(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The rows as JSON has them; what does not apply is None."""
+    return [
+        {
+            "name": run.name,
+            "method": run.method,
+            "bits": run.bits,
+            "epochs": run.epochs,
+            "epochs_done": len(run.rows),
+            "last_top1": run.last_top1,
+            "best_top1": run.best_top1,
+            "onnx_top1": run.onnx_top1,
+            "agreement": run.agreement,
+            "file_bytes": run.file_bytes,
+            "smaller": run.smaller,
+            "state": run.state,
+        }
+        for run in runs
+    ]
