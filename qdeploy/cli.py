@@ -6,7 +6,7 @@ Heavy libraries are imported inside the commands, so that --help answers at once
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -301,10 +301,16 @@ def methods() -> None:
 
     for name in available():
         method = find(name)
-        weights, acts = (
-            ", ".join(map(str, bits)) for bits in (method.weight_bits, method.act_bits)
-        )
-        click.echo(f"{name:10} {method.summary}  [weights {weights}; activations {acts} or float]")
+        weights, acts = spans(method.weight_bits), spans(method.act_bits)
+        click.echo(f"{name:14} {method.summary}  [weights {weights}; activations {acts} or float]")
+
+
+def spans(bits: Sequence[int]) -> str:
+    """Ascending numbers, those in a row as one span: 1-8, 16."""
+    starts = [bit for bit in bits if bit - 1 not in bits]
+    ends = [bit for bit in bits if bit + 1 not in bits]
+    pairs = zip(starts, ends, strict=True)
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in pairs)
 
 
 @main.command()
@@ -316,4 +322,4 @@ def models() -> None:
 
     click.echo("networks: " + ", ".join(NETWORKS))
     for name in zoo_recipes():
-        click.echo(f"{name:28} {zoo_summary(name)}")
+        click.echo(f"{name:36} {zoo_summary(name)}")

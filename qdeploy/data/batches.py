@@ -146,6 +146,7 @@ class ArrayBatches:
         other._batch_size = section.batch_size
         other._image_size = section.image_size
         if self._shuffling is not None:
+            self._share.check(section.batch_size)
             other._shuffling = replace(
                 self._shuffling, pad_crop=section.pad_crop, flip=section.flip
             )

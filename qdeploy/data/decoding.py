@@ -65,6 +65,8 @@ class FolderBatches:
         return index * len(self)
 
     def under(self, section: DataSection) -> Self:
+        if self._shuffle_seed is not None:
+            self._share.check(section.batch_size)
         other = copy.copy(self)
         other._batch_size = section.batch_size
         other._image_size = section.image_size or self._image_size

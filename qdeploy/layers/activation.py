@@ -138,7 +138,7 @@ class MovingRange(ActivationQuantizer):
         self.maximum += weight * (high - self.maximum)
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Minimum and maximum of a batch, as the average takes them in."""
+        """Minimum and maximum of the batch of all processes, as the average takes them in."""
         return processes.extremes(*torch.aminmax(x))
 
     def reset(self) -> None:

@@ -37,14 +37,11 @@ def norms_over_processes(network: nn.Module) -> Iterator[None]:
     """Inside the block each BatchNorm of `network` normalises by the moments of the whole batch.
 
     nn.SyncBatchNorm does so on GPUs only, and is a module of another type, which preparation and
-    folding would not know. Here the modules stay what they are.
+    folding would not know. Here the modules stay what they are. A norm with a forward of its own
+    (Range BN) sees to that itself.
     """
-    # Others, such as Range BN, normalise in their own way and see to the processes themselves.
-    norms = [
-        module
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and type(module).forward is _BatchNorm.forward
-    ]
+    batch_norms = (m for m in network.modules() if isinstance(m, _BatchNorm))
+    norms = [norm for norm in batch_norms if type(norm).forward is _BatchNorm.forward]
     if processes.count() > 1:
         for norm in norms:
             norm.forward = partial(_forward, norm)  # type: ignore[method-assign]

@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
-from qdeploy.layers.folding import BatchNorm, gamma_beta, over_channels
+from qdeploy.layers.folding import BatchNorm, gamma_beta
+from qdeploy.layers.norm import over_channels
 
 RangeConstant = Literal["paper", "code"]
 
@@ -39,8 +40,6 @@ class RangeBatchNorm(_BatchNorm):
     running_var is the running d^2, so that evaluation, folding and calibration are those of a
     BatchNorm, and so is `momentum`: the weight of the new batch, None for a plain mean.
 
-    Each process of a run cuts its own values into chunks; mean and d are means over the processes.
-
     Errors: QdeployError in training on a single value per channel.
     """
 
@@ -63,6 +62,7 @@ class RangeBatchNorm(_BatchNorm):
         # Half precision would do for a range, but not for the mean of many values.
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         rows = values.transpose(0, 1).flatten(1)
+        # Over several processes a batch has that many times the chunks.
         mean = processes.mean(rows.mean(1))
         square = processes.mean(self.estimate(rows)).square()
         self._move_statistics(mean.detach(), square.detach())

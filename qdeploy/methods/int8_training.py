@@ -28,7 +28,7 @@ from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
 
 class Int8TrainingOptions(Options):
-    """Range BN: range_norm, range_constant, chunks. Gradients: grad_bits. Activations: ema_decay.
+    """Defaults follow the authors' code.
 
     range_norm       put Range BN in the place of each BatchNorm
     range_constant   C(n) of the paper or of its authors' code, see layers/range_norm.py

@@ -99,7 +99,7 @@ class PactActivation(BoundedActivation):
 def first_alpha(x: Tensor, steps: int) -> Tensor:
     """2 mean|x| sqrt(steps), at most max|x|: where LSQ starts (Esser et al., arXiv 1902.08153)."""
     size = x.abs()
-    mean, largest = processes.mean(size.mean()), processes.extremes(size.amin(), size.amax())[1]
+    mean, (_, largest) = processes.mean(size.mean()), processes.extremes(*size.aminmax())
     return torch.minimum(2 * mean * steps**0.5, largest).clamp(min=LEAST)
 
 

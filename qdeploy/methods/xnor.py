@@ -183,8 +183,8 @@ def activation(site: ActivationSite, bits: int, options: XnorOptions) -> Activat
     if site.nonnegative and (bits == 1 or options.k_map):
         raise QdeployError(
             "xnor takes the sign of what a layer reads, and here a ReLU made it: every sign would "
-            "be +1. Put BatchNorm in front of the layers (BN -> Conv -> ReLU), or set "
-            "act_bits = 8 or 'float' without k_map"
+            "be +1. Put BatchNorm in front of the layer (BN -> Conv -> ReLU; norm_first = true in "
+            "the zoo's networks), or set act_bits = 8 or 'float' for it, without k_map"
         )
     return SignActivation() if bits == 1 else carrier(bits, options)
 

@@ -46,8 +46,11 @@ def float_network_of(recipe: Recipe, data: Data, copy: Path | None = None) -> nn
 def with_regime(data: Data, recipe: Recipe, network: nn.Module) -> Data:
     """The data under the recipe's regime.
 
-    Errors: QdeployError if the network does not take the images of one of its phases.
+    Errors: QdeployError if the network does not take the images of one of its phases, or the
+    processes of the run cannot share out its batches.
     """
+    for section in recipe.data.phases():
+        data.train.under(section)
     for size in {section.image_size for section in recipe.data.phases()}:
         if size is not None:
             resized = replace(data, input_shape=(data.input_shape[0], size, size))

@@ -20,7 +20,7 @@ def live_page(run: RunFolder, recipe: Recipe) -> Iterator[Callable[[], None]]:
     """Yields what rewrites the run's page from its metrics.csv; it skips calls in quick succession.
 
     Inside the block the page says that the run goes on. However the block ends, it says no longer.
-    Of several processes the first one writes it.
+    Of several processes the first one writes.
     """
     if processes.rank() > 0:
         yield lambda: None

@@ -183,12 +183,24 @@ def quantize_tensor(
     """layers: those of its readers that are quantized; chosen: the settings that they go by."""
     name = f"activations.{tensor.producers[0].name}"
     if layers and not tensor.is_input:
-        narrow = chosen.method.activation(site, chosen.act_bits, chosen.options)  # type: ignore[arg-type]
+        narrow = layer_activation(layers, site, chosen)
         if len(layers) == len(tensor.readers) or can_carry(chosen):
             quantize_after(tensor.producers, name, narrow, network)
             return
         quantize_before(layers, f"{name}_narrow", narrow, network)
     quantize_after(tensor.producers, name, carrier(chosen, site), network)
+
+
+def layer_activation(
+    layers: Iterable[fx.Node], site: ActivationSite, chosen: LayerSettings
+) -> ActivationQuantizer:
+    """The quantizer of what these layers read; an error of the method names them."""
+    assert chosen.act_bits is not None
+    try:
+        return chosen.method.activation(site, chosen.act_bits, chosen.options)
+    except QdeployError as error:
+        names = ", ".join(str(layer.target) for layer in layers)
+        raise QdeployError(f"{names}: {error}") from None
 
 
 def carrier(chosen: LayerSettings, site: ActivationSite) -> ActivationQuantizer:

@@ -70,8 +70,8 @@ def fit(
     devices: every process of it calls `fit`, with its share of `data`, and the first one writes.
     `resume` goes on from the run's last checkpoint, if there is one, and ends, on a CPU, in the
     very weights of a run that was never interrupted. `teacher` is the trained float network that
-    `settings.distill` learns from; it stays as it is. `after_epoch` is called when the files of an
-    epoch are in place.
+    `settings.distill` learns from; it stays as it is. `after_epoch` is called in the first process
+    when the files of an epoch are in place.
 
     Raises QdeployError if the loss is no longer finite, and passes KeyboardInterrupt on; the
     checkpoint of the last finished epoch stays in either case.
@@ -98,9 +98,9 @@ def fit(
                 record = training.record(epoch, trained, tested, seconds)
                 if processes.rank() == 0:
                     _keep(training.checkpoint(fingerprint, [*history, record], buffers), run)
+                    after_epoch()
                 history.append(record)
                 console.log(str(record))
-                after_epoch()
     except KeyboardInterrupt:
         console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")
         raise
@@ -127,7 +127,9 @@ class Training:
             # Which parameters are frozen is not in the state, but decides what the optimizer has.
             set_progress(network, checkpoint.epoch - 1, settings.epochs)
             load_network_state(network, checkpoint, shipped=False)
-        self.teacher = teacher and self.fabric.to_device(teacher.eval().requires_grad_(False))
+        if teacher:
+            fabric.to_device(channels_last(teacher.eval().requires_grad_(False)))
+        self.teacher = teacher
         self.phase = self.settings_after(checkpoint.epoch if checkpoint else 0)
         optimizer = make_optimizer(network, self.phase)
         if checkpoint:

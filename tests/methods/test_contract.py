@@ -350,7 +350,8 @@ def test_the_converted_layer_gives_what_evaluation_gives_to_one_step(
     scale = converted.get_submodule(names[1]).scale
     steps = (got[names[1]] - wanted[names[1]]) / scale
     assert steps.abs().max() < (1.01 if acts <= 8 else 20)
-    assert (steps.abs() > 0.5).float().mean() < (0.03 if acts <= 8 else 0.6)
+    tipped = (steps.abs() > 0.5).sum()
+    assert tipped <= max(1, (0.03 if acts <= 8 else 0.6) * steps.numel())
     assert wanted[names[1]].unique().numel() > 1
 
 

@@ -321,7 +321,7 @@ def agree(logits, made, x):
 
 
 def test_the_usual_order_is_refused_at_one_bit_alone():
-    with pytest.raises(QdeployError, match="every sign would be"):
+    with pytest.raises(QdeployError, match=r"^conv2: xnor takes the sign"):
         prepared(ConvFirst, 1)
     prepared(ConvFirst, 8)
     prepared(ConvFirst, "float")
