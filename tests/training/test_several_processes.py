@@ -34,10 +34,14 @@ CASES = {
     "simqat-w8a8": ("simqat", 8, {}),
     "two-conv": ("simqat", 8, {"fold": "two-conv", "freeze_bn": 6, "quant_delay": 99}),
     "slb-w1a8": ("slb", 1, {"linear": True, "t_end_time": 1.0}),  # commits before epoch 2
+    "lsq-w8a8": ("lsq", 8, {}),  # steps that start from the first batch
+    "pact-w8a8": ("pact", 8, {}),  # alpha as well
 }
 # Relative to a tensor's largest value. Networks that round come within 1e-6 too, unless a value
 # on the edge between two codes falls to the other side, as it may on another processor.
-TOLERANCE = {"float": 1e-5, "two-conv": 1e-5, "simqat-w8a8": 1e-3, "slb-w1a8": 1e-3}
+TOLERANCE = dict.fromkeys(CASES, 1e-3) | {"float": 1e-5, "two-conv": 1e-5}
+# Rounds gradients at random, and Range BN cuts each process's values into chunks: not as one does.
+AT_RANDOM = {"int8-training": ("int8_training", 8, {})}
 
 
 def make_network(dropout: float) -> nn.Module:
@@ -59,9 +63,10 @@ def make_network(dropout: float) -> nn.Module:
 
 def training_network(case: str, dropout: float = 0.0) -> nn.Module:
     network = make_network(dropout)
-    if CASES[case] is None:
+    chosen = (CASES | AT_RANDOM)[case]
+    if chosen is None:
         return network
-    method, bits, options = CASES[case]
+    method, bits, options = chosen
     return qdeploy.prepare(network, torch.zeros(2, 1, 8, 8), method, bits, 8, **options)
 
 
@@ -133,7 +138,7 @@ class Failing:
 
 
 def train_all(fabric: Fabric, folder: Path) -> None:
-    for case in CASES:
+    for case in CASES | AT_RANDOM:
         train(fabric, folder / case, case)
 
 
@@ -156,11 +161,11 @@ def test_two_processes_follow_one(trained: Path, case: str) -> None:
     one, first, _ = states(trained, case)
     assert any(name.endswith("running_var") for name in one)
     for name, expected in one.items():
-        error = (first[name] - expected).abs().max().item()
-        assert error <= TOLERANCE[case] * expected.abs().max().item(), name
+        error = (first[name].double() - expected.double()).abs().max().item()
+        assert error <= TOLERANCE[case] * expected.double().abs().max().item(), name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES | AT_RANDOM)
 def test_the_processes_have_the_same_bits(trained: Path, case: str) -> None:
     _, first, second = states(trained, case)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
