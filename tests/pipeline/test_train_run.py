@@ -226,6 +226,7 @@ import signal, sys
 from qdeploy.cli import main
 from qdeploy.training.console import Console
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 log = Console.log
 
 def interrupting(console, text):
