@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 
 import qdeploy
 from qdeploy import methods
+from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.errors import QdeployError
 from qdeploy.grid import QTensor
 from qdeploy.layers.folding import gain_of
@@ -356,19 +357,19 @@ def test_the_converted_layer_gives_what_evaluation_gives_to_one_step(
 
 
 @every_width
-def test_the_file_agrees_with_the_converted_network(name, bits, acts, tmp_path):
+def test_the_file_agrees_with_the_converted_network(name, bits, acts):
     """In ONNX Runtime and in onnx's own evaluator, packed and not."""
     prepared = prepared_toy(name, bits, acts)
     train(prepared, epochs=2, steps=2)
     x, _ = toy()
     converted = qdeploy.convert(prepared)
-    packed = qdeploy.export(converted, tmp_path / "packed.onnx", x)
-    plain = qdeploy.export(converted, tmp_path / "plain.onnx", x, packing=False)
+    graph = to_onnx(copy.deepcopy(converted), x)
+    packed, plain = (finished(graph, packing, {}) for packing in (True, False))
     found = [computed(file, x) for file in (packed, plain)]
     np.testing.assert_array_equal(*found)
     with torch.no_grad():
         wanted = converted(x).numpy()
-    reference = ReferenceEvaluator(str(packed)).run(None, {"input": x.numpy()})[0]
+    reference = ReferenceEvaluator(packed).run(None, {"input": x.numpy()})[0]
     for logits in (found[0], reference):
         # A value on a tie may tip over, and at few bits one step is far.
         tolerance = 1e-4 * np.abs(wanted).max()
@@ -377,5 +378,7 @@ def test_the_file_agrees_with_the_converted_network(name, bits, acts, tmp_path):
 
 
 def computed(file, x):
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        file.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     return session.run(None, {"input": x.numpy()})[0]
