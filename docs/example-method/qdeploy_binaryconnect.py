@@ -1,11 +1,11 @@
 """BinaryConnect: the sign of the weight (Courbariaux et al., NeurIPS 2015, arXiv 1511.00363)."""
 
-import torch
 from torch import Tensor, nn
 
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
-from qdeploy.layers.weight import Collapsed, WeightQuantizer
+from qdeploy.layers.fake_quantize import straight_through
+from qdeploy.layers.weight import Collapsed, WeightQuantizer, signs
 from qdeploy.methods import ActivationSite, Method, Options, WeightSite
 
 
@@ -24,18 +24,14 @@ class BinaryConnectWeight(WeightQuantizer):
         self.latent = nn.Parameter(weight.clone())
         self.grid = Grid((-1, 1))
         self.clip = options.clip
-        size = weight.abs().mean().clamp(min=1e-6)
-        self.register_buffer("scale", size.repeat(len(weight)))
+        self.register_buffer("scale", weight.abs().mean().clamp(min=1e-6))
 
     def relax(self, latent: Tensor) -> Tensor:
         passed = latent.clamp(-self.clip, self.clip)
-        shipped = self.collapse(latent).dequantize()
-        return shipped + (passed - passed.detach())
+        return straight_through(self.collapse(latent).dequantize(), passed)
 
     def collapse(self, latent: Tensor) -> Collapsed:
-        codes = torch.where(latent >= 0, 1, -1).to(torch.int8)
-        zero = torch.zeros(len(codes), dtype=torch.int8, device=codes.device)
-        return Collapsed(codes, self.scale, zero)
+        return Collapsed.symmetric(signs(latent), self.scale, self.grid)
 
 
 def activation(site: ActivationSite, bits: int, options: BinaryConnectOptions) -> MovingRange:

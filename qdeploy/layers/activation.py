@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ NO_DATA = (
 )
 
 
-class ActivationQuantizer(nn.Module):
+class ActivationQuantizer(nn.Module, ABC):
     """Rounds one activation tensor, per tensor, to unsigned codes.
 
     A method subclasses it and writes `qparams`, `observe` if its range is measured, and `relax`
@@ -44,9 +46,9 @@ class ActivationQuantizer(nn.Module):
         self.calibrating = False
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
+    @abstractmethod
     def qparams(self) -> tuple[Tensor, Tensor]:
         """Scale and zero point, float32 scalars; the zero point is an integer on the grid."""
-        raise NotImplementedError
 
     def observe(self, x: Tensor) -> None:
         """Sees a batch in training and calibration."""

@@ -44,6 +44,11 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -
     return result
 
 
+def straight_through(rounded: Tensor, smooth: Tensor) -> Tensor:
+    """`rounded` bit for bit, with the gradient of `smooth`."""
+    return rounded.detach() + (smooth - smooth.detach())
+
+
 # The step below which a sign counts as +1. The file takes a sign as a rounding to steps of this
 # size; much smaller ones overflow where a runtime converts to int32 before it saturates.
 SIGN_STEP = 2.0**-24

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,11 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def signs(values: Tensor) -> Tensor:
+    """-1.0 or 1.0; 1.0 of 0."""
+    return torch.where(values >= 0, 1.0, -1.0)
+
+
 class Collapsed(NamedTuple):
     """A weight as it ships: value = (codes - zero) * scale.
 
@@ -28,13 +34,19 @@ class Collapsed(NamedTuple):
     scale: Tensor
     zero: Tensor
 
+    @classmethod
+    def symmetric(cls, codes: Tensor, scale: Tensor, grid: Grid) -> Collapsed:
+        """Codes [out, ...] of any type whose zero is 0, and one scale or one for each channel."""
+        stored = codes.to(getattr(torch, grid.storage.name))
+        return cls(stored, scale.expand(len(stored)), stored.new_zeros(len(stored)))
+
     def dequantize(self) -> Tensor:
         """float32 [out, ...], bitwise what QTensor.dequantize and ONNX DequantizeLinear give."""
         centred = self.codes.to(torch.int32) - per_channel(self.zero, self.codes).to(torch.int32)
         return centred.to(torch.float32) * per_channel(self.scale, self.codes)
 
 
-class WeightQuantizer(nn.Module):
+class WeightQuantizer(nn.Module, ABC):
     """Searches for the integers of one layer's weight.
 
     A method subclasses it and writes two functions of the latent parameter:
@@ -49,11 +61,11 @@ class WeightQuantizer(nn.Module):
     grid: Grid
     latent: nn.Parameter
 
-    def relax(self, latent: Tensor) -> Tensor:
-        raise NotImplementedError
+    @abstractmethod
+    def relax(self, latent: Tensor) -> Tensor: ...
 
-    def collapse(self, latent: Tensor) -> Collapsed:
-        raise NotImplementedError
+    @abstractmethod
+    def collapse(self, latent: Tensor) -> Collapsed: ...
 
     @in_float32
     def forward(self, gain: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ in float.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qdeploy.grid import Grid
-from qdeploy.layers.activation import ActivationQuantizer, MovingRange, SignActivation
+from qdeploy.layers.activation import ActivationQuantizer, SignActivation
+from qdeploy.layers.fake_quantize import straight_through
 from qdeploy.layers.product import PlainProduct, Product
-from qdeploy.layers.weight import Collapsed, WeightQuantizer
-from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
+from qdeploy.layers.weight import Collapsed, WeightQuantizer, signs
+from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
 BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 
@@ -50,13 +52,12 @@ class SignWeight(WeightQuantizer):
         self.grid = Grid((-1, 1))
 
     def relax(self, latent: Tensor) -> Tensor:
-        return straight_through(latent, self.collapse(latent).dequantize())
+        return straight_through(self.collapse(latent).dequantize(), latent)
 
     @torch.no_grad()
     def collapse(self, latent: Tensor) -> Collapsed:
-        codes = torch.where(latent >= 0, 1, -1).to(torch.int8)
         size = latent.abs().mean().clamp(min=torch.finfo(latent.dtype).tiny)
-        return one_scale(codes, size)
+        return Collapsed.symmetric(signs(latent), size, self.grid)
 
     def extra_repr(self) -> str:
         return "dorefa, bits=1"
@@ -79,14 +80,13 @@ class TanhWeight(WeightQuantizer):
 
     def relax(self, latent: Tensor) -> Tensor:
         unit, size = self._unit(latent)
-        level = straight_through(unit, self._codes(unit) / self.grid.highest)
+        level = straight_through(self._codes(unit) / self.grid.highest, unit)
         return level * size
 
     @torch.no_grad()
     def collapse(self, latent: Tensor) -> Collapsed:
         unit, size = self._unit(latent)
-        storage = torch.int8 if self.bits <= 8 else torch.int16
-        return one_scale(self._codes(unit).to(storage), size / self.grid.highest)
+        return Collapsed.symmetric(self._codes(unit), size / self.grid.highest, self.grid)
 
     def _unit(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """2u - 1, in -1..1, and what the levels are multiplied by."""
@@ -104,17 +104,6 @@ class TanhWeight(WeightQuantizer):
         return f"dorefa, bits={self.bits}, grid={self.grid}, size={size}"
 
 
-def straight_through(smooth: Tensor, rounded: Tensor) -> Tensor:
-    """The values of `rounded` with the gradient of `smooth`."""
-    return smooth + (rounded - smooth).detach()
-
-
-def one_scale(codes: Tensor, scale: Tensor) -> Collapsed:
-    """Codes [out, ...] of a layer that has one scale for all channels."""
-    zero = torch.zeros(len(codes), dtype=codes.dtype, device=codes.device)
-    return Collapsed(codes, scale.expand(len(codes)).contiguous(), zero)
-
-
 class BoundedActivation(ActivationQuantizer):
     """Equal steps over 0..bound, or over -bound..bound where no ReLU made the values.
 
@@ -130,9 +119,9 @@ class BoundedActivation(ActivationQuantizer):
         middle = 1 << (bits - 1) if self.signed else 0
         self.register_buffer("zero", torch.tensor(float(middle)), persistent=False)
 
+    @abstractmethod
     def bound(self) -> Tensor:
         """Where the range ends: a positive float32 scalar, without a gradient."""
-        raise NotImplementedError
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         return self.bound() / (self.grid.highest - self.zero), self.zero
@@ -202,10 +191,6 @@ def activation(site: ActivationSite, bits: int, options: DoReFaOptions) -> Activ
     return SignActivation() if binary else UnitActivation(site, bits)
 
 
-def carrier(bits: int, options: Options) -> MovingRange:
-    return MovingRange(bits)
-
-
 def product(product: PlainProduct, options: DoReFaOptions) -> Product:
     return product if options.grad_bits == 32 else QuantizedGradient(product, options.grad_bits)
 
@@ -218,6 +203,6 @@ METHOD = Method(
     weight_bits=BITS,
     act_bits=BITS,
     options=DoReFaOptions,
-    carrier=carrier,
+    carrier=measured_range,
     product=product,
 )

@@ -15,10 +15,10 @@ from torch.autograd.function import once_differentiable
 from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid
-from qdeploy.layers.activation import NO_DATA, ActivationQuantizer, MovingRange
+from qdeploy.layers.activation import NO_DATA, ActivationQuantizer
 from qdeploy.layers.fake_quantize import quantize
 from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
-from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
+from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
 
 class LsqOptions(Options):
@@ -103,11 +103,11 @@ class LsqWeight(WeightQuantizer):
 
     @torch.no_grad()
     def collapse(self, latent: Tensor) -> Collapsed:
-        scale = positive(self.step).expand(len(latent))
-        zero = torch.zeros_like(scale)
-        column = per_channel(scale, latent), per_channel(zero, latent)
-        codes = quantize(latent, *column, self.grid.lowest, self.grid.highest)
-        return Collapsed(codes.to(torch.int8), scale, zero.to(torch.int8))
+        step = positive(self.step)
+        column = per_channel(step, latent)
+        zero = torch.zeros_like(column)
+        codes = quantize(latent, column, zero, self.grid.lowest, self.grid.highest)
+        return Collapsed.symmetric(codes, step, self.grid)
 
     def extra_repr(self) -> str:
         return f"lsq, grid={self.grid}, steps={len(self.step)}"
@@ -184,11 +184,6 @@ def activation(site: ActivationSite, bits: int, options: LsqOptions) -> LsqActiv
     return LsqActivation(bits, site.nonnegative)
 
 
-def carrier(bits: int, options: LsqOptions) -> MovingRange:
-    """The paper learns what layers read. The rest has a measured range and a zero point of its own."""
-    return MovingRange(bits)
-
-
 METHOD = Method(
     summary="learned step sizes for weights and activations, 2 to 8 bits",
     paper="Esser et al., ICLR 2020, arXiv 1902.08153",
@@ -197,5 +192,5 @@ METHOD = Method(
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     act_bits=(2, 3, 4, 5, 6, 7, 8),
     options=LsqOptions,
-    carrier=carrier,
+    carrier=measured_range,
 )

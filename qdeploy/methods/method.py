@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.activation import ActivationQuantizer, MovingRange
 from qdeploy.layers.folding import BatchNorm, Fold
 from qdeploy.layers.product import PlainProduct, Product
 from qdeploy.layers.weight import WeightQuantizer
@@ -59,6 +59,11 @@ def same_product(product: PlainProduct, options: Options) -> Product:
 
 def same_norm(norm: BatchNorm, options: Options) -> BatchNorm:
     return norm
+
+
+def measured_range(bits: int, options: Options) -> MovingRange:
+    """The `carrier` of methods that bound or binarize what layers read: the range as it is."""
+    return MovingRange(bits)
 
 
 @dataclass(frozen=True)

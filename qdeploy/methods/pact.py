@@ -16,8 +16,8 @@ from torch.autograd.function import once_differentiable
 from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import NO_DATA
-from qdeploy.methods.dorefa import BITS, BoundedActivation, carrier, weight
-from qdeploy.methods.method import ActivationSite, Method, Options
+from qdeploy.methods.dorefa import BITS, BoundedActivation, weight
+from qdeploy.methods.method import ActivationSite, Method, Options, measured_range
 
 # The smallest range; its gradient passes on below it, so that alpha can come back.
 LEAST = 1e-3
@@ -111,5 +111,5 @@ METHOD = Method(
     weight_bits=BITS,
     act_bits=(2, 3, 4, 5, 6, 7, 8),
     options=PactOptions,
-    carrier=carrier,
+    carrier=measured_range,
 )

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
-from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
+from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
 # Standard deviations of a normal distribution that the outermost level of the best uniform
@@ -124,10 +124,10 @@ class SlbWeight(WeightQuantizer):
     def collapse(self, latent: Tensor) -> Collapsed:
         codes = self._chosen(latent)
         if self.log_scale is None:
-            scale = codes.new_full((len(codes),), 1 / self.grid.highest)
+            scale = codes.new_tensor(1 / self.grid.highest)
         else:
             scale = self.log_scale.exp() / channel_rms(codes)
-        return Collapsed(codes.to(torch.int8), scale, torch.zeros_like(scale, dtype=torch.int8))
+        return Collapsed.symmetric(codes, scale, self.grid)
 
     def _expected(self, latent: Tensor) -> Tensor:
         if self.bits == 1:
@@ -137,7 +137,7 @@ class SlbWeight(WeightQuantizer):
     def _chosen(self, latent: Tensor) -> Tensor:
         """The most probable codes, as float32 [out, ...]."""
         if self.bits == 1:
-            return torch.where(latent.detach() >= 0, 1.0, -1.0)
+            return signs(latent.detach())
         return self.codes[latent.detach().argmax(-1)].to(torch.float32)
 
     def set_progress(self, epoch: int, epochs: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
+from qdeploy.layers.fake_quantize import straight_through
 from qdeploy.layers.weight import Collapsed, WeightQuantizer
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
@@ -37,8 +38,7 @@ class TernaryWeight(WeightQuantizer):
         self.per_channel = options.per_channel
 
     def relax(self, latent: Tensor) -> Tensor:
-        # Adds a zero, so that what trains is what ships bit for bit.
-        return self.collapse(latent).dequantize() + (latent - latent.detach())
+        return straight_through(self.collapse(latent).dequantize(), latent)
 
     @torch.no_grad()
     def collapse(self, latent: Tensor) -> Collapsed:
@@ -47,9 +47,9 @@ class TernaryWeight(WeightQuantizer):
         kept = size > THRESHOLD * size.mean(1, keepdim=True)
         # All-zero weights keep none.
         alpha = (size * kept).sum(1) / kept.sum(1).clamp(min=1)
-        scale = alpha.clamp(min=torch.finfo(torch.float32).tiny).expand(len(latent))
-        codes = (rows.sign() * kept).reshape(latent.shape).to(torch.int8)
-        return Collapsed(codes, scale, torch.zeros_like(scale, dtype=torch.int8))
+        scale = alpha.clamp(min=torch.finfo(torch.float32).tiny)
+        codes = (rows.sign() * kept).reshape(latent.shape)
+        return Collapsed.symmetric(codes, scale, self.grid)
 
     def extra_repr(self) -> str:
         return f"ternary, per_channel={self.per_channel}"

@@ -21,11 +21,11 @@ from torch.autograd.function import once_differentiable
 
 from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid
-from qdeploy.layers.activation import ActivationQuantizer, MovingRange, SignActivation
+from qdeploy.layers.activation import ActivationQuantizer, SignActivation
 from qdeploy.layers.fake_quantize import fake_sign, sign_of
 from qdeploy.layers.product import MatrixProduct, PlainProduct, Product
-from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
-from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
+from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel, signs
+from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
 Gradient = Literal["code", "paper"]
 # Inputs from which a weight is centred.
@@ -64,10 +64,7 @@ class XnorWeight(WeightQuantizer):
 
     def collapse(self, latent: Tensor) -> Collapsed:
         weight = confined(latent.detach())
-        scale = filter_scale(weight)
-        return Collapsed(
-            signs(weight).to(torch.int8), scale, torch.zeros_like(scale, dtype=torch.int8)
-        )
+        return Collapsed.symmetric(signs(weight), filter_scale(weight), self.grid)
 
     def extra_repr(self) -> str:
         return f"xnor, {self.options}"
@@ -87,11 +84,6 @@ def confined(weight: Tensor) -> Tensor:
 
 def is_centred(weight: Tensor) -> bool:
     return weight.shape[1] >= SEVERAL
-
-
-def signs(weight: Tensor) -> Tensor:
-    """-1 or +1; +1 of 0."""
-    return torch.where(weight >= 0, 1.0, -1.0)
 
 
 def filter_scale(weight: Tensor) -> Tensor:
@@ -186,11 +178,7 @@ def activation(site: ActivationSite, bits: int, options: XnorOptions) -> Activat
             "be +1. Put BatchNorm in front of the layer (BN -> Conv -> ReLU; norm_first = true in "
             "the zoo's networks), or set act_bits = 8 or 'float' for it, without k_map"
         )
-    return SignActivation() if bits == 1 else carrier(bits, options)
-
-
-def carrier(bits: int, options: XnorOptions) -> MovingRange:
-    return MovingRange(bits)
+    return SignActivation() if bits == 1 else measured_range(bits, options)
 
 
 def product(product: PlainProduct, options: XnorOptions) -> Product:
@@ -205,6 +193,6 @@ METHOD = Method(
     weight_bits=(1,),
     act_bits=(1, 8),
     options=XnorOptions,
-    carrier=carrier,
+    carrier=measured_range,
     product=product,
 )

@@ -23,6 +23,9 @@ class Unrounded(WeightQuantizer):
     def relax(self, latent):
         return latent
 
+    def collapse(self, latent):
+        raise AssertionError("what is not rounded has no codes")
+
 
 def simqat(layer, norm, fold, freeze_bn=None, bits=4, **options):
     method = find("simqat")
