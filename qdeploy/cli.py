@@ -300,7 +300,11 @@ def methods() -> None:
     from qdeploy.methods import available, find
 
     for name in available():
-        method = find(name)
+        try:
+            method = find(name)
+        except QdeployError as error:  # of another package; ours are listed all the same
+            click.echo(f"{name:14} {error}", err=True)
+            continue
         weights, acts = spans(method.weight_bits), spans(method.act_bits)
         click.echo(f"{name:14} {method.summary}  [weights {weights}; activations {acts} or float]")
 

@@ -358,14 +358,17 @@ class Recipe(_Section):
     def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> "Recipe":
         """The recipe in the file `source` (*.toml) or of that name in the zoo.
 
-        `extends = "name or path"` takes from another recipe what this one leaves out; paths count
-        from the folder of `source`. Each override is `section.key=value`, the value in TOML or
-        else plain text; a glob is quoted: `quantize.layers."conv*".weight_bits=2`. A recipe that
-        does not give its `name` has the file's. Raises QdeployError for whatever is wrong with it.
+        `extends = "name or path"` takes from another recipe what this one leaves out, but not the
+        options of another method; paths count from the folder of the recipe they stand in. Each
+        override is `section.key=value`, the value in TOML or else plain text; a glob is quoted:
+        `quantize.layers."conv*".weight_bits=2`. A recipe that does not give its `name` has the
+        file's. Raises QdeployError for whatever is wrong with it.
         """
         file = _recipe_file(str(source))
-        table = _with_base(_parse(file), [str(source)])
+        table = _with_base(_parse(file), [os.path.normpath(source)])
         for override in overrides:
+            if _key_path(override) == ["quantize", "method"]:
+                _set_method(table, _value(override.partition("=")[2]))
             _assign(table, override)
         table.setdefault("name", Path(file.name).stem)
         return cls._checked(table, " with ".join([str(source), *overrides]), Path(source).parent)
@@ -436,14 +439,36 @@ def _with_base(table: dict[str, Any], chain: list[str]) -> dict[str, Any]:
         raise QdeployError(
             f"{chain[-1]}: extends: given {base!r}, allowed: a recipe's name or path"
         )
-    source = str(Path(chain[-1]).parent / base) if base.endswith(".toml") else base
+    source = base
+    if base.endswith(".toml"):
+        source = os.path.normpath(Path(chain[-1]).parent / base)
     if source in chain:
         raise QdeployError(
             f"recipes extend each other in a circle: {' -> '.join([*chain, source])}"
         )
     inherited = _with_base(_parse(_recipe_file(source)), [*chain, source])
     inherited.pop("name", None)
+    if source.endswith(".toml"):
+        _anchor(inherited, Path(source).parent)
+    if "method" in table.get("quantize", {}):
+        _set_method(inherited, table["quantize"]["method"])
     return _merged(inherited, table)
+
+
+def _anchor(table: dict[str, Any], folder: Path) -> None:
+    """Makes the paths of a recipe that stand beside it absolute, for one in another folder."""
+    for section, key in (("model", "network"), ("model", "weights"), ("data", "root")):
+        given = table.get(section, {}).get(key)
+        if isinstance(given, str) and (folder / given.partition(":")[0]).exists():
+            table[section][key] = str(folder.resolve() / given)
+
+
+def _set_method(table: dict[str, Any], method: object) -> None:
+    """Gives a recipe a method; options of another are not its own."""
+    quantize = table.setdefault("quantize", {})
+    if quantize.get("method") != method:
+        quantize.pop("options", None)
+    quantize["method"] = method
 
 
 def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:

@@ -532,6 +532,31 @@ class TestExtends:
         assert Recipe.load(write("whole.toml", recipe.to_toml())) == recipe
         assert "extends" not in recipe.to_toml()
 
+    def test_options_of_another_method_are_left_behind(self, write):
+        base = 'extends = "lenet5-digits-slb-w1a8"\n[quantize]\n'
+        assert Recipe.load("lenet5-digits-slb-w1a8").quantize.options
+        own = write("own.toml", f'{base}method = "dorefa"\noptions = {{ grad_bits = 6 }}')
+        assert Recipe.load(own).quantize.options == {"grad_bits": 6}
+        kept = write("kept.toml", f"{base}weight_bits = 2")
+        same = Recipe.load("lenet5-digits-slb-w1a8").quantize.options
+        assert Recipe.load(kept).quantize.options == same
+        overrides = ["quantize.method=dorefa", "quantize.options.grad_bits=4"]
+        found = Recipe.load("lenet5-digits-slb-w1a8", overrides).quantize
+        assert (found.method, found.options) == ("dorefa", {"grad_bits": 4})
+
+    def test_paths_count_from_the_recipe_that_they_stand_in(self, write, tmp_path):
+        (tmp_path / "below").mkdir()
+        write("net.py", "")
+        write("base.toml", 'extends = "lenet5-mnist-float"\n[model]\nnetwork = "net.py:make"')
+        child = write("below/child.toml", 'extends = "../base.toml"')
+        assert Recipe.load(child).model.network == f"{tmp_path / 'net.py'}:make"
+
+    def test_a_circle_through_another_spelling_of_the_path(self, write, tmp_path):
+        (tmp_path / "below").mkdir()
+        first = write("below/first.toml", 'extends = "../below/first.toml"')
+        with pytest.raises(QdeployError, match=f"in a circle: {first} -> {first}$"):
+            Recipe.load(first)
+
     def test_a_circle_is_an_error_that_shows_it(self, write):
         first = write("first.toml", 'extends = "second.toml"')
         second = write("second.toml", 'extends = "first.toml"')

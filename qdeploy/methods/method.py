@@ -18,7 +18,7 @@ from qdeploy.layers.weight import WeightQuantizer
 class Options(BaseModel):
     """A method's own settings, with defaults and constraints; subclassed by each method."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def covers(self, layer: nn.Module) -> bool:
         """Whether the method quantizes this Conv or Linear; others become 8-bit SimQAT."""

@@ -41,7 +41,7 @@ from qdeploy.report.record import Accuracies, Dataset, Record, Sizes, TensorDiff
 from qdeploy.report.write import write_report
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.device import pick_device
-from qdeploy.training.record import read_metrics
+from qdeploy.training.record import EpochRecord
 from qdeploy.training.run import RunFolder
 from qdeploy.training.weights import load_float_weights, load_network_state
 
@@ -50,7 +50,7 @@ Which = Literal["last", "best"]
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run folder, loaded: the trained network, its float network, their data."""
+    """A run folder, loaded: the trained network, its float network, their data, its epochs."""
 
     run: RunFolder
     recipe: Recipe
@@ -58,6 +58,7 @@ class TrainedRun:
     network: nn.Module
     float_network: nn.Module
     float_is_trained: bool
+    history: Sequence[EpochRecord]
 
 
 def export_run(
@@ -119,7 +120,7 @@ def export_run(
         latency=timed.latency,
         placements=timed.placements,
         gates=validate.gates(demands, accuracy, agreement, size.onnx),
-        training=read_metrics(run.metrics),
+        training=tuple({**epoch.row()} for epoch in trained.history),
     )
     write_report(record, run.path)
     return record
@@ -182,9 +183,8 @@ def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: 
             f"{file} is a checkpoint of {found.fingerprint}, but {run.recipe} is of {fingerprint(recipe)}"
         )
     load_network_state(network, found)
-    return TrainedRun(
-        run, recipe, data, network, float_network, load_baseline(recipe, run, float_network)
-    )
+    is_trained = load_baseline(recipe, run, float_network)
+    return TrainedRun(run, recipe, data, network, float_network, is_trained, found.history)
 
 
 def load_baseline(recipe: Recipe, run: RunFolder, float_network: nn.Module) -> bool:

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -49,13 +50,38 @@ def in_our_words(item: tuple[Any, Any]) -> tuple[str, Any]:
     return OTHER_NAMES.get(key, str(key)), value
 
 
-def regime_lines(recipe: Recipe) -> Iterator[str]:
-    """Each phase in a line of words."""
+def regime_phases(recipe: Recipe) -> Iterator[tuple[str, Phase]]:
+    """Each phase with the name of its section."""
     for name in ATTRIBUTES:
         for phase in getattr(recipe, name).regime:
-            yield f"[{name}] from {start_of(phase)}: " + ", ".join(
-                f"{key} = {value}" for key, value in phase.changes.items()
+            yield name, phase
+
+
+def regime_lines(recipe: Recipe) -> Iterator[str]:
+    """Each phase in a line of words."""
+    for name, phase in regime_phases(recipe):
+        yield f"[{name}] from {start_of(phase)}: " + ", ".join(
+            f"{key} = {value}" for key, value in phase.changes.items()
+        )
+
+
+def check_order(recipe: Recipe, steps_before: Callable[[int], int]) -> None:
+    """Errors: QdeployError for phases that do not begin one after the other.
+
+    steps_before: training steps before an epoch; it tells which of an epoch and a step is first.
+    """
+    for (section, before), (same, after) in pairwise(regime_phases(recipe)):
+        first, second = (first_step(phase, steps_before) for phase in (before, after))
+        if section == same and first >= second:
+            raise QdeployError(
+                f"the regime of [{section}] has {start_of(after)} behind {start_of(before)}, which "
+                f"begin at steps {second} and {first}: list phases in the order of time"
             )
+
+
+def first_step(phase: Phase, steps_before: Callable[[int], int]) -> int:
+    """The step of the run that the phase begins at."""
+    return steps_before(phase.epoch or 0) if phase.step is None else phase.step
 
 
 def start_of(phase: Phase) -> str:

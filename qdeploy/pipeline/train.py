@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -23,7 +23,13 @@ from qdeploy.pipeline.assemble import (
     with_regime,
 )
 from qdeploy.pipeline.live_page import live_page
-from qdeploy.pipeline.regimes import regime_lines, with_regimes_of
+from qdeploy.pipeline.regimes import (
+    check_order,
+    regime_lines,
+    regime_phases,
+    start_of,
+    with_regimes_of,
+)
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.training.console import Console
@@ -67,13 +73,15 @@ def train(
             share = Share(processes.rank(), processes.count())
             data = data_of(recipe, None, download, fabric.device, share)
             float_network = float_network_of(recipe, data, run.network if resume else None)
-            if recipe.model.weights is not None:
+            goes_on = resume and run.last.is_file()
+            if recipe.model.weights is not None and (recipe.train.distill or not goes_on):
                 load_float_weights(float_network, Path(recipe.model.weights))
             trainable(recipe, float_network, data)  # finds its errors before hours in float
             settled = with_regimes_of(float_network, recipe)
             for section in settled.data.phases():
                 share.check(section.batch_size)
             data = with_regime(data, settled, float_network)
+            check_order(settled, data.train.steps_before)
             if processes.rank() == 0:
                 create_run(run.path, recipe, resume=resume, force=force)
                 if not run.network.is_file():
@@ -103,7 +111,8 @@ def train_in(
         console.log(settings_text(network))
         for line in regime_lines(recipe):
             console.log(line)
-        warn_of_delay(network, data.train.steps_before(recipe.train.epochs), console)
+        for warning in warnings(network, recipe, data.train.steps_before):
+            console.log(f"warning: {warning}")
         teacher = float_network if recipe.train.distill else None
         fit_and_plot(network, data, recipe, run, console, fabric, resume, teacher)
     except KeyboardInterrupt:
@@ -160,12 +169,31 @@ def keep_source(recipe: Recipe, run: RunFolder) -> None:
         file.write(network_source(recipe.model.network))
 
 
-def warn_of_delay(network: nn.Module, steps: int, console: Console) -> None:
-    """Says so if a run of so many steps ends before all activations are quantized."""
-    if isinstance(network, PreparedNetwork) and network.quant_delay >= steps:
-        console.log(
-            f"warning: quant_delay is {network.quant_delay} steps and the whole run has {steps}, so "
+def warnings(
+    network: nn.Module, recipe: Recipe, steps_before: Callable[[int], int]
+) -> Iterator[str]:
+    """What the run is too short for. steps_before: training steps before an epoch, from 0."""
+    epochs = recipe.train.epochs
+    steps = steps_before(epochs)
+    for name, phase in regime_phases(recipe):
+        if not phase.begun(epochs - 1, steps - 1):
+            yield (
+                f"the phase of [{name}] from {start_of(phase)} never begins: the run has {epochs} "
+                f"epochs of {steps} steps in all"
+            )
+    if not isinstance(network, PreparedNetwork):
+        return
+    if network.quant_delay >= steps:
+        yield (
+            f"quant_delay is {network.quant_delay} steps and the whole run has {steps}, so "
             "activations train in float to the end; lower quantize.options.quant_delay"
+        )
+    was_searching = network.searching
+    network.set_progress(0, epochs)
+    if was_searching and not network.searching:
+        yield (
+            f"the search for weights ends before the first of {epochs} epochs, so none of them "
+            "changes its level; raise train.epochs"
         )
 
 

@@ -23,8 +23,10 @@ def calibrate(prepared: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]
     the other. Changes buffers, and steps that are yet to be learned. Each batch is [N, C, H, W],
     or a tuple that starts with it.
 
-    Errors: QdeployError if `batches` is empty.
+    Errors: QdeployError if `batches` is empty or a tensor.
     """
+    if isinstance(batches, Tensor):
+        raise QdeployError("calibrate takes batches, not one tensor: give it a list, [x]")
     remaining = iter(batches)
     try:
         first = next(remaining)

@@ -48,6 +48,9 @@ RELUS: set[Any] = {
     nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, F.relu, F.relu_, F.relu6, torch.relu,
     torch.relu_, torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softmax, "relu", "relu_", "sigmoid",
 }  # fmt: skip
+PLAIN_RELUS: set[Any] = {nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
+# Movers that put zeros between the values; dropout scales those that stay.
+ZEROING: set[Any] = {nn.ZeroPad2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, F.pad}
 # Of values none of which is negative, these make none.
 AVERAGES: set[Any] = {
     nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, F.avg_pool1d, F.avg_pool2d,
@@ -120,6 +123,8 @@ def is_nonnegative(tensor: SharedTensor, network: fx.GraphModule) -> bool:
         kind = kind_of(node, network)
         if kind in RELUS:
             return True
+        if kind in SUMS and "alpha" in node.kwargs:
+            return False  # the factor of torch.add may be negative
         if kind in SUMS:
             return all(isinstance(term, fx.Node) and nonnegative(term) for term in node.args)
         sources = [source for source in node.all_input_nodes if is_float_tensor(source)]
@@ -167,7 +172,7 @@ def rectifiers_first(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
         if not is_rectifier(node, network):
             continue
-        while _can_pass(mover := node.all_input_nodes[0], network):
+        while _can_pass(node, mover := node.all_input_nodes[0], network):
             source = mover.all_input_nodes[0]
             node.replace_all_uses_with(mover)
             mover.replace_input_with(source, node)
@@ -177,9 +182,12 @@ def rectifiers_first(network: fx.GraphModule) -> None:
     network.recompile()
 
 
-def _can_pass(mover: fx.Node, network: fx.GraphModule) -> bool:
-    """True for an operator that moves one tensor, which nothing but the ReLU reads."""
+def _can_pass(rectifier: fx.Node, mover: fx.Node, network: fx.GraphModule) -> bool:
+    """True for an operator that moves one tensor, which nothing but the rectifier reads."""
     if len(mover.users) != 1 or not is_mover(mover, network):
+        return False
+    # A clamp may not leave zeros as they are, and its bounds are not those of scaled values.
+    if kind_of(mover, network) in ZEROING and kind_of(rectifier, network) not in PLAIN_RELUS:
         return False
     sources = [source for source in mover.all_input_nodes if is_float_tensor(source)]
     alone = sources == mover.all_input_nodes[:1] and len(sources[0].users) == 1

@@ -145,11 +145,10 @@ def quantized_layer(layer: Any, norm: Any, chosen: LayerSettings) -> QuantizedLa
 
 def replace_norms(network: fx.GraphModule, default: LayerSettings) -> None:
     """Gives the method's norm to each BatchNorm that no quantized layer has taken in."""
-    for node in network.graph.nodes:
-        norm = called_module(node, network)
+    called = {str(n.target): called_module(n, network) for n in network.graph.nodes}
+    for name, norm in called.items():
         if isinstance(norm, NORMS) and norm.track_running_stats:
-            replaced = default.method.norm(norm, default.options)
-            network.set_submodule(str(node.target), replaced)
+            network.set_submodule(name, default.method.norm(norm, default.options))
 
 
 def quantize_activations(

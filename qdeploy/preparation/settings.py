@@ -51,7 +51,7 @@ def layer_settings(
 
 
 def _check_bits(method: str, name: str, bits: int, allowed: Sequence[int], more: str = "") -> None:
-    if bits not in allowed:
+    if type(bits) is not int or bits not in allowed:
         choices = ", ".join(map(str, allowed))
         raise QdeployError(f"method {method!r} has no {name} = {bits!r}; it can do {choices}{more}")
 
@@ -79,14 +79,17 @@ def settings_by_layer(
 
 
 def check_globs(overrides: Mapping[str, Override], names: Sequence[str]) -> None:
+    if not isinstance(overrides, Mapping):
+        raise QdeployError(f"layers: given {overrides!r}, allowed: a table {{glob: override}}")
     for glob, override in overrides.items():
         if not fnmatch.filter(names, glob):
             raise QdeployError(
                 f"layers: {glob!r} matches no layer; the network's Conv and Linear layers are "
                 f"{', '.join(names)}"
             )
-        unknown = [] if isinstance(override, str) else sorted(set(override) - set(OVERRIDE_KEYS))
-        if unknown or (isinstance(override, str) and override != FLOAT):
+        is_table = isinstance(override, Mapping)
+        unknown = sorted(set(override) - set(OVERRIDE_KEYS)) if is_table else []
+        if unknown or not (is_table or override == FLOAT):
             raise QdeployError(
                 f"layers: {glob!r} is given {unknown or override!r}; allowed is {FLOAT!r} or a "
                 f"table of {', '.join(OVERRIDE_KEYS)}"

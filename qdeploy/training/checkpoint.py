@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -72,7 +73,12 @@ def read_tensors(path: Path) -> Any:
     with file:
         try:
             return torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # pickle's, zip's and torch's own: there is no common class
+        except UnpicklingError as error:
+            raise QdeployError(
+                f"{path} holds a whole network or other Python objects, not tensors alone; save the "
+                "weights with torch.save(network.state_dict(), path)"
+            ) from error
+        except Exception as error:  # zip's and torch's own: there is no common class
             raise QdeployError(
                 f"{path} is truncated, or no file of tensors: copy it anew, or save a network's "
                 f"weights with torch.save(network.state_dict(), path) ({type(error).__name__})"

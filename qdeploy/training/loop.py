@@ -98,8 +98,9 @@ def fit(
                 record = training.record(epoch, trained, tested, seconds)
                 if processes.rank() == 0:
                     _keep(training.checkpoint(fingerprint, [*history, record], buffers), run)
-                    after_epoch()
                 history.append(record)
+                if processes.rank() == 0:
+                    after_epoch()
                 console.log(str(record))
     except KeyboardInterrupt:
         console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")

@@ -115,6 +115,8 @@ def read_metrics(path: Path) -> tuple[dict[str, float | None], ...]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = csv.DictReader(file)
+            if "epoch" not in (rows.fieldnames or ["epoch"]):
+                raise ValueError("it has no column 'epoch'")
             return tuple(
                 {key: float(text) if text else None for key, text in row.items()} for row in rows
             )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qdeploy.errors import QdeployError
@@ -11,6 +12,7 @@ from qdeploy.training.checkpoint import Checkpoint, is_checkpoint, read_tensors
 from qdeploy.training.run import RunFolder
 
 NAMED_IN_ERRORS = 4
+COUNTER = "num_batches_tracked"  # older files have none, and nothing is lost without
 PARALLEL = "module."  # what DataParallel puts before every name
 
 
@@ -36,7 +38,11 @@ def load_float_weights(network: nn.Module, path: Path) -> None:
     state = _find_state(read_tensors(file), file)
     if not any(name.startswith(PARALLEL) for name in network.state_dict()):
         state = {name.removeprefix(PARALLEL): value for name, value in state.items()}
-    _load(network, state, str(file))
+    for name, value in state.items():
+        if not torch.isfinite(value).all():
+            raise QdeployError(f"{file}: {name} holds values that are not finite; train it anew")
+    counters = {n: b for n, b in network.state_dict().items() if n.endswith(COUNTER)}
+    _load(network, counters | state, str(file))
 
 
 def _find_state(content: Any, file: Path) -> dict[str, Tensor]:
@@ -47,9 +53,10 @@ def _find_state(content: Any, file: Path) -> dict[str, Tensor]:
                 content = content[wrapper]
         if content and all(isinstance(value, Tensor) for value in content.values()):
             return content
+    keys = f" (keys: {_few(list(map(str, content)))})" if isinstance(content, dict) else ""
     raise QdeployError(
-        f"{file} holds no state dict; save one with torch.save(network.state_dict(), path), bare "
-        "or under 'state_dict' or 'model'"
+        f"{file} holds no state dict{keys}; save one with torch.save(network.state_dict(), path), "
+        "bare or under 'state_dict' or 'model'"
     )
 
 

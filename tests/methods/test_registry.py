@@ -3,6 +3,7 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from qdeploy import QdeployError, methods
+from qdeploy.cli import main
 from qdeploy.methods import Method, registry
 
 GROUP = "qdeploy.methods"
@@ -85,3 +86,13 @@ def test_options_of_a_method_by_default():
     options = methods.Options()
     assert options.covers(None)
     assert (options.fold_mode, options.freeze_bn_steps) == ("none", None)
+
+
+def test_a_package_that_cannot_be_loaded_is_named_and_the_others_are_there(foreign, capsys):
+    foreign(broken="DOES_NOT_EXIST")
+    with pytest.raises(QdeployError, match=r"method 'broken' cannot be loaded from .*Attribute"):
+        methods.find("broken")
+    main(["methods"], standalone_mode=False)
+    printed = capsys.readouterr()
+    assert "simqat " in printed.out
+    assert "cannot be loaded" in printed.err

@@ -167,12 +167,15 @@ class TestOptions:
     """Each export takes seconds, so one serves several options."""
 
     def test_json_samples_and_gates_that_pass(self, run):
+        # A line of an epoch that ended while the checkpoint was being exported.
+        (run / "metrics.csv").write_text((run / "metrics.csv").read_text() + "3\n")
         size = (run / "model.onnx").stat().st_size
         gates = ["--max-drop", 100, "--min-agreement", 0.5, "--max-size", size]
         printed = json.loads(succeeds("export", run, "--json", "--samples", 50, *gates))
         assert printed == json.loads((run / "report.json").read_text())
         assert printed["dataset"]["test_samples"] == 50
         assert printed["agreement"]["samples"] == 50
+        assert [line["epoch"] for line in printed["training"]] == [1, 2]
         assert [(gate["name"], gate["limit"], gate["passed"]) for gate in printed["gates"]] == [
             ("max_drop", 100, True),
             ("min_agreement", 0.5, True),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from command_line import assert_same_checkpoint, checkpoint, content, fails, metrics, succeeds
 
+from qdeploy.networks import load_network
 from qdeploy.pipeline import train as pipeline
 from qdeploy.recipe import Recipe
 from qdeploy.training.console import Console
@@ -128,6 +129,11 @@ def test_the_recipe_s_regime_wins_over_that_of_the_same_section(recipe, tmp_path
             "[[data.regime]]\nepoch = 9\nimage_size = 3\n",
             "cannot take images of shape [1, 3, 3] of scikit-learn digits",
         ),
+        (
+            "plain",
+            "[[train.regime]]\nstep = 4\nlr = 0.1\n[[train.regime]]\nepoch = 1\nlr = 0.2\n",
+            "the regime of [train] has epoch 1 behind step 4, which begin at steps 3 and 4: list",
+        ),
         ("plain", "distill = 0.5", "train.distill needs a trained float network to learn from: "),
     ],
 )
@@ -196,3 +202,40 @@ def test_a_delay_that_outlasts_the_run_is_told(recipe, tmp_path, delay, warned):
     file = recipe("plain", f"[quantize.options]\nquant_delay = {delay}\n")
     log = succeeds("train", file, "-o", tmp_path / "run")  # 3 epochs of 3 steps
     assert (f"quant_delay is {delay} steps and the whole run has 9" in log) == warned
+
+
+@pytest.mark.parametrize(
+    ("start", "warned"),
+    [("epoch = 3", True), ("step = 9", True), ("epoch = 2", False), ("step = 8", False)],
+)
+def test_a_phase_that_never_begins_is_told(recipe, tmp_path, start, warned):
+    log = succeeds(
+        "train", recipe("plain", f"[[train.regime]]\n{start}\nlr = 0.01\n"), "-o", tmp_path / "run"
+    )
+    told = f"the phase of [train] from {start.replace(' =', '')} never begins: the run has 3 epochs of 9"
+    assert (told in log) == warned
+
+
+@pytest.mark.parametrize(("epochs", "warned"), [(1, True), (5, False)])
+def test_a_search_that_ends_before_it_begins_is_told(recipe, tmp_path, epochs, warned):
+    more = "[quantize.options]\nquant_delay = 0\n"
+    arguments = (
+        "--set",
+        "quantize.method=slb",
+        "--set",
+        "quantize.weight_bits=1",
+        "--epochs",
+        epochs,
+    )
+    log = succeeds("train", recipe("plain", more), *arguments, "-o", tmp_path / "run")
+    assert ("the search for weights ends before the first" in log) == warned
+
+
+def test_a_run_goes_on_without_the_file_of_its_float_weights(recipe, tmp_path):
+    file = recipe("plain")
+    network = load_network(f"{tmp_path / 'network.py'}:plain", {})
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    given = ("--set", f"model.weights={tmp_path / 'weights.pt'}")
+    succeeds("train", file, *given, "-o", tmp_path / "run")
+    (tmp_path / "weights.pt").unlink()
+    succeeds("train", "--resume", "-o", tmp_path / "run")

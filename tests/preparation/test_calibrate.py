@@ -94,6 +94,11 @@ def test_the_mode_comes_back_when_a_batch_is_wrong():
     assert not any(getattr(m, "calibrating", False) for m in prepared.modules())
 
 
+def test_one_tensor_is_no_batches():
+    with pytest.raises(QdeployError, match=r"takes batches, not one tensor: give it a list, \[x\]"):
+        qdeploy.calibrate(pointwise(), images(2))
+
+
 @pytest.mark.parametrize("nothing", [[], iter([])])
 def test_without_batches_nothing_is_forgotten(nothing):
     prepared = pointwise()

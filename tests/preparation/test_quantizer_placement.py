@@ -187,6 +187,26 @@ def test_a_relu_moves_before_the_pooling_it_stands_behind():
         torch.testing.assert_close(prepared(images()), network(images()))
 
 
+CLAMPED = {
+    "padding": lambda self, x: self.last(F.hardtanh(self.pad(self.conv(x)), 0.5, 2.0)),
+    "dropout": lambda self, x: self.last(F.relu6(self.drop(6 * self.conv(x)))),
+}
+
+
+@pytest.mark.parametrize("function", CLAMPED.values(), ids=CLAMPED)
+def test_a_clamp_stays_behind_what_puts_zeros_in(function):
+    network = Network(
+        function, conv=conv(), pad=nn.ZeroPad2d(1), drop=nn.Dropout(0.5), last=nn.Conv2d(6, 4, 3)
+    )
+    prepared = qdeploy.prepare(network, images(2), "simqat", 8, "float", {"*": "float"})
+    for training in (False, True):
+        torch.manual_seed(1)
+        wanted = network.train(training)(images(2))
+        torch.manual_seed(1)
+        found = prepared.train(training)(images(2))
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_an_in_place_relu_does_not_move_to_where_others_would_see_it():
     network = Network(
         lambda self, x: head(self, F.relu(F.max_pool2d(y := self.a(x), 1), inplace=True) + y),
@@ -286,6 +306,10 @@ NONNEGATIVE = {
     "pooled relu": (lambda self, x: F.avg_pool2d(F.max_pool2d(F.relu(self.conv(x)), 2), 2), True),
     "sum of relus": (lambda self, x: F.relu(y := self.conv(x)) + torch.sigmoid(y), True),
     "relu plus a number": (lambda self, x: F.relu(self.conv(x)) + (-1.0), False),
+    "difference of relus": (
+        lambda self, x: torch.add(F.relu(y := self.conv(x)), F.relu(-y), alpha=-1),
+        False,
+    ),
     "bare": (lambda self, x: self.conv(x), False),
     "hardtanh": (lambda self, x: F.hardtanh(self.conv(x)), False),
     "normalized relu": (lambda self, x: self.norm(F.relu(self.conv(x))), False),

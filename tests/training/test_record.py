@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from qdeploy.errors import QdeployError
 from qdeploy.training.record import EpochRecord, Running, read_metrics, write_metrics
 
 RECORD = EpochRecord(
@@ -81,3 +82,10 @@ def test_empty_cells_and_infinity_are_read(tmp_path: Path) -> None:
         {"epoch": 2.0, "train_top5": 0.75, "temperature": math.inf},
         {"epoch": 3.0, "train_top5": None, "temperature": None},
     )
+
+
+def test_a_table_of_something_else_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("words,numbers\n1,2\n")
+    with pytest.raises(QdeployError, match=r"no table of numbers .*no column 'epoch'"):
+        read_metrics(path)

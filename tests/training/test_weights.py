@@ -65,10 +65,40 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
         load_float_weights(network(), tmp_path)
 
 
+def test_a_state_dict_without_counters(tmp_path: Path) -> None:
+    given, taker = network(), network()
+    state = {n: v for n, v in given.state_dict().items() if not n.endswith("num_batches_tracked")}
+    assert len(state) < len(given.state_dict())
+    torch.save(state, tmp_path / "weights.pt")
+    load_float_weights(taker, tmp_path / "weights.pt")
+    torch.testing.assert_close(taker.state_dict(), given.state_dict(), rtol=0, atol=0)
+
+
+def test_weights_that_are_not_finite(tmp_path: Path) -> None:
+    state = network().state_dict()
+    state["0.weight"][1, 2] = float("nan")
+    torch.save(state, tmp_path / "weights.pt")
+    with pytest.raises(QdeployError, match=r"weights\.pt: 0\.weight holds values that are not fin"):
+        load_float_weights(network(), tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("wrap", [lambda given: given, lambda given: {"model": given}])
+def test_a_whole_network_instead_of_its_weights(tmp_path: Path, wrap: Callable) -> None:
+    torch.save(wrap(network()), tmp_path / "weights.pt")
+    with pytest.raises(QdeployError, match="holds a whole network or other Python objects"):
+        load_float_weights(network(), tmp_path / "weights.pt")
+
+
+def test_the_keys_of_a_file_without_a_state_dict_are_named(tmp_path: Path) -> None:
+    torch.save({"net": network().state_dict(), "epoch": 3}, tmp_path / "weights.pt")
+    with pytest.raises(QdeployError, match=r"no state dict \(keys: net, epoch\); save one with"):
+        load_float_weights(network(), tmp_path / "weights.pt")
+
+
 @pytest.mark.parametrize("content", [torch.ones(2), {}, {"epoch": 3}, {"model": {"a": 1}}])
 def test_a_file_without_a_state_dict(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "weights.pt")
-    with pytest.raises(QdeployError, match=r"weights\.pt holds no state dict; save one with"):
+    with pytest.raises(QdeployError, match=r"weights\.pt holds no state dict.*; save one with"):
         load_float_weights(network(), tmp_path / "weights.pt")
 
 
