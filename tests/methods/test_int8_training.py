@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 import torch
 from float_layers import CASES
-from networks import build, images
+from networks import Network, build, images
 from pydantic import ValidationError
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -281,3 +281,20 @@ def test_the_file_computes_with_integers_what_training_evaluates(name, kernels, 
     operators = Counter(node.op_type for node in graph.node)
     assert {kind: operators[kind] for kind in kernels} == kernels
     assert not {"Conv", "FusedConv", "Gemm", "MatMul", "BatchNormalization"} & set(operators)
+
+
+def test_a_norm_that_is_called_twice_becomes_a_range_norm_once():
+    network = Network(
+        lambda self, x: self.fc(self.norm(self.conv2(self.norm(self.conv1(x)))).mean((2, 3))),
+        conv1=nn.Conv2d(3, 6, 3),
+        conv2=nn.Conv2d(6, 6, 3),
+        norm=nn.BatchNorm2d(6),
+        fc=nn.Linear(6, 2),
+    )
+    network(images(32))
+    prepared = qdeploy.prepare(
+        network.eval(), images(2), "int8_training", act_bits="float", range_constant="paper"
+    )
+    with torch.no_grad():
+        wanted, found = network(images(32)), prepared.eval()(images(32))
+    assert (found - wanted).abs().max() < 0.03 * wanted.std()
