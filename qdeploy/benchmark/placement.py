@@ -94,7 +94,7 @@ def placement(
         session = open_session(
             labelled(source), provider, threads, optimized, Path(folder) / "profile", model.parent
         )
-        operators = _count(onnx.load(optimized).graph.node) if optimized else None
+        operators = _count(read_model(optimized).graph.node) if optimized else None
         ran = kernels_of(run_profiled(session, batch), graph)
     products = products_of(graph, ran)
     return Placement(
