@@ -94,6 +94,7 @@ def demo(results: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "demo": ("results/demo.json", demo),
     "mnist": ("results/mnist.json", accuracy),
+    "cifar10": ("results/cifar10.json", accuracy),
     "latency": ("results/latency.json", latency),
     "inference": ("results/inference.json", inference),
 }
