@@ -9,6 +9,7 @@ from qdeploy.benchmark.graph import Graph, is_product
 from qdeploy.benchmark.profile import Kernel
 from qdeploy.benchmark.providers import CPU
 
+FLOAT_OPERATORS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 INTEGERS = {"uint8", "int8", "int32"}
 EIGHT_BITS = {TensorProto.UINT8, TensorProto.INT8}
 # Biases count as matching where ONNX Runtime takes them so: 1 % passes, 2 % does not.
@@ -23,8 +24,8 @@ class Product:
         layer: the node's name, or its operator and number.
         operator: what the file calls for: "Conv".
         quantized: whether the file gives it a quantized weight and a quantized input.
-        kernel: what computed it, None where no kernel can be told to.
-        integer: whether that kernel read integers.
+        kernel: what computed it, None where that was part of another kernel.
+        integer: whether that kernel computed in integers.
         reason: why not, for a quantized one; and why so, for a float one.
     """
 
@@ -63,7 +64,7 @@ def products_of(graph: Graph, ran: list[tuple[Kernel, int | None]]) -> tuple[Pro
 
 def _product(layer: str, node: NodeProto, graph: Graph, kernel: Kernel | None) -> Product:
     quantized = is_quantized(node, graph)
-    integer = kernel is not None and kernel.reads in INTEGERS
+    integer = kernel is not None and computes_in_integers(kernel)
     reason = None
     if quantized and not integer:
         reason = why_float(node, graph, kernel)
@@ -74,9 +75,14 @@ def _product(layer: str, node: NodeProto, graph: Graph, kernel: Kernel | None) -
     )
 
 
+def computes_in_integers(kernel: Kernel) -> bool:
+    """True for a product that reads integers, or makes them of what it reads."""
+    return kernel.reads in INTEGERS or kernel.operator == "DynamicQuantizeMatMul"
+
+
 def is_quantized(node: NodeProto, graph: Graph) -> bool:
     """True where both factors come through DequantizeLinear, or the operator takes integers."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node.op_type not in FLOAT_OPERATORS:
         return "Q" in node.op_type or "Integer" in node.op_type
     factors = [graph.behind_movers(value) for value in node.input[:2]]
     return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in factors)

@@ -43,7 +43,7 @@ class Placement:
         providers: {provider: {operator: count}} as the nodes were dealt out, which is before
             QuantizeLinear and DequantizeLinear are fused into the operator between them.
         kernels: what ran, in order, with times; empty in records of older versions.
-        products: every convolution and matrix product of the file.
+        products: every convolution and matrix product of the file; none on TensorRT.
         coverage: of the quantized ones; None on TensorRT, and in records of older versions.
     """
 
@@ -96,7 +96,7 @@ def placement(
         )
         operators = _count(read_model(optimized).graph.node) if optimized else None
         ran = kernels_of(run_profiled(session, batch), graph)
-    products = products_of(graph, ran)
+    products = () if engines else products_of(graph, ran)
     return Placement(
         file or model.name,
         operators,

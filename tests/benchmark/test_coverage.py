@@ -9,7 +9,13 @@ import pytest
 from graphs import float_network, network, write
 from graphs_of_one_product import Builder, product
 from onnx import helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 
 from qdeploy.benchmark import Coverage, placement
 
@@ -169,6 +175,14 @@ def test_files_of_quantize_static(format_, tmp_path):
         "stem": True, "left": True, "depthwise": True, "head": True,
     }  # fmt: skip
     assert placed.coverage == Coverage(4, 4)
+
+
+def test_files_of_quantize_dynamic(tmp_path):
+    source = write(float_network(), tmp_path / "float.onnx")
+    quantize_dynamic(source, tmp_path / "dynamic.onnx")
+    placed = placement(tmp_path / "dynamic.onnx", "cpu")
+    assert placed.coverage == Coverage(2, 2)
+    assert {p.kernel for p in placed.products} == {"ConvInteger", "DynamicQuantizeMatMul"}
 
 
 def test_weights_beside_the_file_are_found(tmp_path):
