@@ -219,6 +219,7 @@ def export(
     show_default=True,
     help="Images in one run; may be given several times.",
 )
+@click.option("--layers", is_flag=True, help="List every kernel that ran, layer by layer.")
 @click.option("--data", "dataset", help="Measure top-1 on this data set as well.")
 @DATA_ROOT
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for benchmark.json.")
@@ -229,6 +230,7 @@ def benchmark(
     provider: str,
     threads: int,
     batch_sizes: tuple[int, ...],
+    layers: bool,
     dataset: str | None,
     data_root: Path | None,
     output: Path | None,
@@ -239,7 +241,7 @@ def benchmark(
 
     from qdeploy.pipeline.benchmark import benchmark as run_benchmark
     from qdeploy.pipeline.benchmark import benchmark_json, write_benchmark
-    from qdeploy.report.table import benchmark_table
+    from qdeploy.report.table import benchmark_table, kernel_table
 
     result, accuracies = run_benchmark(
         models,
@@ -253,6 +255,8 @@ def benchmark(
         click.echo(benchmark_json(result, accuracies))
     else:
         Console().print(benchmark_table(result))
+        for placed in result.placements if layers else ():
+            Console().print(kernel_table(placed))
         for row in accuracies:
             click.echo(f"{row.file}: top-1 {row.top1:.2%} of {row.samples} images of {row.title}")
     if output is not None:

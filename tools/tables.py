@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,27 @@ def _short(operator: str) -> str:
     return operator.rpartition("::")[2]
 
 
+def inference(results: dict[str, Any]) -> Rows:
+    """Contenders as tools/compare_inference.py measured them: float in ms, the others against it."""
+    settings: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in results["latency"]:
+        setting = (row["network"], row["batch"], row["threads"])
+        settings.setdefault(setting, {})[row["contender"]] = row
+    names = list(dict.fromkeys(row["contender"] for row in results["latency"]))
+    head = ("network", "batch", "threads", f"{names[0]}, ms", *names[1:])
+    return [
+        head,
+        *((*map(str, setting), *_speeds(names, rows)) for setting, rows in settings.items()),
+    ]
+
+
+def _speeds(names: list[str], rows: dict[str, Any]) -> Iterator[str]:
+    yield f"{rows[names[0]]['p50_ms']:.2f}"
+    for name in names[1:]:
+        speed = rows[name]["speed"] if name in rows else None
+        yield "not measured" if speed is None else f"{speed:.2f}x"
+
+
 def demo(results: dict[str, Any]) -> str:
     """What `qdeploy export` printed for the demo, from its report.json."""
     console = Console(width=80, file=io.StringIO(), record=True)
@@ -75,6 +96,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "mnist": ("results/mnist.json", accuracy),
     "cifar10": ("results/cifar10.json", accuracy),
     "latency": ("results/latency.json", latency),
+    "inference": ("results/inference.json", inference),
 }
 
 

@@ -5,17 +5,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qdeploy.benchmark.coverage import Coverage, Product
 from qdeploy.benchmark.latency import Latency, measure
 from qdeploy.benchmark.machine import Machine, this_machine
 from qdeploy.benchmark.placement import Placement, placement
+from qdeploy.benchmark.profile import Kernel
 from qdeploy.benchmark.runtime import Session, open_session
 from qdeploy.errors import QdeployError
 
 __all__ = [
     "BenchmarkResult",
+    "Coverage",
+    "Kernel",
     "Latency",
     "Machine",
     "Placement",
+    "Product",
     "Session",
     "benchmark_files",
     "open_session",
@@ -56,7 +61,9 @@ def benchmark_files(
         latency=tuple(
             row for batch in batch_sizes for row in measure(sessions, batch, rounds, threads)
         ),
-        placements=tuple(placement(path, provider, file) for file, path in files.items()),
+        placements=tuple(
+            placement(path, provider, file, threads, batch_sizes[0]) for file, path in files.items()
+        ),
     )
 
 

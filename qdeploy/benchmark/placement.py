@@ -1,4 +1,4 @@
-"""Which operators ONNX Runtime really runs, and where."""
+"""What ONNX Runtime made of a file: operators, providers, kernels, and coverage."""
 
 import tempfile
 from collections import Counter
@@ -8,6 +8,9 @@ from pathlib import Path
 
 import onnx
 
+from qdeploy.benchmark.coverage import Coverage, Product, coverage, products_of
+from qdeploy.benchmark.graph import graph_of, read_model
+from qdeploy.benchmark.profile import Kernel, kernels_of, labelled, run_profiled
 from qdeploy.benchmark.runtime import Session, open_session
 
 FLOAT_PRODUCTS = {
@@ -19,7 +22,13 @@ FLOAT_PRODUCTS = {
     "MatMul",
     "FusedMatMul",
 }
-INTEGER_PRODUCTS = {"ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul", "QGemm"}
+INTEGER_PRODUCTS = {
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QGemm",
+}
 
 
 @dataclass(frozen=True)
@@ -33,11 +42,17 @@ class Placement:
             which compiles operators into engines that cannot be listed.
         providers: {provider: {operator: count}} as the nodes were dealt out, which is before
             QuantizeLinear and DequantizeLinear are fused into the operator between them.
+        kernels: what ran, in order, with times; empty in records of older versions.
+        products: every convolution and matrix product of the file; none on TensorRT.
+        coverage: of the quantized ones; None on TensorRT, and in records of older versions.
     """
 
     file: str
     operators: dict[str, int] | None
     providers: dict[str, dict[str, int]]
+    kernels: tuple[Kernel, ...] = ()
+    products: tuple[Product, ...] = ()
+    coverage: Coverage | None = None
 
     @property
     def integer_kernels(self) -> dict[str, int]:
@@ -57,20 +72,39 @@ class Placement:
         return kernels
 
 
-def placement(model: Path, provider: str = "auto", file: str | None = None) -> Placement:
-    """Loads `model` once more and reads what ONNX Runtime made of it; `file` is its label.
+def placement(
+    model: Path,
+    provider: str = "auto",
+    file: str | None = None,
+    threads: int = 1,
+    batch: int = 1,
+) -> Placement:
+    """Loads `model` once more, runs it on `batch` images, reads what ONNX Runtime made of it.
+
+    `file` is its label.
 
     Raises:
         QdeployError: as open_session.
     """
+    source = read_model(model)
+    graph = graph_of(source)
+    engines = provider == "tensorrt"  # they cannot be looked into or written to a file
     with tempfile.TemporaryDirectory() as folder:
-        optimized = Path(folder) / "optimized.onnx"
-        # An engine compiled by TensorRT cannot be written to a file: ONNX Runtime refuses.
+        optimized = None if engines else Path(folder) / "optimized.onnx"
         session = open_session(
-            model, provider, optimized=None if provider == "tensorrt" else optimized
+            labelled(source), provider, threads, optimized, Path(folder) / "profile", model.parent
         )
-        operators = _count(onnx.load(optimized).graph.node) if optimized.exists() else None
-    return Placement(file or model.name, operators, _providers(session))
+        operators = _count(read_model(optimized).graph.node) if optimized else None
+        ran = kernels_of(run_profiled(session, batch), graph)
+    products = () if engines else products_of(graph, ran)
+    return Placement(
+        file or model.name,
+        operators,
+        _providers(session),
+        tuple(kernel for kernel, _ in ran),
+        products,
+        None if engines else coverage(products),
+    )
 
 
 def _providers(session: Session) -> dict[str, dict[str, int]]:

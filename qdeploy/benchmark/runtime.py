@@ -75,7 +75,12 @@ class Session:
 
 
 def open_session(
-    model: Path | bytes, provider: str = "auto", threads: int = 1, optimized: Path | None = None
+    model: Path | bytes,
+    provider: str = "auto",
+    threads: int = 1,
+    optimized: Path | None = None,
+    profile: Path | None = None,
+    beside: Path | None = None,
 ) -> Session:
     """Loads an ONNX file, or the bytes of one, into ONNX Runtime.
 
@@ -84,6 +89,8 @@ def open_session(
             A provider that was named and does not work is an error, never a silent fallback.
         threads: how many threads work on one operator.
         optimized: also write the graph that ONNX Runtime made of the network to this path.
+        profile: also time each kernel, for a file whose name begins with this path.
+        beside: the folder of weights that are stored outside the bytes.
 
     Raises:
         QdeployError: unknown or absent provider; not a network, or not one that takes images.
@@ -92,6 +99,12 @@ def open_session(
     options = _options(threads)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if beside is not None:
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(beside)
+        )
     start = time.perf_counter()
     inference = _load(model, PROVIDERS[choice], options)
     load_ms = (time.perf_counter() - start) * 1e3

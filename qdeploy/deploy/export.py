@@ -51,7 +51,9 @@ def to_onnx(
     network: nn.Module, example_input: Tensor, outputs: Sequence[str] = ("logits",)
 ) -> ir.Model:
     """The exported, simplified and cleaned graph, int8 codes not yet packed."""
-    exported = _simplified(_exported(network.eval().cpu(), example_input.cpu(), outputs))
+    traced = _exported(network.eval().cpu(), example_input.cpu(), outputs)
+    passes.layer_names(traced)
+    exported = _simplified(traced)
     for rewrite in passes.BEFORE_PACKING:
         rewrite(exported)
     return exported

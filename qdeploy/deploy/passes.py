@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import string
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -12,6 +13,23 @@ import onnx
 import onnx_ir as ir
 
 from qdeploy.deploy.packing import Initialisers
+
+PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+
+
+def layer_names(model: ir.Model) -> None:
+    """A product is called after the module that holds its weight, the second one "fc (2)".
+
+    Precondition: weights are still called "layers.0.conv1.weight"; other products get no name.
+    """
+    seen: Counter[str] = Counter()
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type in PRODUCTS else None
+        while weight is not None and (maker := weight.producer()) is not None:
+            weight = maker.inputs[0] if maker.inputs else None
+        module = (weight.name or "").rpartition(".")[0] if weight is not None else ""
+        seen[module] += 1
+        node.name = f"{module} ({seen[module]})" if module and seen[module] > 1 else module
 
 
 def global_average_pools(model: ir.Model) -> None:
@@ -202,7 +220,7 @@ def share_initialisers(model: ir.Model) -> None:
 
 
 def short_names(model: ir.Model) -> None:
-    """Values get names of one to three letters, nodes none; inputs and outputs keep theirs."""
+    """Values get names of one to three letters; inputs, outputs and products keep theirs."""
     graph = model.graph
     kept = {value.name for value in (*graph.inputs, *graph.outputs)}
     names = (name for name in _letters() if name not in kept)
@@ -212,7 +230,8 @@ def short_names(model: ir.Model) -> None:
         value.name = next(names)
         graph.initializers.add(value)
     for node in graph:
-        node.name = ""
+        if node.op_type not in PRODUCTS:
+            node.name = ""
         for value in node.outputs:
             if value.name not in kept or not value.is_graph_output():
                 value.name = next(names)

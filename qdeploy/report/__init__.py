@@ -13,7 +13,7 @@ from qdeploy.report.record import (
     Record,
     Sizes,
 )
-from qdeploy.report.table import benchmark_table, record_table
+from qdeploy.report.table import benchmark_table, kernel_table, record_table
 from qdeploy.report.write import write_report, write_training_page
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Record",
     "Sizes",
     "benchmark_table",
+    "kernel_table",
     "record_table",
     "write_report",
     "write_training_page",

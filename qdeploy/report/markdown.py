@@ -14,6 +14,7 @@ def markdown(record: Record) -> str:
         f"{record.method} on {record.dataset.title}, {record.created}.",
         _table(("", "", ""), tuple((h.label, f"**{h.value}**", h.note) for h in headlines(record))),
         *map(_section, _sections(record)),
+        _folded(sections.ran(record)),
         f"## Training\n\n{_training(record)}",
         f"## Quantization\n\n```text\n{record.settings}\n```",
     ]
@@ -22,6 +23,7 @@ def markdown(record: Record) -> str:
 
 def _sections(record: Record) -> tuple[Section, ...]:
     demands = (sections.gates(record),) if record.gates else ()
+    exceptions = sections.coverage(record)
     return (
         *demands,
         sections.accuracy(record),
@@ -29,6 +31,7 @@ def _sections(record: Record) -> tuple[Section, ...]:
         sections.sizes(record),
         sections.latency(record),
         sections.operators(record),
+        *([exceptions] if exceptions.rows else ()),
         sections.complexity(record),
         sections.complexity_by_layer(record),
         sections.layers(record),
@@ -39,6 +42,11 @@ def _sections(record: Record) -> tuple[Section, ...]:
 def _section(section: Section) -> str:
     body = _table(section.columns, section.rows) if section.rows else f"_{NOT_MEASURED}_"
     return f"## {section.title}\n\n{section.note}\n\n{body}"
+
+
+def _folded(section: Section) -> str:
+    """A long table that opens at a click, in readers that know HTML."""
+    return f"<details><summary>Every kernel</summary>\n\n{_section(section)}\n\n</details>"
 
 
 def _table(columns: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:

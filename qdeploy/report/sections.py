@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from qdeploy.benchmark import Kernel
 from qdeploy.report.record import Accuracy, Complexity, LayerWork, Record
+from qdeploy.report.summary import exported
 from qdeploy.report.words import (
     NOT_MEASURED,
     bits,
@@ -122,6 +124,49 @@ def operators(record: Record) -> Section:
             else (p.file, NOT_MEASURED, NOT_MEASURED, NOT_MEASURED)
             for p in record.placements
         ),
+    )
+
+
+def coverage(record: Record) -> Section:
+    """A row for each product of the exported file that ran otherwise than the file says."""
+    placed = exported(record)
+    return Section(
+        "Coverage",
+        "Convolutions and matrix products that ran otherwise than the file says.",
+        ("Layer", "Operator", "Kernel", "Reason"),
+        tuple(
+            (product.layer, product.operator, product.kernel or "", product.reason)
+            for product in (placed.products if placed else ())
+            if product.reason is not None
+        ),
+    )
+
+
+def ran(record: Record) -> Section:
+    """A row for each kernel that ran for the exported file."""
+    placed = exported(record)
+    return Section(
+        "Kernels",
+        "What ONNX Runtime ran for the exported file, in order, with the types of its first input and "
+        "output; times are medians over its runs.",
+        KERNEL_COLUMNS,
+        tuple(map(kernel_row, placed.kernels if placed else ())),
+    )
+
+
+KERNEL_COLUMNS = ("Layer", "Kernel", "Provider", "From", "To", "Time", "Share")
+
+
+def kernel_row(kernel: Kernel) -> tuple[str, ...]:
+    """The cells below KERNEL_COLUMNS."""
+    return (
+        kernel.layer or "(added at load)",
+        kernel.operator,
+        provider(kernel.provider),
+        kernel.reads,
+        kernel.writes,
+        milliseconds(kernel.ms),
+        percent(kernel.share),
     )
 
 

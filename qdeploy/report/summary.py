@@ -28,7 +28,7 @@ class Headline:
 
 
 def headlines(record: Record) -> tuple[Headline, ...]:
-    """Accuracy, agreement, size, work, speed and kernels of the exported file."""
+    """Accuracy, agreement, size, work, speed, kernels and coverage of the exported file."""
     return (
         _accuracy(record),
         _agreement(record),
@@ -36,6 +36,7 @@ def headlines(record: Record) -> tuple[Headline, ...]:
         _macs(record.complexity),
         _speed(record),
         _kernels(record),
+        _coverage(record),
     )
 
 
@@ -44,6 +45,25 @@ def computing(placed: Placement) -> str:
     if placed.operators is None:
         return NOT_MEASURED
     return f"integer: {kernels(placed.integer_kernels)}; float: {kernels(placed.float_kernels)}"
+
+
+def covered(placed: Placement) -> str:
+    """How many quantized products ran in integers: "20 of 21 quantized products ran in integers"."""
+    found = placed.coverage
+    if found is None:
+        return NOT_MEASURED
+    if not found.quantized:
+        return "none of its products is quantized"
+    return f"{found.integer} of {plural(found.quantized, 'quantized product')} ran in integers"
+
+
+def exceptions(placed: Placement) -> tuple[str, ...]:
+    """A line for each reason why products ran otherwise than the file says, with their names."""
+    reasons: dict[str, list[str]] = {}
+    for product in placed.products:
+        if product.reason is not None:
+            reasons.setdefault(product.reason, []).append(product.layer)
+    return tuple(f"{', '.join(layers)}: {reason}" for reason, layers in reasons.items())
 
 
 def _accuracy(record: Record) -> Headline:
@@ -109,7 +129,7 @@ def _speed(record: Record) -> Headline:
 
 
 def _kernels(record: Record) -> Headline:
-    placed = next((p for p in record.placements if p.file == record.file), None)
+    placed = exported(record)
     if placed is None or placed.operators is None:
         return Headline("Kernels", NOT_MEASURED, "operators that ONNX Runtime runs")
     ran = ", ".join(map(provider, placed.providers))
@@ -118,6 +138,20 @@ def _kernels(record: Record) -> Headline:
         f"{sum(placed.integer_kernels.values())} integer",
         f"{computing(placed)}; provider: {ran}",
     )
+
+
+def _coverage(record: Record) -> Headline:
+    placed = exported(record)
+    found = None if placed is None else placed.coverage
+    if placed is None or found is None:
+        return Headline("Coverage", NOT_MEASURED, "quantized products that ran in integers")
+    value = percent(found.integer / found.quantized) if found.quantized else "none"
+    return Headline("Coverage", value, "; ".join((covered(placed), *exceptions(placed))))
+
+
+def exported(record: Record) -> Placement | None:
+    """What ONNX Runtime made of the exported file, None where that was not measured."""
+    return next((placed for placed in record.placements if placed.file == record.file), None)
 
 
 def _smaller(one: int, other: int) -> str:

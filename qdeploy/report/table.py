@@ -9,10 +9,11 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from qdeploy.benchmark import BenchmarkResult, Latency
+from qdeploy.benchmark import BenchmarkResult, Latency, Placement
 from qdeploy.report.comparison import Run, epochs, figures, method
 from qdeploy.report.record import Gate, Record, TensorDifference
-from qdeploy.report.summary import computing, headlines
+from qdeploy.report.sections import KERNEL_COLUMNS, kernel_row
+from qdeploy.report.summary import computing, covered, exceptions, headlines
 from qdeploy.report.words import (
     exact,
     plural,
@@ -86,6 +87,26 @@ def benchmark_table(result: BenchmarkResult) -> Table:
     return table
 
 
+def kernel_table(placed: Placement) -> Table:
+    """A row for each kernel that ran for one file, in order; print it with rich."""
+    table = Table(
+        title=f"{placed.file}: {covered(placed)}",
+        title_justify="left",
+        title_style="bold",
+        box=box.HORIZONTALS,
+        padding=(0, 1, 0, 0),
+    )
+    for name in KERNEL_COLUMNS[:2]:
+        table.add_column(name.lower())
+    for name in KERNEL_COLUMNS[2:]:
+        numeric = name in ("Time", "Share")
+        table.add_column(name.lower(), justify="right" if numeric else "left", no_wrap=True)
+    for kernel in placed.kernels:
+        layer, operator, *cells = kernel_row(kernel)
+        table.add_row(Shortened(layer), Shortened(operator), *cells)
+    return table
+
+
 def comparison_table(runs: Sequence[Run]) -> Table:
     """A row for each run, top-1 and agreement in percent; print it with rich."""
     table = Table(
@@ -148,4 +169,9 @@ def _setting(result: BenchmarkResult) -> str:
 
 
 def _placements(result: BenchmarkResult) -> str:
-    return "\n".join(f"{p.file}  {computing(p)}" for p in result.placements)
+    lines = []
+    for placed in result.placements:
+        known = f"{covered(placed)}; " if placed.coverage is not None else ""
+        lines.append(f"{placed.file}  {known}{computing(placed)}")
+        lines += [f"  {line}" for line in exceptions(placed)]
+    return "\n".join(lines)

@@ -37,6 +37,20 @@ FILES = [(name, "simqat w8a8") for name in NETWORKS] + [
 every_file = pytest.mark.parametrize(("name", "settings"), FILES)
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("residual", ["stem.0", "conv1", "conv2", "projection", "same.0", "fc"]),
+        ("called_twice", ["stem.0", "shared", "shared (2)", "fc"]),
+    ],
+)
+def test_products_are_called_after_their_layers(name, layers):
+    file = exported(name, "slb w1a8")
+    for proto in (file.packed, file.int8):
+        found = [node.name for node in proto.graph.node if node.op_type in passes.PRODUCTS]
+        assert sorted(found) == sorted(layers)
+
+
 @every_file
 def test_the_file_computes_what_training_evaluates(name, settings):
     file, x = exported(name, settings), images(64)
@@ -70,7 +84,7 @@ def test_nothing_in_the_file_is_for_debugging(name, settings):
     assert not any(getattr(holder, "doc_string", "") for holder in (proto, *holders))
     assert not any(len(holder.metadata_props) for holder in holders)
     assert len(graph.value_info) == 0
-    assert not any(node.name for node in graph.node)
+    assert not any(node.name for node in graph.node if node.op_type not in passes.PRODUCTS)
     assert not any(
         a.name in ("block_size", "saturate") for node in graph.node for a in node.attribute
     )

@@ -37,6 +37,14 @@ def test_it_prints_a_table_and_the_accuracy(both, report, tmp_path):
     assert f"written: {tmp_path / 'benchmark.json'}" in printed
 
 
+def test_layers_are_listed_with_their_kernels(both):
+    printed = " ".join(succeeds("benchmark", both[1], "--layers").split())
+    assert "model.onnx: 5 of 5 quantized products ran in integers" in printed
+    for layer, kernel in {"conv2": "QLinearConv", "fc3": "QGemm"}.items():
+        assert f"{layer} {kernel} CPU uint8" in printed
+    assert "conv2 QLinearConv" not in " ".join(succeeds("benchmark", both[1]).split())
+
+
 def test_files_of_one_name_are_told_apart(both, tmp_path):
     other = tmp_path / "model.onnx"
     shutil.copy(both[0], other)

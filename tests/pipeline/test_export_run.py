@@ -120,6 +120,15 @@ class TestTheReport:
         assert kernels["com.microsoft::QLinearConv"] == 2
         assert kernels["com.microsoft::QGemm"] == 3
 
+    def test_every_quantized_layer_ran_in_integers(self, exported, report):
+        in_float, in_integers = report["placements"]
+        assert in_float["coverage"] == {"integer": 0, "quantized": 0}
+        assert in_integers["coverage"] == {"integer": 5, "quantized": 5}
+        ran = {product["layer"]: product["kernel"] for product in in_integers["products"]}
+        convolutions = dict.fromkeys(("conv1", "conv2"), "QLinearConv")
+        assert ran == convolutions | dict.fromkeys(("fc1", "fc2", "fc3"), "QGemm")
+        assert "5 of 5 quantized products ran in integers" in (exported / "report.md").read_text()
+
     def test_the_curves_are_those_of_metrics_csv(self, exported, report):
         lines = metrics(exported)
         assert [line["temperature"] for line in lines] == [math.inf] * 2  # committed at once

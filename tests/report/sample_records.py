@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from qdeploy.benchmark import Latency, Machine, Placement
+from qdeploy.benchmark import Coverage, Kernel, Latency, Machine, Placement, Product
 from qdeploy.report import (
     Accuracies,
     Accuracy,
@@ -84,6 +84,20 @@ def latency(file: str, batch: int, p50_ms: float, speedup: float, file_bytes: in
     )
 
 
+CPU = "CPUExecutionProvider"
+IN_FLOAT = "its output goes to Sigmoid before it is quantized"
+KERNELS = (
+    Kernel("QuantizeLinear 1", "QuantizeLinear", CPU, "float", "uint8", 0.004, 0.04),
+    Kernel(None, "Transpose", CPU, "uint8", "uint8", 0.001, 0.01),
+    Kernel("conv1", "QLinearConv", CPU, "uint8", "uint8", 0.08, 0.8),
+    Kernel("head", "FusedGemm", CPU, "float", "float", 0.015, 0.15),
+)
+PRODUCTS = (
+    Product("conv1", "Conv", True, "QLinearConv", True, None),
+    Product("head", "Gemm", True, "FusedGemm", False, IN_FLOAT),
+    Product("aside", "Gemm", False, "Gemm", False, None),
+)
+
 MACHINE = Machine(
     cpu="Intel(R) Xeon(R) Processor @ 2.70GHz",
     cores=2,
@@ -137,6 +151,9 @@ FULL = Record(
             "model.onnx",
             {"com.microsoft::QLinearConv": 2, "com.microsoft::QGemm": 3, "MaxPool": 2},
             {"CPUExecutionProvider": {"Conv": 2, "Gemm": 3, "MaxPool": 2}},
+            KERNELS,
+            PRODUCTS,
+            Coverage(integer=1, quantized=2),
         ),
     ),
     gates=(Gate("max-drop", 0.5, 0.3, True), Gate("max-size", 16_000, 16_480, False)),

@@ -10,6 +10,8 @@ from sample_records import BARE, FULL
 from qdeploy.benchmark import Latency, Machine, Placement
 from qdeploy.errors import QdeployError
 from qdeploy.report import Agreement, Layer, Record
+from qdeploy.report.html import report_page
+from qdeploy.report.markdown import markdown
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 values = st.recursive(
@@ -64,3 +66,15 @@ def test_the_json_is_named_as_the_fields_are():
 def test_what_is_no_record_is_refused_with_the_place(text, place):
     with pytest.raises(QdeployError, match=f"no report of qdeploy: {place}:"):
         Record.from_json(text)
+
+
+def test_a_record_from_before_kernels_were_listed_is_read():
+    data = json.loads(FULL.to_json())
+    for placed in data["placements"]:
+        for name in ("kernels", "products", "coverage"):
+            del placed[name]
+    found = Record.from_json(json.dumps(data))
+    assert [placed.coverage for placed in found.placements] == [None, None]
+    assert found.placements[1].operators == FULL.placements[1].operators
+    for page in (report_page(found), markdown(found)):
+        assert "quantized products ran" not in page

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from sample_records import BARE, DEEP, FULL
+from sample_records import BARE, DEEP, FULL, IN_FLOAT
 
 from qdeploy.report.markdown import markdown
 
@@ -44,14 +44,22 @@ def test_tables_hold_the_numbers_of_the_record():
     ]
     assert found["Layers"][2][:5] == ["conv1", "Conv2d", "1 bit", "8 bit", "150"]
     assert found["Training"][2][0] == "20"
+    assert found["Coverage"][2:] == [["head", "Gemm", "FusedGemm", IN_FLOAT]]
+    assert found["Kernels"][3:5] == [
+        ["(added at load)", "Transpose", "CPU", "uint8", "uint8", "0.00100 ms", "1.00 %"],
+        ["conv1", "QLinearConv", "CPU", "uint8", "uint8", "0.0800 ms", "80.00 %"],
+    ]
     assert [row[0] for row in found["Latency"][2:]] == ["float.onnx", "model.onnx"] * 2
 
 
-@pytest.mark.parametrize("heading", ["Agreement", "Latency", "Operators", "Layers", "Training"])
+@pytest.mark.parametrize(
+    "heading", ["Agreement", "Latency", "Operators", "Layers", "Kernels", "Training"]
+)
 def test_missing_parts_are_said(heading):
     text = markdown(BARE)
     part = next(part for part in text.split("\n## ") if part.startswith(heading))
-    assert part.rstrip().endswith("_not measured_")
+    assert part.removesuffix("\n\n</details>\n").rstrip().endswith("_not measured_")
+    assert "## Coverage" not in text
 
 
 def test_a_bar_in_a_name_does_not_open_a_cell():

@@ -47,6 +47,9 @@ def test_styles_load_nothing():
         "conv2 slb, 1 bit (-1, 1), per channel",
         '"epochs": 20',
         "max-size 16,000 16,480 failed",
+        "Coverage 50.00 % 1 of 2 quantized products ran in integers; head: its output goes to",
+        "head Gemm FusedGemm its output goes to Sigmoid before it is quantized",
+        "4 kernels Layer Kernel Provider From To Time Share QuantizeLinear 1 QuantizeLinear CPU",
         "fc1 Linear, 1 bit, 48,000 weights",
     ],
 )
@@ -76,7 +79,7 @@ def test_a_layer_left_in_float_has_no_histogram():
 
 def test_missing_parts_are_said():
     text = " ".join(Page(report_page(BARE)).text)
-    for part in ("Training", "Kernels", "Agreement", "Latency"):
+    for part in ("Training", "Kernels", "Coverage", "Agreement", "Latency"):
         assert f"{part} not measured" in text
     assert "Gates" not in text
 

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
-from sample_records import BARE, FULL, MACHINE
+from sample_records import BARE, FULL, IN_FLOAT, MACHINE, PRODUCTS
 
-from qdeploy.benchmark import BenchmarkResult
-from qdeploy.report import benchmark_table, record_table
+from qdeploy.benchmark import BenchmarkResult, Coverage
+from qdeploy.report import benchmark_table, kernel_table, record_table
 from qdeploy.report.table import shorten
 
 
@@ -33,6 +33,7 @@ def lines(table, width=80):
         "2.60x as fast as float.onnx (0.333 ms)",
         "5 integer",
         "integer: 2 QLinearConv, 3 QGemm; float: none; provider: CPU",
+        "Coverage 50.00 % 1 of 2 quantized products ran in integers; head: its output goes to Sigmoid",
         "passed max-drop 0.5: 0.3",
         "FAILED max-size 16,000: 16,480",
     ],
@@ -43,7 +44,8 @@ def test_the_record_shows(figure):
 
 def test_everything_fits_80_columns_uncut():
     result = BenchmarkResult(MACHINE, FULL.latency, FULL.placements)
-    for table in (record_table(FULL), record_table(BARE), benchmark_table(result)):
+    kernels = kernel_table(FULL.placements[1])
+    for table in (record_table(FULL), record_table(BARE), benchmark_table(result), kernels):
         shown, text = lines(table)
         assert max(map(len, shown)) <= 80
         assert "…" not in text
@@ -58,7 +60,7 @@ def test_the_work_of_a_network_is_one_line():
 
 def test_what_was_not_measured_is_said():
     text = lines(record_table(BARE), width=160)[1]
-    for label in ("Accuracy", "Agreement", "Latency", "Kernels"):
+    for label in ("Accuracy", "Agreement", "Latency", "Kernels", "Coverage"):
         assert f"{label} not measured" in text
     assert "MACs 0 for one input" in text
     assert "float not measured; bound not measured" in text
@@ -85,6 +87,31 @@ def test_the_benchmark_has_a_line_for_each_file_and_batch_size():
     assert sum(row[:1] == ["float.onnx"] and "kB" in row for row in cells) == 2
 
 
+def test_exceptions_are_named_below_the_benchmark():
+    result = BenchmarkResult(MACHINE, FULL.latency, FULL.placements)
+    text = lines(benchmark_table(result), width=160)[1]
+    assert "model.onnx 1 of 2 quantized products ran in integers; integer: 2 QLinearConv" in text
+    assert f"head: {IN_FLOAT}" in text
+    assert "float.onnx integer: none" in text
+
+
+def test_a_float_file_has_no_coverage():
+    bare = replace(FULL.placements[1], products=PRODUCTS[2:], coverage=Coverage(0, 0))
+    assert "model.onnx: none of its products is quantized" in lines(kernel_table(bare))[1]
+    text = lines(record_table(replace(FULL, placements=(bare,))), width=160)[1]
+    assert "Coverage none none of its products is quantized" in text
+
+
+def test_kernels_are_listed_in_order_with_types_time_and_share():
+    shown, _ = lines(kernel_table(FULL.placements[1]))
+    assert [" ".join(line.split()) for line in shown[4:-1]] == [
+        "QuantizeLinear 1 QuantizeLinear CPU float uint8 0.00400 ms 4.00 %",
+        "(added at load) Transpose CPU uint8 uint8 0.00100 ms 1.00 %",
+        "conv1 QLinearConv CPU uint8 uint8 0.0800 ms 80.00 %",
+        "head FusedGemm CPU float float 0.0150 ms 15.00 %",
+    ]
+
+
 @pytest.mark.parametrize(
     ("width", "expected"),
     [(20, "resnet18-w1a8.onnx"), (18, "resnet18-w1a8.onnx"), (13, "resn…1a8.onnx"), (4, "r…nx")],
@@ -109,7 +136,7 @@ def test_a_long_file_name_stays_on_one_line():
 
 
 def test_kernels_that_cannot_be_listed_are_not_invented():
-    unlisted = tuple(replace(placed, operators=None) for placed in FULL.placements)
+    unlisted = tuple(replace(placed, operators=None, coverage=None) for placed in FULL.placements)
     result = BenchmarkResult(MACHINE, FULL.latency, unlisted)
     assert "model.onnx not measured" in lines(benchmark_table(result))[1]
     assert "Kernels not measured" in lines(record_table(replace(FULL, placements=unlisted)))[1]

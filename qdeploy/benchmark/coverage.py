@@ -1,0 +1,172 @@
+"""Which of the products that a file quantizes ran on integer kernels, and why the others did not."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from onnx import NodeProto, TensorProto
+
+from qdeploy.benchmark.graph import Graph, is_product
+from qdeploy.benchmark.profile import Kernel
+from qdeploy.benchmark.providers import CPU
+
+FLOAT_OPERATORS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+INTEGERS = {"uint8", "int8", "int32"}
+EIGHT_BITS = {TensorProto.UINT8, TensorProto.INT8}
+# Biases count as matching where ONNX Runtime takes them so: 1 % passes, 2 % does not.
+SCALE_TOLERANCE = 0.015
+
+
+@dataclass(frozen=True)
+class Product:
+    """One convolution or matrix product of a file.
+
+    Attributes:
+        layer: the node's name, or its operator and number.
+        operator: what the file calls for: "Conv".
+        quantized: whether the file gives it a quantized weight and a quantized input.
+        kernel: what computed it, None where that was part of another kernel.
+        integer: whether that kernel computed in integers.
+        reason: why not, for a quantized one; and why so, for a float one.
+    """
+
+    layer: str
+    operator: str
+    quantized: bool
+    kernel: str | None
+    integer: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many of the quantized products of a file ran on integer kernels."""
+
+    integer: int
+    quantized: int
+
+
+def coverage(products: tuple[Product, ...]) -> Coverage:
+    """Counts the products that the file quantizes."""
+    quantized = [product for product in products if product.quantized]
+    return Coverage(sum(product.integer for product in quantized), len(quantized))
+
+
+def products_of(graph: Graph, ran: list[tuple[Kernel, int | None]]) -> tuple[Product, ...]:
+    """Every product of the file, in its order, with the kernel that computed it."""
+    kernels = {place: kernel for kernel, place in ran if is_product(kernel.operator)}
+    names = graph.names()
+    return tuple(
+        _product(names[index], node, graph, kernels.get(index))
+        for index, node in enumerate(graph.nodes)
+        if is_product(node.op_type)
+    )
+
+
+def _product(layer: str, node: NodeProto, graph: Graph, kernel: Kernel | None) -> Product:
+    quantized = is_quantized(node, graph)
+    integer = kernel is not None and computes_in_integers(kernel)
+    reason = None
+    if quantized and not integer:
+        reason = why_float(node, graph, kernel)
+    elif integer and not quantized:
+        reason = "float in the file; ONNX Runtime quantized its weight at load"
+    return Product(
+        layer, node.op_type, quantized, kernel.operator if kernel else None, integer, reason
+    )
+
+
+def computes_in_integers(kernel: Kernel) -> bool:
+    """True for a product that reads integers, or makes them of what it reads."""
+    return kernel.reads in INTEGERS or kernel.operator == "DynamicQuantizeMatMul"
+
+
+def is_quantized(node: NodeProto, graph: Graph) -> bool:
+    """True where both factors come through DequantizeLinear, or the operator takes integers."""
+    if node.op_type not in FLOAT_OPERATORS:
+        return "Q" in node.op_type or "Integer" in node.op_type
+    factors = [graph.behind_movers(value) for value in node.input[:2]]
+    return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in factors)
+
+
+def why_float(node: NodeProto, graph: Graph, kernel: Kernel | None) -> str:
+    """The first demand of ONNX Runtime's integer kernels that a quantized product fails."""
+    if kernel is None:
+        return "ONNX Runtime computed it within another kernel"
+    if kernel.provider != CPU:
+        name = kernel.provider.removesuffix("ExecutionProvider")
+        return f"the {name} provider has no integer kernels"
+    if node.op_type == "ConvTranspose":
+        return "ONNX Runtime has no integer kernel for ConvTranspose"
+    found = (
+        _moved(node, graph)
+        or _wrong_type(node, graph)
+        or _weight_without_zero_point(node, graph)
+        or _foreign_bias(node, graph)
+        or _output_not_quantized(node, graph)
+    )
+    return found or "ONNX Runtime kept it in float; what its integer kernel misses is not known"
+
+
+def _moved(node: NodeProto, graph: Graph) -> str | None:
+    for name, value in zip(("input", "weight"), node.input, strict=False):
+        maker = graph.maker(value)
+        if maker is not None and maker.op_type != "DequantizeLinear":
+            return f"{maker.op_type} stands between DequantizeLinear and its {name}"
+    return None
+
+
+def _wrong_type(node: NodeProto, graph: Graph) -> str | None:
+    for name, value in zip(("input", "weight"), node.input, strict=False):
+        dequantizer = graph.maker(value)
+        assert dequantizer is not None
+        held = _held_type(dequantizer, graph)
+        if held is not None and held not in EIGHT_BITS:
+            return f"its {name} is {TensorProto.DataType.Name(held)}; integer kernels take 8 bits"
+    return None
+
+
+def _held_type(dequantizer: NodeProto, graph: Graph) -> int | None:
+    """The type of the codes: that of the zero point, or of the codes if they are a constant."""
+    for value in (*dequantizer.input[2:], dequantizer.input[0]):
+        if value in graph.constants:
+            return graph.constants[value].data_type
+    return None
+
+
+def _weight_without_zero_point(node: NodeProto, graph: Graph) -> str | None:
+    weight = graph.maker(node.input[1])
+    if node.op_type == "Gemm" and weight is not None and len(weight.input) < 3:
+        return "DequantizeLinear of its weight has no zero point, which Gemm needs"
+    return None
+
+
+def _foreign_bias(node: NodeProto, graph: Graph) -> str | None:
+    bias = graph.maker(node.input[2]) if node.op_type == "Conv" and len(node.input) > 2 else None
+    if bias is None or bias.op_type != "DequantizeLinear":
+        return None
+    makers = (graph.maker(value) for value in node.input[:2])
+    factors = [graph.array(maker.input[1]) for maker in makers if maker is not None]
+    found = graph.array(bias.input[1])
+    if found is None or any(factor is None for factor in factors):
+        return None
+    expected = np.prod(np.broadcast_arrays(*factors), axis=0)  # type: ignore[arg-type]
+    if np.allclose(found, expected, rtol=SCALE_TOLERANCE, atol=0):
+        return None
+    return "the scale of its bias is not that of its input times that of its weight"
+
+
+def _output_not_quantized(node: NodeProto, graph: Graph) -> str | None:
+    output = node.output[0]
+    readers = graph.readers.get(output, [])
+    if output in graph.outputs or not readers:
+        return "its output is the network's and is not quantized"
+    if len(readers) > 1:
+        operators = " and ".join(sorted({reader.op_type for reader in readers}))
+        return f"{operators} read its output; QuantizeLinear must be alone there"
+    (reader,) = readers
+    if reader.op_type == "QuantizeLinear":
+        return None
+    after = graph.readers.get(reader.output[0], [])
+    if reader.op_type in ("Relu", "Clip") and [one.op_type for one in after] == ["QuantizeLinear"]:
+        return f"the {reader.op_type} behind it does not end where the 8 bits of its output end"
+    return f"its output goes to {reader.op_type} before it is quantized"
