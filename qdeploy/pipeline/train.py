@@ -25,10 +25,11 @@ from qdeploy.pipeline.assemble import (
 from qdeploy.pipeline.live_page import live_page
 from qdeploy.pipeline.regimes import regime_lines, with_regimes_of
 from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.recipe import QuantizeSection, Recipe
+from qdeploy.recipe import CalibrateSection, QuantizeSection, Recipe
 from qdeploy.training.console import Console
 from qdeploy.training.launch import first_process_first, launched, open_fabric
 from qdeploy.training.loop import fit
+from qdeploy.training.only_calibrate import only_calibrate
 from qdeploy.training.run import RunFolder, create_run, default_path
 from qdeploy.training.weights import load_float_weights
 
@@ -162,7 +163,7 @@ def keep_source(recipe: Recipe, run: RunFolder) -> None:
 
 def warn_of_delay(network: nn.Module, steps: int, console: Console) -> None:
     """Says so if a run of so many steps ends before all activations are quantized."""
-    if isinstance(network, PreparedNetwork) and network.quant_delay >= steps:
+    if isinstance(network, PreparedNetwork) and 0 < steps <= network.quant_delay:
         console.log(
             f"warning: quant_delay is {network.quant_delay} steps and the whole run has {steps}, so "
             "activations train in float to the end; lower quantize.options.quant_delay"
@@ -179,6 +180,9 @@ def fit_and_plot(
     resume: bool,
     teacher: nn.Module | None = None,
 ) -> None:
+    if recipe.train.epochs == 0:
+        only_calibrate(network, data, recipe, run, console, fingerprint(recipe), fabric, resume)
+        return
     with live_page(run, recipe) as rewrite:
         fit(
             network,
@@ -223,6 +227,7 @@ def float_recipe(recipe: Recipe) -> Recipe:
         update={
             "name": f"{recipe.name}, float",
             "quantize": QuantizeSection(method="float"),
+            "calibrate": CalibrateSection(),
             "train": recipe.train.model_copy(
                 update={"epochs": recipe.train.float_epochs, "float_epochs": 0, "distill": 0.0}
             ),

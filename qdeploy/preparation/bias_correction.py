@@ -34,7 +34,8 @@ def float_means(prepared: nn.Module, batches: Sequence[Tensor]) -> Means:
     for name, layer in quantized_layers(network):
         if not isinstance(layer.quantizer, UniformWeight):
             raise QdeployError(
-                f"correct_bias compares with the float weight, and {name} trains another one "
+                "correct_bias compares with the float weight, and "
+                f"{name.removeprefix('network.')} trains another one "
                 f"({type(layer.quantizer).__name__}); leave correct_bias out, or take method simqat"
             )
         network.set_submodule(f"{name}.quantizer", FloatWeight(layer.quantizer))

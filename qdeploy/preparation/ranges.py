@@ -76,7 +76,7 @@ class Histogram:
         reached = self.counts.cumsum(0)
         wanted = share * reached[-1]
         bin_ = torch.searchsorted(reached, wanted).clamp(max=BINS - 1)
-        inside = (wanted - reached[bin_]) / self.counts[bin_] + 1
+        inside = (wanted - reached[bin_]) / self.counts[bin_].clamp(min=1) + 1
         value = self.edges[bin_] + inside * (2 * self.reach / BINS)
         return value.float().clamp(self.low, self.high)
 
