@@ -493,7 +493,7 @@ class TestWithoutTraining:
             recipe = Recipe.load(write(MINIMAL), ["train.epochs=0", trained])
             assert recipe.train.epochs == 0
 
-    @pytest.mark.parametrize("setting", ["ranges=mse", "correct_bias=true", "percentile=99"])
+    @pytest.mark.parametrize("setting", ["ranges=minmax", "correct_bias=false", "percentile=99"])
     def test_what_replaces_training_is_refused_beside_it(self, write, setting):
         with pytest.raises(QdeployError, match=r"instead of training; remove it, or set train\.ep"):
             Recipe.load(write(MINIMAL), [f"calibrate.{setting}"])

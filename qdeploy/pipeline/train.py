@@ -25,7 +25,7 @@ from qdeploy.pipeline.assemble import (
 from qdeploy.pipeline.live_page import live_page
 from qdeploy.pipeline.regimes import regime_lines, with_regimes_of
 from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.recipe import CalibrateSection, QuantizeSection, Recipe
+from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.training.console import Console
 from qdeploy.training.launch import first_process_first, launched, open_fabric
 from qdeploy.training.loop import fit
@@ -227,7 +227,6 @@ def float_recipe(recipe: Recipe) -> Recipe:
         update={
             "name": f"{recipe.name}, float",
             "quantize": QuantizeSection(method="float"),
-            "calibrate": CalibrateSection(),
             "train": recipe.train.model_copy(
                 update={"epochs": recipe.train.float_epochs, "float_epochs": 0, "distill": 0.0}
             ),

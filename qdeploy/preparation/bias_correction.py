@@ -1,4 +1,4 @@
-"""Bias correction: each layer's mean output becomes again what it was in float.
+"""Bias correction: each layer's output has again the mean, and a norm's the deviation, of float.
 
 Nagel et al., ICCV 2019, arXiv 1906.04721, section 4.2, measured on calibration batches.
 """
@@ -12,18 +12,19 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
-from qdeploy.layers.folding import deviation
+from qdeploy.layers.folding import deviation as deviation_of
+from qdeploy.layers.norm import batch_moments
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.uniform import UniformWeight
 
-Means = dict[str, list[Tensor]]  # by layer: a mean output [out] for each time that it was called
+# By layer: two values [out] for each time that it was called.
+Moments = dict[str, list[tuple[Tensor, Tensor]]]
 
 
-def float_means(prepared: nn.Module, batches: Sequence[Tensor]) -> Means:
-    """What each layer that has a bias gives on average with the weights and activations in float.
+def float_moments(prepared: nn.Module, batches: Sequence[Tensor]) -> Moments:
+    """Mean and deviation of what each layer that has a bias gives in float.
 
     Errors: QdeployError for a layer whose method trains something other than the weight.
     """
@@ -36,18 +37,18 @@ def float_means(prepared: nn.Module, batches: Sequence[Tensor]) -> Means:
             raise QdeployError(
                 "correct_bias compares with the float weight, and "
                 f"{name.removeprefix('network.')} trains another one "
-                f"({type(layer.quantizer).__name__}); leave correct_bias out, or take method simqat"
+                f"({type(layer.quantizer).__name__}); set it to false, or take method simqat"
             )
         network.set_submodule(f"{name}.quantizer", FloatWeight(layer.quantizer))
-    means: Means = {}
+    moments: Moments = {}
 
     def note(name: str, y: Tensor) -> None:
-        means.setdefault(name, []).append(channel_means(y))
+        moments.setdefault(name, []).append(moments_of(y))
 
     with each_output(network, note):
         for batch in batches:
             network(batch)
-    return means
+    return moments
 
 
 class FloatWeight(nn.Module):
@@ -61,39 +62,50 @@ class FloatWeight(nn.Module):
         return self.quantizer.scaled_latent(gain)
 
 
-def restore_means(prepared: nn.Module, batches: Sequence[Tensor], wanted: Means) -> None:
-    """Moves, in evaluation mode, the bias, or the BatchNorm's, of each layer by what its mean output is off.
+def restore_moments(prepared: nn.Module, batches: Sequence[Tensor], wanted: Moments) -> None:
+    """Moves, in evaluation mode, the bias of each layer by what its mean output is off.
 
-    Within a batch every layer is corrected before the next one runs, as a BatchNorm in training
-    does; what is kept is the mean over the batches. A layer with neither hands its error on to
-    the next.
+    A BatchNorm's gain is multiplied by what the deviation is off as well: rounded weights, and
+    clipped ones above all, shrink or stretch what a layer gives. Within a batch every layer is
+    corrected before the next one runs, as a BatchNorm in training does; what is kept is the mean
+    over the batches. A layer with neither bias nor norm hands its error on to the next.
     """
-    expected = {name: iter(means) for name, means in wanted.items()}
-    errors: Means = {name: [] for name in wanted}
+    layers = dict(quantized_layers(prepared))
+    expected = {name: iter(moments) for name, moments in wanted.items()}
+    corrections: Moments = {name: [] for name in wanted}
 
     def correct(name: str, y: Tensor) -> Tensor:
-        error = next(expected[name]) - channel_means(y)
-        errors[name].append(error)
-        return y + error
+        (mean, deviation), (mean_now, deviation_now) = next(expected[name]), moments_of(y)
+        factor = torch.ones_like(mean)
+        if has_gain(layers[name]):
+            factor = torch.where(deviation_now > 0, deviation / deviation_now, factor)
+        shift = mean - factor * mean_now
+        corrections[name].append((factor, shift))
+        return factor * y + shift
 
     with each_output(prepared, correct):
         for batch in batches:
             prepared(batch)
-    for name, layer in quantized_layers(prepared):
-        if name in errors:
-            move_output(layer, torch.stack(errors[name]).mean(0))
+    for name, found in corrections.items():
+        factors, shifts = zip(*found, strict=True)
+        change_output(layers[name], torch.stack(factors).mean(0), torch.stack(shifts).mean(0))
 
 
-def move_output(layer: QuantizedLayer, by: Tensor) -> None:
-    """Adds by [out] to what the layer gives."""
+def has_gain(layer: QuantizedLayer) -> bool:
+    return layer.norm is not None and layer.norm.affine
+
+
+def change_output(layer: QuantizedLayer, factor: Tensor, shift: Tensor) -> None:
+    """Makes the layer give factor y + shift, [out] each; the factor is 1 but for a gain."""
     if layer.norm is None:
         assert layer.bias is not None
-        layer.bias.add_(by)
-    elif layer.norm.bias is not None:
-        layer.norm.bias.add_(by)
+        layer.bias.add_(shift)
+    elif layer.norm.affine:
+        layer.norm.weight.mul_(factor)
+        layer.norm.bias.mul_(factor).add_(shift)
     else:
         assert layer.norm.running_mean is not None
-        layer.norm.running_mean.sub_(by * deviation(layer.norm))
+        layer.norm.running_mean.sub_(shift * deviation_of(layer.norm))
 
 
 @contextmanager
@@ -128,6 +140,7 @@ def quantized_layers(network: nn.Module) -> list[tuple[str, QuantizedLayer]]:
     return [(n, m) for n, m in network.named_modules() if isinstance(m, QuantizedLayer)]
 
 
-def channel_means(y: Tensor) -> Tensor:
-    """Of y [..., C] over the batch of all processes, [C]."""
-    return processes.mean(y.flatten(0, -2).mean(0))
+def moments_of(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of y [..., C] over the batch of all processes, [C] each."""
+    mean, variance = batch_moments(y.flatten(0, -2))
+    return mean, variance.sqrt()

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
-from qdeploy.preparation.bias_correction import float_means, restore_means
+from qdeploy.preparation.bias_correction import float_moments, restore_moments
 from qdeploy.preparation.ranges import MEAN, check_ranges, measured
 
 
@@ -38,8 +38,8 @@ def calibrate(
                   learns is its own affair.
     percentile    in per cent; leaves out 100 - percentile of the values on either side
     batch_norm    re-estimates statistics as plain means over the batches
-    correct_bias  makes each layer's mean output what it was in float (see correct_bias.py); all
-                  batches are kept in memory
+    correct_bias  makes each layer's mean output, and its deviation if it has a norm, what it was
+                  in float (see bias_correction.py); all batches are kept in memory
 
     Errors: QdeployError if `batches` is empty, a range is not known, a value is not finite, or
     biases are to be corrected after a method without float weights.
@@ -50,10 +50,10 @@ def calibrate(
         observe(prepared, images, ranges, percentile, batch_norm)
         return
     images = list(images)
-    wanted = float_means(prepared, images)
+    wanted = float_moments(prepared, images)
     observe(prepared, images, ranges, percentile, batch_norm)
     with evaluation_mode(prepared):
-        restore_means(prepared, images, wanted)
+        restore_moments(prepared, images, wanted)
 
 
 def observe(

@@ -37,6 +37,7 @@ HOMOGENEOUS: set[Any] = {
 
 ROUNDS = 20
 SETTLED = 1e-3  # of a factor: what another round would not change
+UNCLIPPED = 3.0  # a reach of which the tails are below 6
 LEAST = 1e-4  # of the largest channel: smaller ones count as so large
 
 
@@ -73,7 +74,7 @@ class Pair:
         """s [C] = sqrt(reach / weight): afterwards a channel and the weights that read it are of
         one size.
 
-        Under a ReLU6 a channel that reaches it keeps its size, and no other grows beyond it.
+        Under a ReLU6 a channel that may reach it keeps its size, and none comes that near to it.
         """
         reach = output_reach(self.giver)
         weight = grouped(self.reader, len(reach)).abs().amax((1, 3)).flatten()
@@ -81,7 +82,9 @@ class Pair:
             return torch.ones_like(reach)
         factors = (at_least(reach) / at_least(weight)).sqrt()
         if self.clipped:
-            factors = torch.where(reach < 6, factors.maximum(at_least(reach) / 6), 1.0)
+            factors = torch.where(
+                reach < UNCLIPPED, factors.maximum(at_least(reach) / UNCLIPPED), 1.0
+            )
         return factors
 
 

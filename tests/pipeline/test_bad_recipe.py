@@ -25,7 +25,7 @@ def refused(folder, *arguments, code=1):
         ),
         ("trian.epochs=3", r"unknown key trian\. Did you mean train\?"),
         ("train.epochs=many", "train.epochs: given 'many', allowed: a whole number"),
-        ("calibrate.ranges=mse", r"instead of training; remove it, or set train\.epochs = 0"),
+        ("calibrate.ranges=minmax", r"instead of training; remove it, or set train\.epochs = 0"),
         ("train.lr=-1", r"train\.lr: given -1, allowed: above 0"),
         ("train.epochs", "override 'train.epochs' cannot be read; allowed: section.key=value"),
         ("quantize.method=slub", r"unknown method 'slub'; .*Did you mean slb\?"),

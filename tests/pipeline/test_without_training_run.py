@@ -18,9 +18,6 @@ dataset = "digits"
 [quantize]
 method = "simqat"
 equalize = true
-[calibrate]
-ranges = "mse"
-correct_bias = true
 [train]
 epochs = 0
 lr = 0.05
