@@ -68,7 +68,7 @@ def main() -> None:
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting."
 )
-@click.option("--epochs", type=click.IntRange(min=1), help="Short for --set train.epochs=N.")
+@click.option("--epochs", type=click.IntRange(min=0), help="Short for --set train.epochs=N.")
 @DATA_ROOT
 @click.option("--download", is_flag=True, help="Fetch missing data sets.")
 @DEVICE

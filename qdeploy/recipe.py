@@ -238,15 +238,29 @@ class QuantizeSection(_Section):
     """The method (`float`: none), its bits and its own `options`, which the method validates.
 
     `act_bits` None leaves the activations in float and is written "float" in TOML.
-    `layers` maps a glob of layer names to "float" or to what differs there.
+    `layers` maps a glob of layer names to "float" or to what differs there. `equalize` first gives
+    the channels of each tensor one size.
     """
 
     method: str
     weight_bits: WeightBits = 8
     act_bits: ActBits = 8
     first_last_float: bool = False
+    equalize: bool = False
     options: dict[str, Any] = {}
     layers: dict[str, Layer] = {}
+
+
+class CalibrateSection(_Section):
+    """What is done where nothing is trained: keys and values of qdeploy.calibrate.
+
+    The defaults are what lost least in tools/compare_calibration.py.
+    """
+
+    ranges: Literal["mean", "minmax", "percentile", "mse", "entropy"] = "mse"
+    percentile: Annotated[float, Field(gt=50, le=100)] = 99.99
+    batch_norm: bool = False
+    correct_bias: bool = True
 
 
 Optimizer = Literal["sgd", "adam", "adamw"]
@@ -266,6 +280,7 @@ class TrainPhase(Phase):
 class TrainSection(_Phased):
     """The optimizer and its schedule; epochs are counted in passes over the training set.
 
+    `epochs` 0 trains nothing: a trained float network is only calibrated, as [calibrate] says.
     `schedule` multiplies `lr`; None is "constant" where a regime gives learning rates and "cosine"
     elsewhere. `milestones`: epochs after which schedule "step" multiplies it by `gamma`.
     `float_epochs`: epochs of float training before quantization. `calibration_batches`: batches
@@ -276,7 +291,7 @@ class TrainSection(_Phased):
     evaluation stay float32. `deterministic`: the same bits each time on a GPU too, more slowly.
     """
 
-    epochs: PositiveInt = 10
+    epochs: NonNegativeInt = 10
     seed: NonNegativeInt = 0
     optimizer: Optimizer = "sgd"
     lr: PositiveFloat = 0.01
@@ -338,6 +353,7 @@ class Recipe(_Section):
     model: ModelSection
     data: DataSection
     quantize: QuantizeSection = QuantizeSection(method="float")
+    calibrate: CalibrateSection = CalibrateSection()
     train: TrainSection = TrainSection()
     export: ExportSection = ExportSection()
 
@@ -351,6 +367,20 @@ class Recipe(_Section):
             raise ValueError(
                 "train.distill needs a trained float network to learn from: give the file of its "
                 "weights as model.weights, or train it first, with train.float_epochs"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_only_calibrated_was_trained(self) -> "Recipe":
+        trained = self.model.weights is not None or self.train.float_epochs
+        if self.train.epochs == 0 and not trained:
+            raise ValueError(
+                "train.epochs = 0 only calibrates a trained float network: give the file of its "
+                "weights as model.weights, or train it first, with train.float_epochs"
+            )
+        if self.train.epochs and "calibrate" in self.model_fields_set:
+            raise ValueError(
+                "[calibrate] says what is done instead of training; remove it, or set train.epochs = 0"
             )
         return self
 
@@ -378,7 +408,7 @@ class Recipe(_Section):
 
         Raises QdeployError that begins with `origin` for whatever is wrong with them.
         """
-        table = self.model_dump()
+        table = self._table()
         for section, regime in regimes.items():
             table[section]["regime"] = regime
         return self._checked(table, origin, Path())
@@ -393,7 +423,10 @@ class Recipe(_Section):
 
     def to_toml(self) -> str:
         """TOML that loads as an equal recipe, defaults written out."""
-        return tomli_w.dumps(_without_none(self.model_dump()))
+        return tomli_w.dumps(_without_none(self._table()))
+
+    def _table(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"calibrate"} if self.train.epochs else None)
 
 
 def zoo_recipes() -> list[str]:

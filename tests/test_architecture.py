@@ -27,7 +27,7 @@ ALLOWED = {
     "benchmark": set(),
     "report": {"benchmark"},
     "data": set(),
-    "preparation": {"methods", "layers"},
+    "preparation": {"methods", "layers", "processes"},
     "training": {"preparation", "layers", "data", "processes"},
     "deploy": {"preparation", "layers", "grid", "benchmark", "report"},
     "networks": {"models"},

@@ -213,7 +213,7 @@ class TestMistakes:
             ("train.lr=-1", "train.lr: given -1", "above 0"),
             ("train.lr=fast", "train.lr: given 'fast'", "a number"),
             ("train.lr=nan", "train.lr: given nan", "a finite number"),
-            ("train.epochs=0", "train.epochs: given 0", "above 0"),
+            ("train.epochs=-1", "train.epochs: given -1", "0 or more"),
             ("train.epochs=1.5", "train.epochs: given 1.5", "a whole number"),
             ("train.epochs=true", "train.epochs: given True", "a whole number"),
             ("train.label_smoothing=1", "train.label_smoothing: given 1", "below 1"),
@@ -483,6 +483,33 @@ recipes = st.builds(
         max_size=st.none() | st.integers(1, 2**40),
     ),
 )
+
+
+class TestWithoutTraining:
+    def test_it_needs_weights_or_epochs_in_float(self, write):
+        with pytest.raises(QdeployError, match=r"epochs = 0 only calibrates.*model\.weights, or"):
+            Recipe.load(write(MINIMAL), ["train.epochs=0"])
+        for trained in ("train.float_epochs=1", "model.weights=net.pt"):
+            recipe = Recipe.load(write(MINIMAL), ["train.epochs=0", trained])
+            assert recipe.train.epochs == 0
+
+    @pytest.mark.parametrize("setting", ["ranges=minmax", "correct_bias=false", "percentile=99"])
+    def test_what_replaces_training_is_refused_beside_it(self, write, setting):
+        with pytest.raises(QdeployError, match=r"instead of training; remove it, or set train\.ep"):
+            Recipe.load(write(MINIMAL), [f"calibrate.{setting}"])
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ("ranges=mean2", r"calibrate\.ranges: given 'mean2', allowed: 'mean', 'minmax', 'perc"),
+            ("percentile=0.99", r"calibrate\.percentile: given 0\.99, allowed: above 50"),
+            ("percentile=100.5", r"calibrate\.percentile: given 100\.5, allowed: 100\.0 or less"),
+            ("range=mse", r"unknown key calibrate\.range\. Did you mean calibrate\.ranges\?"),
+        ],
+    )
+    def test_mistakes(self, write, setting, message):
+        with pytest.raises(QdeployError, match=message):
+            Recipe.load(write(MINIMAL), ["train.epochs=0", f"calibrate.{setting}"])
 
 
 @given(recipes)

@@ -59,6 +59,25 @@ def latency(results: dict[str, Any]) -> Rows:
     return rows
 
 
+def calibration(results: list[dict[str, Any]]) -> Rows:
+    """Top-1 as tools/compare_calibration.py measured it."""
+    head = ("network", "weights", "float", "quantize_static", "ours", *_plain(results[0]))
+    return [head, *(_calibrated(row) for row in results)]
+
+
+def _plain(row: dict[str, Any]) -> list[str]:
+    """What stands beside the default: the ranges alone, and what may be added."""
+    return [
+        name for name in row["top1"] if name not in ("float", "quantize_static", row["default"])
+    ]
+
+
+def _calibrated(row: dict[str, Any]) -> tuple[str, ...]:
+    names = ("float", "quantize_static", row["default"], *_plain(row))
+    network = f"{row['network']}, {row['data']}"
+    return (network, f"{row['weight_bits']} bits", *(f"{row['top1'][n]:.2%}" for n in names))
+
+
 def _short(operator: str) -> str:
     return operator.rpartition("::")[2]
 
@@ -97,6 +116,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "cifar10": ("results/cifar10.json", accuracy),
     "latency": ("results/latency.json", latency),
     "inference": ("results/inference.json", inference),
+    "calibration": ("results/calibration.json", calibration),
 }
 
 

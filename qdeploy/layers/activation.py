@@ -150,10 +150,14 @@ class MovingRange(ActivationQuantizer):
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         self._require_range()
+        return self.qparams_of(self.minimum, self.maximum)
+
+    def qparams_of(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of any range, or of ranges of any shape."""
         low, high = self.grid.lowest, self.grid.highest
         if not self.symmetric:
-            return affine_range(self.minimum, self.maximum, low, high)
-        magnitude = torch.maximum(self.minimum.abs(), self.maximum.abs())
+            return affine_range(minimum, maximum, low, high)
+        magnitude = torch.maximum(minimum.abs(), maximum.abs())
         middle = torch.full_like(magnitude, 1 << (self.bits - 1))
         return symmetric_range(magnitude, low, high), middle
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -9,10 +11,15 @@ from qdeploy.grid import Grid
 from qdeploy.layers.fake_quantize import affine_range, fake_quantize, quantize, symmetric_range
 from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
 
+WeightRange = Literal["minmax", "mse"]
+# Of the range that `mse` tries. Above 1: the highest code of a symmetric grid is half a step short.
+FRACTIONS = [1.08 - step / 50 for step in range(40)]
+
 
 class UniformWeight(WeightQuantizer):
     """latent: the float weight [out, ...], on a grid without holes.
 
+    weight_range  "minmax" of each channel, or the range of the least squared error ("mse")
     quant_delay   training steps before the rounding starts
     """
 
@@ -25,6 +32,7 @@ class UniformWeight(WeightQuantizer):
         *,
         symmetric: bool = True,
         per_channel: bool = True,
+        weight_range: WeightRange = "minmax",
         quant_delay: int = 0,
     ) -> None:
         super().__init__()
@@ -32,6 +40,7 @@ class UniformWeight(WeightQuantizer):
         self.grid = grid
         self.symmetric = symmetric
         self.per_channel = per_channel
+        self.weight_range = weight_range
         self.quant_delay = quant_delay
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
@@ -52,10 +61,31 @@ class UniformWeight(WeightQuantizer):
     @torch.no_grad()
     def qparams(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point, float32 [out] each."""
-        rows = latent.detach().flatten(1)
-        minimum, maximum = rows.amin(1), rows.amax(1)
-        if not self.per_channel:
-            minimum, maximum = minimum.min().expand_as(minimum), maximum.max().expand_as(maximum)
+        rows = latent.detach().flatten(1) if self.per_channel else latent.detach().reshape(1, -1)
+        ends = rows.amin(1), rows.amax(1)
+        scale, zero = self.qparams_of(*ends)
+        if self.weight_range == "mse":
+            scale, zero = self.least_squares(rows, *ends)
+        return scale.expand(len(latent)), zero.expand(len(latent))
+
+    def least_squares(
+        self, rows: Tensor, minimum: Tensor, maximum: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of the fraction of each row's range that leaves the least error."""
+        low, high = self.grid.lowest, self.grid.highest
+        scale, zero = self.qparams_of(minimum, maximum)
+        least = torch.full_like(scale, torch.inf)
+        for fraction in FRACTIONS:
+            tried = self.qparams_of(fraction * minimum, fraction * maximum)
+            rounded = fake_quantize(rows, tried[0][:, None], tried[1][:, None], low, high)
+            error = (rounded - rows).square().sum(1)
+            better = error < least
+            scale, zero = torch.where(better, tried[0], scale), torch.where(better, tried[1], zero)
+            least = torch.minimum(error, least)
+        return scale, zero
+
+    def qparams_of(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and zero point of ranges [rows]."""
         low, high = self.grid.lowest, self.grid.highest
         if not self.symmetric:
             return affine_range(minimum, maximum, low, high)
@@ -65,5 +95,5 @@ class UniformWeight(WeightQuantizer):
     def extra_repr(self) -> str:
         return (
             f"bits={self.grid.bits}, symmetric={self.symmetric}, per_channel={self.per_channel}, "
-            f"grid={self.grid}, quant_delay={self.quant_delay}"
+            f"grid={self.grid}, weight_range={self.weight_range}, quant_delay={self.quant_delay}"
         )

@@ -11,7 +11,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.folding import Fold
-from qdeploy.layers.uniform import UniformWeight
+from qdeploy.layers.uniform import UniformWeight, WeightRange
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
 
@@ -21,6 +21,7 @@ class SimQatOptions(Options):
     weight_symmetric: bool = True
     weight_per_channel: bool = True
     weight_narrow_range: bool = False
+    weight_range: WeightRange = "minmax"
     act_symmetric: bool = False
     act_narrow_range: bool = False
     quant_delay: NonNegativeInt = 0
@@ -51,6 +52,7 @@ def weight(site: WeightSite, bits: int, options: SimQatOptions) -> UniformWeight
         Grid.signed(bits, options.weight_narrow_range),
         symmetric=options.weight_symmetric,
         per_channel=options.weight_per_channel,
+        weight_range=options.weight_range,
         quant_delay=options.quant_delay,
     )
 

@@ -35,6 +35,7 @@ from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.training.console import Console
 from qdeploy.training.launch import first_process_first, launched, open_fabric
 from qdeploy.training.loop import fit
+from qdeploy.training.only_calibrate import only_calibrate
 from qdeploy.training.run import RunFolder, create_run, default_path
 from qdeploy.training.weights import load_float_weights
 
@@ -174,6 +175,8 @@ def warnings(
 ) -> Iterator[str]:
     """What the run is too short for. steps_before: training steps before an epoch, from 0."""
     epochs = recipe.train.epochs
+    if epochs == 0:
+        return  # calibrated only
     steps = steps_before(epochs)
     for name, phase in regime_phases(recipe):
         if not phase.begun(epochs - 1, steps - 1):
@@ -207,6 +210,9 @@ def fit_and_plot(
     resume: bool,
     teacher: nn.Module | None = None,
 ) -> None:
+    if recipe.train.epochs == 0:
+        only_calibrate(network, data, recipe, run, console, fingerprint(recipe), fabric, resume)
+        return
     with live_page(run, recipe) as rewrite:
         fit(
             network,

@@ -12,52 +12,101 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.preparation.bias_correction import float_moments, restore_moments
+from qdeploy.preparation.ranges import MEAN, check_ranges, measured
 
 
 @torch.no_grad()
-def calibrate(prepared: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]]) -> None:
-    """Re-estimates BatchNorm statistics and activation ranges as plain means over `batches`.
+def calibrate(
+    prepared: nn.Module,
+    batches: Iterable[Tensor | tuple[Tensor, ...]],
+    ranges: str = MEAN,
+    *,
+    percentile: float = 99.99,
+    batch_norm: bool = True,
+    correct_bias: bool = False,
+) -> None:
+    """Measures activation ranges and BatchNorm statistics on `batches`, for the weights that ship.
 
-    The weights are those of evaluation mode, the ones that ship: a hard 1-bit weight is tens of
-    times larger than the soft weight it was trained as, and statistics of the one are wrong for
-    the other. Changes buffers, and steps that are yet to be learned. Each batch is [N, C, H, W],
-    or a tuple that starts with it.
+    Those are the weights of evaluation mode: a hard 1-bit weight is tens of times larger than the
+    soft weight it was trained as, and statistics of the one are wrong for the other. Changes
+    buffers, steps that are yet to be learned and, to correct biases, biases. Each batch is
+    [N, C, H, W], or a tuple that starts with it.
 
-    Errors: QdeployError if `batches` is empty or a tensor.
+    ranges        "mean" of the batches' extremes, as in training; of all values seen "minmax",
+                  "percentile", "mse" or "entropy" (see ranges.py). A range that a method sets or
+                  learns is its own affair.
+    percentile    in per cent; leaves out 100 - percentile of the values on either side
+    batch_norm    re-estimates statistics as plain means over the batches
+    correct_bias  makes each layer's mean output, and its deviation if it has a norm, what it was
+                  in float (see bias_correction.py); all batches are kept in memory
+
+    Errors: QdeployError if `batches` is empty or one tensor, a range is not known, a value is not finite, or
+    biases are to be corrected after a method without float weights.
     """
+    check_ranges(ranges, percentile)
     if isinstance(batches, Tensor):
         raise QdeployError("calibrate takes batches, not one tensor: give it a list, [x]")
+    images = started(batch if isinstance(batch, Tensor) else batch[0] for batch in batches)
+    if not correct_bias:
+        observe(prepared, images, ranges, percentile, batch_norm)
+        return
+    images = list(images)
+    wanted = float_moments(prepared, images)
+    observe(prepared, images, ranges, percentile, batch_norm)
+    with evaluation_mode(prepared):
+        restore_moments(prepared, images, wanted)
+
+
+def observe(
+    prepared: nn.Module, images: Iterable[Tensor], ranges: str, percentile: float, batch_norm: bool
+) -> None:
+    with calibration_mode(prepared, batch_norm), measured(prepared, ranges, percentile):
+        for batch in images:
+            prepared(batch)
+
+
+def started(batches: Iterable[Tensor]) -> Iterable[Tensor]:
+    """The same batches. Errors: QdeployError if there is none."""
     remaining = iter(batches)
     try:
         first = next(remaining)
     except StopIteration:
         raise QdeployError("calibrate was given no batches; give it at least one") from None
-    with calibration_mode(prepared):
-        for batch in itertools.chain([first], remaining):
-            prepared(batch if isinstance(batch, Tensor) else batch[0])
+    return itertools.chain([first], remaining)
 
 
 @contextmanager
-def calibration_mode(prepared: nn.Module) -> Iterator[None]:
-    """Evaluation mode, but norms and observers start anew and average what they see."""
-    modes = {module: module.training for module in prepared.modules()}
-    norms = [m for m in prepared.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    quantizers = [m for m in prepared.modules() if isinstance(m, ActivationQuantizer)]
-    momenta = [norm.momentum for norm in norms]
-    prepared.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # torch's word for the plain mean
-        norm.train()
-    for quantizer in quantizers:
-        quantizer.reset()
-        quantizer.calibrating = True
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards each module has its own mode back."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for quantizer in quantizers:
-            quantizer.calibrating = False
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def calibration_mode(prepared: nn.Module, batch_norm: bool = True) -> Iterator[None]:
+    """Evaluation mode, but observers and, if asked, norms start anew and average what they see."""
+    norms = [m for m in prepared.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    norms = norms if batch_norm else []
+    quantizers = [m for m in prepared.modules() if isinstance(m, ActivationQuantizer)]
+    momenta = [norm.momentum for norm in norms]
+    with evaluation_mode(prepared):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's word for the plain mean
+            norm.train()
+        for quantizer in quantizers:
+            quantizer.reset()
+            quantizer.calibrating = True
+        try:
+            yield
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
+            for quantizer in quantizers:
+                quantizer.calibrating = False

@@ -15,6 +15,7 @@ from qdeploy.layers.product import product_of
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.methods import ActivationSite, WeightSite
 from qdeploy.preparation import placement
+from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.settings import (
     FLOAT,
@@ -35,6 +36,7 @@ def prepare(
     layers: Mapping[str, Override] | None = None,
     *,
     first_last_float: bool = False,
+    equalize: bool = False,
     **options: Any,
 ) -> PreparedNetwork:
     """A copy of `model` in which Conv and Linear layers train quantized.
@@ -47,6 +49,7 @@ def prepare(
     act_bits          "float" or None: activations stay float. The image is always read at 8 bits.
     layers            {glob of layer names: "float" or {method, weight_bits, act_bits, options}}
     first_last_float  leaves the first and the last Conv or Linear in float
+    equalize          first gives the channels of a tensor one size (see equalize.py)
     options           the method's own
 
     Errors: QdeployError for unknown methods, bits, options and globs, for networks that torch.fx
@@ -61,6 +64,8 @@ def prepare(
     if not names:
         raise QdeployError(f"{type(model).__name__} has no Conv or Linear layer to quantize")
     settings = settings_by_layer(names, default, layers or {}, first_last_float)
+    if equalize:
+        equalize_channels(network)
     placement.rectifiers_first(network)
     quantize_weights(network, settings)
     replace_norms(network, default)

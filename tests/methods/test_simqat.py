@@ -63,6 +63,40 @@ def test_codes_scale_and_zero_point_are_the_published_ones(
     assert made.grid.holds(codes.numpy())
 
 
+@pytest.mark.parametrize("per_channel", [True, False])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_range_of_least_error_is_that_of_brute_force(bits, symmetric, per_channel):
+    weight = torch.randn(3, 900, generator=torch.Generator().manual_seed(0))
+    options = {"weight_symmetric": symmetric, "weight_per_channel": per_channel}
+    made = quantizer(weight, bits, weight_range="mse", **options)
+    plain = quantizer(weight, bits, **options)
+
+    def errors(dequantized):
+        return (dequantized - weight).square().sum(1).numpy()
+
+    tried = []
+    for fraction in np.linspace(0.2, 1.15, 200):
+        scale, zero = plain.qparams(fraction * weight)
+        scale, zero = scale[:, None], zero[:, None]
+        low, high = made.grid.lowest, made.grid.highest
+        codes = (torch.round(weight / scale) + zero).clamp(low, high)
+        tried.append(errors((codes - zero) * scale))
+    found, widest = errors(made.eval()().detach()), errors(plain.eval()().detach())
+    if per_channel:
+        assert (found <= 1.1 * np.min(tried, 0)).all()
+        assert (found <= widest + 1e-6).all()
+    else:
+        assert found.sum() <= 1.1 * np.sum(tried, 1).min()
+    if bits < 8:
+        assert found.sum() < 0.95 * widest.sum()
+
+
+def test_the_range_of_least_error_of_a_dead_channel_is_empty():
+    weight = torch.zeros(2, 5)
+    assert torch.equal(quantizer(weight, 4, weight_range="mse").eval()(), weight)
+
+
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("per_channel", [False, True])

@@ -1,0 +1,146 @@
+"""Bias correction: each layer's output has again the mean, and a norm's the deviation, of float.
+
+Nagel et al., ICCV 2019, arXiv 1906.04721, section 4.2, measured on calibration batches.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from qdeploy.errors import QdeployError
+from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.folding import deviation as deviation_of
+from qdeploy.layers.norm import batch_moments
+from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.uniform import UniformWeight
+
+# By layer: two values [out] for each time that it was called.
+Moments = dict[str, list[tuple[Tensor, Tensor]]]
+
+
+def float_moments(prepared: nn.Module, batches: Sequence[Tensor]) -> Moments:
+    """Mean and deviation of what each layer that has a bias gives in float.
+
+    Errors: QdeployError for a layer whose method trains something other than the weight.
+    """
+    network = copy.deepcopy(prepared).eval()
+    for name, module in list(network.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            network.set_submodule(name, nn.Identity())
+    for name, layer in quantized_layers(network):
+        if not isinstance(layer.quantizer, UniformWeight):
+            raise QdeployError(
+                "correct_bias compares with the float weight, and "
+                f"{name.removeprefix('network.')} trains another one "
+                f"({type(layer.quantizer).__name__}); set it to false, or take method simqat"
+            )
+        network.set_submodule(f"{name}.quantizer", FloatWeight(layer.quantizer))
+    moments: Moments = {}
+
+    def note(name: str, y: Tensor) -> None:
+        moments.setdefault(name, []).append(moments_of(y))
+
+    with each_output(network, note):
+        for batch in batches:
+            network(batch)
+    return moments
+
+
+class FloatWeight(nn.Module):
+    """The weight that a quantizer rounds, as it is."""
+
+    def __init__(self, quantizer: UniformWeight) -> None:
+        super().__init__()
+        self.quantizer = quantizer
+
+    def forward(self, gain: Tensor | None = None) -> Tensor:
+        return self.quantizer.scaled_latent(gain)
+
+
+def restore_moments(prepared: nn.Module, batches: Sequence[Tensor], wanted: Moments) -> None:
+    """Moves, in evaluation mode, the bias of each layer by what its mean output is off.
+
+    A BatchNorm's gain is multiplied by what the deviation is off as well: rounded weights, and
+    clipped ones above all, shrink or stretch what a layer gives. Within a batch every layer is
+    corrected before the next one runs, as a BatchNorm in training does; what is kept is the mean
+    over the batches. A layer with neither bias nor norm hands its error on to the next.
+    """
+    layers = dict(quantized_layers(prepared))
+    expected = {name: iter(moments) for name, moments in wanted.items()}
+    corrections: Moments = {name: [] for name in wanted}
+
+    def correct(name: str, y: Tensor) -> Tensor:
+        (mean, deviation), (mean_now, deviation_now) = next(expected[name]), moments_of(y)
+        factor = torch.ones_like(mean)
+        if has_gain(layers[name]):
+            factor = torch.where(deviation_now > 0, deviation / deviation_now, factor)
+        shift = mean - factor * mean_now
+        corrections[name].append((factor, shift))
+        return factor * y + shift
+
+    with each_output(prepared, correct):
+        for batch in batches:
+            prepared(batch)
+    for name, found in corrections.items():
+        factors, shifts = zip(*found, strict=True)
+        change_output(layers[name], torch.stack(factors).mean(0), torch.stack(shifts).mean(0))
+
+
+def has_gain(layer: QuantizedLayer) -> bool:
+    return layer.norm is not None and layer.norm.affine
+
+
+def change_output(layer: QuantizedLayer, factor: Tensor, shift: Tensor) -> None:
+    """Makes the layer give factor y + shift, [out] each; the factor is 1 but for a gain."""
+    if layer.norm is None:
+        assert layer.bias is not None
+        layer.bias.add_(shift)
+    elif layer.norm.affine:
+        layer.norm.weight.mul_(factor)
+        layer.norm.bias.mul_(factor).add_(shift)
+    else:
+        assert layer.norm.running_mean is not None
+        layer.norm.running_mean.sub_(shift * deviation_of(layer.norm))
+
+
+@contextmanager
+def each_output(network: nn.Module, do: Callable[[str, Tensor], Tensor | None]) -> Iterator[None]:
+    """Calls do(name, output [..., C]) when a layer with a bias or a norm has run.
+
+    The layer then gives what `do` returns, unless that is None.
+    """
+
+    def hook_of(name: str, layer: QuantizedLayer) -> Callable[..., Tensor | None]:
+        axis = -1 if layer.kind == "Linear" else 1
+
+        def hook(module: nn.Module, inputs: object, y: Tensor) -> Tensor | None:
+            changed = do(name, y.movedim(axis, -1))
+            return None if changed is None else changed.movedim(-1, axis)
+
+        return hook
+
+    hooks = [
+        layer.register_forward_hook(hook_of(name, layer))
+        for name, layer in quantized_layers(network)
+        if layer.bias is not None or layer.norm is not None
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def quantized_layers(network: nn.Module) -> list[tuple[str, QuantizedLayer]]:
+    return [(n, m) for n, m in network.named_modules() if isinstance(m, QuantizedLayer)]
+
+
+def moments_of(y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of y [..., C] over the batch of all processes, [C] each."""
+    mean, variance = batch_moments(y.flatten(0, -2))
+    return mean, variance.sqrt()

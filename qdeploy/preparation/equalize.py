@@ -1,0 +1,188 @@
+"""Cross-layer equalization: channels of one size, so that one scale serves all of them.
+
+Nagel et al., ICCV 2019, arXiv 1906.04721, section 4.1. Where nothing but positively homogeneous
+operators, f(x / s) = f(x) / s for s > 0, stand between what gives a tensor and the layer that
+reads it, channel i may be divided by s_i in the one and multiplied in the other: the network
+computes the same.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from qdeploy.layers.folding import gamma_beta
+from qdeploy.layers.weight import per_channel
+from qdeploy.preparation.placement import kind_of
+from qdeploy.preparation.trace import called_module, is_tuple, shape_of
+
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+RELU6: set[Any] = {nn.ReLU6, F.relu6}
+FLATTENS: set[Any] = {nn.Flatten, torch.flatten, torch.reshape, "flatten", "reshape", "view"}
+HOMOGENEOUS: set[Any] = {
+    nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.MaxPool1d,
+    nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, F.relu, F.relu_, F.leaky_relu, F.max_pool1d,
+    F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
+    F.adaptive_max_pool1d, F.adaptive_max_pool2d, torch.relu, torch.relu_, "relu", "relu_",
+    "contiguous",
+}  # fmt: skip
+
+ROUNDS = 20
+SETTLED = 1e-3  # of a factor: what another round would not change
+UNCLIPPED = 3.0  # a reach of which the tails are below 6
+LEAST = 1e-4  # of the largest channel: smaller ones count as so large
+
+
+@torch.no_grad()
+def equalize(network: fx.GraphModule) -> None:
+    """Equalizes every pair of a traced network, in place, until none changes the others."""
+    found = list(pairs(network))
+    for _ in range(ROUNDS):
+        if max((pair.equalize() for pair in found), default=0.0) < SETTLED:
+            return
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A layer or BatchNorm, and the layer that alone reads what it gives.
+
+    clipped   whether a ReLU6 stands between them
+    """
+
+    giver: Any
+    reader: Any
+    clipped: bool
+
+    def equalize(self) -> float:
+        """Divides the giver and multiplies the reader; the largest factor's distance from 1."""
+        factors = self.factors()
+        divide_outputs(self.giver, factors)
+        weight = self.reader.weight
+        by_channel = grouped(self.reader, len(factors))
+        weight.copy_((by_channel * factors.reshape(len(by_channel), 1, -1, 1)).reshape_as(weight))
+        return (factors - 1).abs().max().item()
+
+    def factors(self) -> Tensor:
+        """s [C] = sqrt(reach / weight): afterwards a channel and the weights that read it are of
+        one size.
+
+        Under a ReLU6 a channel that may reach it keeps its size, and none comes that near to it.
+        """
+        reach = output_reach(self.giver)
+        weight = grouped(self.reader, len(reach)).abs().amax((1, 3)).flatten()
+        if not reach.any() or not weight.any():
+            return torch.ones_like(reach)
+        factors = (at_least(reach) / at_least(weight)).sqrt()
+        if self.clipped:
+            factors = torch.where(
+                reach < UNCLIPPED, factors.maximum(at_least(reach) / UNCLIPPED), 1.0
+            )
+        return factors
+
+
+def output_reach(giver: Any) -> Tensor:
+    """How large the values of each output channel become, [C].
+
+    A BatchNorm says it: 3 deviations around its shift. Of a layer without one it is the largest
+    weight of the channel, as in the paper, or its bias if that is larger.
+    """
+    if isinstance(giver, _BatchNorm):
+        gamma, beta = gamma_beta(giver)
+        return beta.abs() + 3 * gamma.abs()
+    largest: Tensor = giver.weight.abs().flatten(1).amax(1)
+    return largest if giver.bias is None else torch.maximum(largest, giver.bias.abs())
+
+
+def at_least(sizes: Tensor) -> Tensor:
+    """Keeps the factor of a dead channel within bounds."""
+    return sizes.clamp(min=LEAST * sizes.max().item())
+
+
+def divide_outputs(giver: Any, by: Tensor) -> None:
+    """Divides what a layer or a BatchNorm gives by `by`, [C]."""
+    if isinstance(giver, _BatchNorm) and not giver.affine:
+        giver.weight, giver.bias = map(nn.Parameter, gamma_beta(giver))
+        giver.affine = True
+    giver.weight.div_(per_channel(by, giver.weight))
+    if giver.bias is not None:
+        giver.bias.div_(by)
+
+
+def grouped(reader: Any, channels: int) -> Tensor:
+    """The weight of a layer by the channel that it multiplies: [groups, out, channels, ...].
+
+    A Linear behind a flatten has several columns for each channel.
+    """
+    groups = getattr(reader, "groups", 1)
+    weight: Tensor = reader.weight
+    return weight.reshape(groups, weight.shape[0] // groups, channels // groups, -1)
+
+
+def pairs(network: fx.GraphModule) -> Iterator[Pair]:
+    """The pairs of a traced network, in the order it runs them.
+
+    Each layer and norm is called once and shares its parameters with no other, and channels are
+    the second axis throughout.
+    """
+    alone = called_alone(network)
+    for node in network.graph.nodes:
+        giver = called_module(node, network)
+        if node not in alone or not gives_channels(node, giver):
+            continue
+        reader, clipped = reader_of(node, network)
+        if reader in alone and not (clipped and not isinstance(giver, _BatchNorm)):
+            yield Pair(giver, called_module(reader, network), clipped)
+
+
+def gives_channels(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether a module makes channels, on the second axis."""
+    if isinstance(module, _BatchNorm):
+        return module.track_running_stats
+    return type(module) in LAYERS and (type(module) is not nn.Linear or len(shape_of(node)) == 2)
+
+
+def called_alone(network: fx.GraphModule) -> set[fx.Node]:
+    """Calls of modules that are called once and whose parameters are their own."""
+    calls = [node for node in network.graph.nodes if node.op == "call_module"]
+    times = Counter(node.target for node in calls)
+    owners = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
+    return {
+        node
+        for node in calls
+        if times[node.target] == 1
+        and all(owners[id(p)] == 1 for p in network.get_submodule(str(node.target)).parameters())
+    }
+
+
+def reader_of(node: fx.Node, network: fx.GraphModule) -> tuple[fx.Node | None, bool]:
+    """The layer that alone reads `node` through homogeneous operators; whether a ReLU6 clips it."""
+    clipped = False
+    while len(node.users) == 1:
+        (user,) = node.users
+        kind = kind_of(user, network)
+        if kind in LAYERS:
+            fits = kind is not nn.Linear or len(shape_of(node)) == 2
+            return (user if fits else None), clipped
+        if kind not in HOMOGENEOUS | RELU6 | FLATTENS or not keeps_channels(user, node, kind):
+            break
+        clipped |= kind in RELU6
+        node = user
+    return None, clipped
+
+
+def keeps_channels(user: fx.Node, node: fx.Node, kind: Any) -> bool:
+    """Whether the channels stay where they are; a flatten may put several columns in each place."""
+    if is_tuple(user):
+        return False
+    before, after = shape_of(node), shape_of(user)
+    if kind in FLATTENS:
+        return len(after) == 2 and after[0] == before[0]
+    return len(after) == len(before) and after[1] == before[1]

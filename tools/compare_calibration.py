@@ -1,0 +1,255 @@
+"""Accuracy without training: qdeploy's calibration beside onnxruntime's quantize_static.
+
+    python tools/compare_calibration.py results/calibration.json --data-root DATA
+
+Trains small float networks, unless their run folders are there already, and quantizes each in every
+way, all from the same images. tools/tables.py makes the README's table of the file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnxruntime
+import torch
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor, nn
+
+import qdeploy
+from qdeploy.benchmark.runtime import open_session
+from qdeploy.data import Data
+from qdeploy.deploy.validate import of_session
+from qdeploy.pipeline.assemble import data_of, float_network_of
+from qdeploy.pipeline.export import first
+from qdeploy.pipeline.train import train
+from qdeploy.preparation.ranges import RANGES
+from qdeploy.recipe import CalibrateSection, Recipe
+from qdeploy.training.evaluate import evaluate
+from qdeploy.training.weights import load_float_weights
+
+BATCH = 32
+Tests = list[tuple[Tensor, Tensor]]
+
+
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    """Without the ReLU6 that most of them are followed by."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+class InvertedResidual(nn.Module):
+    """Expand, depthwise, project (Sandler et al., CVPR 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(conv(inputs, 4 * inputs, 1), nn.ReLU6()),
+            *(conv(4 * inputs, 4 * inputs, 3, stride, 4 * inputs), nn.ReLU6()),
+            conv(4 * inputs, outputs, 1),
+        )
+        self.is_residual = stride == 1 and inputs == outputs
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return x + y if self.is_residual else y
+
+
+def mobilenet() -> nn.Sequential:
+    """A MobileNetV2 of six blocks for images of 32x32."""
+    shapes = [(16, 16, 1), (16, 24, 2), (24, 24, 1), (24, 40, 2), (40, 40, 1), (40, 64, 1)]
+    return nn.Sequential(
+        *(conv(3, 16, 3, 2), nn.ReLU6()),
+        *(InvertedResidual(*shape) for shape in shapes),
+        *(conv(64, 128, 1), nn.ReLU6()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)),
+    )
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions beside a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            conv(inputs, outputs, 3, stride), nn.ReLU(), conv(outputs, outputs, 3)
+        )
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else conv(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.layers(x) + self.shortcut(x))
+
+
+def resnet() -> nn.Sequential:
+    """Six blocks for images of 32x32."""
+    shapes = [(16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+    return nn.Sequential(
+        *(conv(3, 16, 3, 2), nn.ReLU()),
+        *(Block(*shape) for shape in shapes),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
+    )
+
+
+TRAINING = {"weight_decay": 5e-4, "nesterov": True, "warmup_epochs": 1}
+HERE = Path(__file__).resolve()
+# Name: network, its options, data, epochs in float and their learning rate.
+NETWORKS: dict[str, tuple[str, dict[str, Any], str, int, float]] = {
+    "LeNet-5": ("lenet5", {}, "mnist", 2, 0.05),
+    "LeNet-5 without BatchNorm": ("lenet5", {"batch_norm": False}, "mnist", 2, 0.05),
+    "MobileNet": (f"{HERE}:mobilenet", {}, "cifar10", 6, 0.1),
+    "ResNet": (f"{HERE}:resnet", {}, "cifar10", 4, 0.1),
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """How qdeploy quantizes: what `prepare` and `calibrate` are given."""
+
+    prepare: Mapping[str, Any]
+    calibrate: Mapping[str, Any]
+
+
+def ways() -> dict[str, Way]:
+    """Every range, and the default one with what may be added to it."""
+    nothing = {"batch_norm": False, "correct_bias": False}
+    found = {ranges: Way({}, nothing | {"ranges": ranges}) for ranges in RANGES}
+    best = CalibrateSection().ranges
+    even, correct = {"equalize": True}, {"correct_bias": True}
+    found |= {
+        f"{best}, equalize": Way(even, nothing | {"ranges": best}),
+        f"{best}, correct_bias": Way({}, nothing | correct | {"ranges": best}),
+        f"{best}, equalize, correct_bias": Way(even, nothing | correct | {"ranges": best}),
+        f"{best}, batch_norm": Way({}, nothing | {"batch_norm": True, "ranges": best}),
+    }
+    return found
+
+
+@click.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option("--data-root", type=click.Path(path_type=Path))
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/calibration"))
+@click.option("--batches", default=16, show_default=True, help="Of 32 images, to calibrate on.")
+@click.option("--test-images", default=10_000, show_default=True)
+@click.option("--title", help="What the data are called, if not by their usual name.")
+@click.option("--network", "chosen", multiple=True, default=tuple(NETWORKS), show_default=True)
+def main(
+    results: Path,
+    data_root: Path | None,
+    runs: Path,
+    batches: int,
+    test_images: int,
+    title: str | None,
+    chosen: tuple[str, ...],
+) -> None:
+    """Writes a row for each network and number of weight bits to RESULTS."""
+    rows = json.loads(results.read_text()) if results.exists() else []
+    for name in chosen:
+        recipe = recipe_of(name, data_root)
+        folder = runs / name.replace(" ", "-")
+        train(recipe, folder, resume=folder.exists(), device="cpu")
+        data = data_of(recipe, None, False, torch.device("cpu"))
+        network = float_network_of(recipe, data)
+        load_float_weights(network, folder / "last.pt")
+        tests = list(first(data.test, test_images))
+        images = list(itertools.islice(calibration_images(data), batches))
+        for bits in (8, 4):
+            new = row(name, title or data.title, network.eval(), tests, images, bits)
+            rows = [old for old in rows if (old["network"], old["weight_bits"]) != (name, bits)]
+            rows.append(new)
+            click.echo(json.dumps(new))
+            results.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def recipe_of(name: str, root: Path | None) -> Recipe:
+    network, options, dataset, epochs, lr = NETWORKS[name]
+    return Recipe.model_validate(
+        {
+            "name": name,
+            "model": {"network": network, "options": options},
+            "data": {"dataset": dataset, "root": None if root is None else str(root)},
+            "train": TRAINING | {"epochs": epochs, "lr": lr},
+        }
+    )
+
+
+def calibration_images(data: Data) -> Iterator[Tensor]:
+    for images, _ in data.train.epoch(0):
+        yield from images.split(BATCH)
+
+
+def row(
+    name: str, title: str, network: nn.Module, tests: Tests, images: list[Tensor], bits: int
+) -> dict[str, Any]:
+    """Top-1 of the float network and of each way to quantize it."""
+    top1 = {"float": top1_of(network, tests)}
+    for label, way in ways().items():
+        prepared = qdeploy.prepare(network, images[0], "simqat", bits, **way.prepare)
+        qdeploy.calibrate(prepared, images, **way.calibrate)
+        top1[label] = top1_of(prepared, tests)
+    with tempfile.TemporaryDirectory() as folder:
+        file = quantized_statically(network, images, bits, Path(folder))
+        top1["quantize_static"] = top1_of(of_session(open_session(file)), tests)
+    return {
+        "network": name,
+        "data": title,
+        "weight_bits": bits,
+        "calibration_images": sum(map(len, images)),
+        "test_images": sum(len(labels) for _, labels in tests),
+        "onnxruntime": onnxruntime.__version__,
+        "default": f"{CalibrateSection().ranges}, correct_bias",
+        "top1": top1,
+    }
+
+
+def top1_of(classify: Callable[[Tensor], Any], tests: Tests) -> float:
+    """A prepared network in evaluation mode computes what ships."""
+    if isinstance(classify, nn.Module):
+        return evaluate(classify, tests).top1
+    hits = [np.argmax(classify(images), 1) == labels.numpy() for images, labels in tests]
+    return float(np.concatenate(hits).mean())
+
+
+class Reader(CalibrationDataReader):
+    """The calibration images, as quantize_static asks for them."""
+
+    def __init__(self, images: list[Tensor], name: str) -> None:
+        self.feeds = iter([{name: batch.numpy()} for batch in images])
+
+    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
+        return next(self.feeds, None)
+
+
+def quantized_statically(network: nn.Module, images: list[Tensor], bits: int, folder: Path) -> Path:
+    """The file of ONNX Runtime's own quantizer, with what suits its CPU provider; min-max ranges."""
+    model, prepared, quantized = (folder / f"{part}.onnx" for part in ("float", "ready", "int"))
+    qdeploy.export(network, model, images[0])
+    quant_pre_process(model, prepared)
+    name = onnxruntime.InferenceSession(prepared).get_inputs()[0].name
+    quantize_static(
+        *(prepared, quantized, Reader(images, name)),
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8 if bits == 8 else QuantType.QInt4,
+    )
+    return quantized
+
+
+if __name__ == "__main__":
+    main()
