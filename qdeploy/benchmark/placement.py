@@ -69,7 +69,11 @@ def placement(model: Path, provider: str = "auto", file: str | None = None) -> P
         session = open_session(
             model, provider, optimized=None if provider == "tensorrt" else optimized
         )
-        operators = _count(onnx.load(optimized).graph.node) if optimized.exists() else None
+        operators = (
+            _count(onnx.load(optimized, load_external_data=False).graph.node)
+            if optimized.exists()
+            else None
+        )
     return Placement(file or model.name, operators, _providers(session))
 
 

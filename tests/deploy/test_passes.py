@@ -176,7 +176,7 @@ def wide_conv():
 
 def test_a_weight_of_16_bits_is_computed_once_and_stays_exact(tmp_path):
     before = wide_conv()
-    rewrites = passes.unfold_wide_weights, passes.guard_float_layers, passes.share_initialisers
+    rewrites = passes.unfold_float_weights, passes.guard_float_layers, passes.share_initialisers
     after = rewritten(before, *rewrites)
     same_values(before, after, atol=0)
     np.testing.assert_array_equal(values(after), values(before, plain=True))
