@@ -37,7 +37,7 @@ def write_repository(model: Path, folder: Path, name: str, target: str = "cpu") 
     Errors: QdeployError for a folder there that this function did not write, and for a file with
     a fixed batch.
     """
-    name = re.sub(r"[^\w.-]", "_", name)
+    name = re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)
     place = folder / name
     _check_ours(place)
     contents = inspect(model)
@@ -96,7 +96,7 @@ def _tensor(port: Port, contents: Contents, labelled: bool = False) -> str:
 
 
 def _quoted(text: str) -> str:
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _check_ours(place: Path) -> None:

@@ -36,9 +36,10 @@ def with_symmetric_codes(model: ir.Model) -> None:
     Errors: QdeployError for what has no symmetric int8 form.
     """
     initialisers = Initialisers(model.graph)
+    known: dict[tuple[float, int], tuple[int, int]] = {}
     for node in list(model.graph):
         if node.op_type == "QuantizeLinear":
-            _symmetric_activation(node, model.graph, initialisers)
+            _symmetric_activation(node, model.graph, initialisers, known)
     for node in list(model.graph):
         if node.op_type != "DequantizeLinear" or not _is_constant(node.inputs[0]):
             continue
@@ -58,19 +59,21 @@ def coarser_steps(network: fx.GraphModule) -> tuple[int, int]:
     return sum(_growth(*found) > 1 for found in ranges.values()), len(ranges)
 
 
-def _symmetric_activation(quantizer: ir.Node, graph: ir.Graph, initialisers: Initialisers) -> None:
+def _symmetric_activation(
+    quantizer: ir.Node,
+    graph: ir.Graph,
+    initialisers: Initialisers,
+    known: dict[tuple[float, int], tuple[int, int]],
+) -> None:
+    """known: {step and zero point: range} of what stands before; values that were only moved since
+    are rounded again on the same grid, without its bounds."""
     end = _codes_end(quantizer)
-    low, high = _range(quantizer, end)
     readers = [use.node for use in end.uses()]
     step = _array(readers[0].inputs[1]).astype(np.float32)
+    zero_code = int(_array(readers[0].inputs[2]))
+    low, high = known.setdefault((float(step), zero_code), _range(quantizer, end))
     source: ir.Value = quantizer.inputs[0]  # type: ignore[assignment]
-    if end.producer().op_type == "Where":  # type: ignore[union-attr]
-        before = _sign(source, initialisers)
-    elif _saturates(quantizer, end, low, high):
-        before = []
-    else:
-        bounds = [initialisers.constant(np.float32(code * step)) for code in (low, high)]
-        before = [ir.node("Clip", [source, *bounds])]
+    before = _bounded(quantizer, end, (low, high), step, initialisers)
     if before:
         graph.insert_before(quantizer, before)
         source = before[-1].outputs[0]
@@ -82,6 +85,23 @@ def _symmetric_activation(quantizer: ir.Node, graph: ir.Graph, initialisers: Ini
         for place, value in enumerate((codes.outputs[0], scale, zero)):
             reader.replace_input_with(place, value)
     _remove_unused(end.producer(), graph)
+
+
+def _bounded(
+    quantizer: ir.Node,
+    end: ir.Value,
+    codes: tuple[int, int],
+    step: Array,
+    initialisers: Initialisers,
+) -> list[ir.Node]:
+    """What takes the sign of float values, or bounds them, where int8 does not end by itself."""
+    source, maker = quantizer.inputs[0], end.producer()
+    if maker is not None and maker.op_type == "Where":
+        return _sign(source, initialisers)  # type: ignore[arg-type]
+    if _saturates(quantizer, end, *codes):
+        return []
+    bounds = [initialisers.constant(np.float32(code * step)) for code in codes]
+    return [ir.node("Clip", [source, *bounds])]
 
 
 def _codes_end(quantizer: ir.Node) -> ir.Value:
