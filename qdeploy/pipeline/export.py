@@ -69,9 +69,10 @@ class TrainedRun:
     float_is_trained: bool
     checkpoint: Path
 
-    def exported_as(self, changes: Mapping[str, object]) -> TrainedRun:
-        """With these keys of the recipe's [export] in place of its own, None leaving them."""
-        given = {key: value for key, value in changes.items() if value is not None}
+    def exported_as(self, target: str | None, input_type: str | None) -> TrainedRun:
+        """With this target and input in the recipe's [export]; None leaves what stands there."""
+        choices = {"target": target, "input": input_type}
+        given = {key: value for key, value in choices.items() if value is not None}
         try:
             section = ExportSection.model_validate({**self.recipe.export.model_dump(), **given})
         except ValidationError as error:
@@ -116,8 +117,7 @@ def export_run(
     file = output or run.model
     check_file(file, run)
     choose(provider)
-    changes = {"target": target, "input": input_type, **(limits or {})}
-    trained = load_run(run, checkpoint, data_root, device).exported_as(changes)
+    trained = load_run(run, checkpoint, data_root, device).exported_as(target, input_type)
     provider = provider_for(trained.recipe.export.target, provider)
     integers = integers_of(trained)
     files = build(trained, integers)
@@ -129,6 +129,7 @@ def export_run(
     agreement = predictions.agreement("trained", "onnx")
     timed = benchmark_files([run.float_model, file], provider)
     layers = describe(integers)
+    demands = trained.recipe.export.model_copy(update=dict(limits or {}))
     size = Sizes(
         onnx=stored_bytes(file),
         float=stored_bytes(run.float_model),
@@ -152,7 +153,7 @@ def export_run(
         layers=layers,
         latency=timed.latency,
         placements=timed.placements,
-        gates=validate.gates(trained.recipe.export, accuracy, agreement, size.onnx),
+        gates=validate.gates(demands, accuracy, agreement, size.onnx),
         training=read_metrics(run.metrics),
         delivery=Delivery(
             target=trained.recipe.export.target,
