@@ -532,6 +532,13 @@ class TestExtends:
         assert Recipe.load(write("whole.toml", recipe.to_toml())) == recipe
         assert "extends" not in recipe.to_toml()
 
+    @pytest.mark.parametrize("name", zoo_recipes())
+    def test_without_defaults_it_is_the_same_recipe_in_fewer_bytes(self, write, name):
+        recipe = Recipe.load(name)
+        short = recipe.to_toml(defaults=False)
+        assert Recipe.load(write("short.toml", short)) == recipe
+        assert len(short) < 400 < len(recipe.to_toml())
+
     def test_a_circle_is_an_error_that_shows_it(self, write):
         first = write("first.toml", 'extends = "second.toml"')
         second = write("second.toml", 'extends = "first.toml"')

@@ -146,13 +146,18 @@ def test_activations_of_few_bits_saturate_at_their_bits():
     assert np.abs(run(unclipped, x) - trained).max() > 0.5 * spread(trained)
 
 
-def test_float_activations_leave_packed_weights_and_nothing_else():
+def test_float_activations_leave_packed_weights_and_nothing_else(tmp_path):
     network = build("residual")
     prepared = qdeploy.prepare(network, images(2), "slb", 1, "float").eval()
     proto = export(prepared).packed
     x = images(32)
     np.testing.assert_allclose(run(proto, x), outputs(prepared, x), rtol=1e-3, atol=1e-3)
     assert operators(proto)["QuantizeLinear"] == 0
+    # Unpacked once, at load: none of it is left for a run.
+    found = operators(optimized(proto, tmp_path))
+    assert found["FusedConv"] + found["Conv"] == 5
+    left = set(found) - {"Conv", "FusedConv", "Gemm", "GlobalAveragePool", "Reshape", "Add", "Relu"}
+    assert left <= {"ReorderInput", "ReorderOutput"}, left
 
 
 def outlier(weight):
