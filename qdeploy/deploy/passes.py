@@ -146,15 +146,25 @@ def _is_float_weight(node: ir.Node) -> bool:
     codes = node.inputs[0]
     if codes is None or not codes.is_initializer() or codes.dtype == ir.DataType.INT32:
         return False
-    layers = [use.node for use in node.outputs[0].uses()]
-    return codes.dtype == ir.DataType.INT16 or not all(map(_reads_8_bits, layers))
+    return codes.dtype == ir.DataType.INT16 or not all(map(_reads_8_bits, _layers_behind(node)))
+
+
+def _layers_behind(weight: ir.Node) -> Iterator[ir.Node]:
+    """What computes with a weight, also where it is turned first."""
+    for use in weight.outputs[0].uses():
+        if use.node.op_type in ("Transpose", "Reshape"):
+            yield from _layers_behind(use.node)
+        else:
+            yield use.node
 
 
 def _reads_8_bits(layer: ir.Node) -> bool:
-    source = layer.inputs[0].producer() if layer.inputs[0] else None
-    if source is None or source.op_type != "DequantizeLinear":
+    """Whether 8-bit codes meet the weight there; no integer kernel transposes a convolution."""
+    if layer.op_type == "ConvTranspose":
         return False
-    return source.inputs[0].dtype == ir.DataType.UINT8  # type: ignore[union-attr]
+    makers = [value.producer() for value in layer.inputs if value is not None]
+    zeros = [m.inputs[2:] for m in makers if m is not None and m.op_type == "DequantizeLinear"]
+    return any(zero[0].dtype == ir.DataType.UINT8 for zero in zeros if zero and zero[0])
 
 
 def guard_float_layers(model: ir.Model) -> None:
@@ -182,6 +192,10 @@ def _has_float_weight(node: ir.Node) -> bool:
     if weight is None:
         return False
     producer = weight.producer()
+    while producer is not None and producer.op_type in ("Transpose", "Reshape"):
+        weight = producer.inputs[0]
+        producer = weight.producer()  # type: ignore[union-attr]
+    assert weight is not None
     return weight.is_initializer() or (producer is not None and producer.op_type == "Mul")
 
 

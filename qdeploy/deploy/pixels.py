@@ -27,7 +27,10 @@ def take_pixels(model: ir.Model, mean: Sequence[float], std: Sequence[float]) ->
 
     mean, std   per channel, of pixels scaled to 0..1
     """
-    image = model.graph.inputs[0]
+    image, *others = model.graph.inputs
+    if others:
+        names = ", ".join(str(value.name) for value in model.graph.inputs)
+        raise QdeployError(f"input uint8 is for networks of one input; this one reads {names}")
     channels = _channels(image)
     if not channels == len(mean) == len(std):
         raise QdeployError(

@@ -181,4 +181,4 @@ main(["inspect", r"{path}"])
             [sys.executable, "-c", code], capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
-        assert "3 Gemm" in done.stdout
+        assert "7x54" in done.stdout

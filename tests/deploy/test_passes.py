@@ -186,6 +186,23 @@ def test_a_weight_of_16_bits_is_computed_once_and_stays_exact(tmp_path):
     assert kernels["Cast"] == kernels["Mul"] == 0
 
 
+@pytest.mark.parametrize(("source", "unfolded"), [("d", False), ("x", True)])
+def test_a_weight_is_unfolded_where_no_codes_meet_it_also_if_it_is_turned(source, unfolded):
+    text = f"""<float s = {{0.1}}, uint8 z = {{100}}, int8[2, 4] codes = {{1, 2, 3, 4, 5, 6, 7, 8}},
+        float[2] t = {{0.1, 0.2}}, int8[2] w = {{0, 0}}> {{
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        weight = DequantizeLinear <axis = 0> (codes, t, w)
+        turned = Transpose <perm = [1, 0]> (weight)
+        a = MatMul({source}, turned)
+        b = MatMul(d, turned)
+        y = {"Add(a, b)" if unfolded else "Identity(b)"} }}"""
+    before = graph(text, "float[N, 3, 4, 2] y")
+    after = rewritten(before, passes.unfold_float_weights)
+    assert ("Cast" in kinds(after)) == unfolded
+    same_values(before, after, atol=1e-5)
+
+
 def test_an_integer_weight_needs_no_guard():
     text = """<float s = {0.1}, uint8 z = {100}, int8[2, 3, 1, 1] codes = {1, 2, 3, 4, 5, 6},
         float[2] t = {0.1, 0.2}, int8[2] w = {0, 0}> {
