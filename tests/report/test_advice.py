@@ -67,6 +67,7 @@ def test_openvino_says_how_it_agrees_and_pixels_how_they_go_in():
     assert image == "Input: uint8, normalised in the graph."
     assert "OpenVINO 2026.4 and ONNX Runtime agree on 99.80 % of 1,000 images" in runtime
     assert "0.0123" in runtime
+    assert "| Target | openvino; input uint8, normalised in the graph |" in markdown(record)
     assert Record.from_json(record.to_json()) == record
 
 
