@@ -142,6 +142,22 @@ def train(
     "-o", "--output", type=click.Path(path_type=Path), help="ONNX file.  [default: RUN/model.onnx]"
 )
 @click.option(
+    "--target",
+    type=click.Choice(["cpu", "tensorrt", "openvino"]),
+    help="The runtime that the file is for.  [default: as the recipe says, else cpu]",
+)
+@click.option(
+    "--input",
+    "input_type",
+    type=click.Choice(["float32", "uint8"]),
+    help="uint8: the file takes pixels and normalises them itself.  [default: as the recipe says]",
+)
+@click.option(
+    "--triton",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also make a model repository for Triton Inference Server in this folder.",
+)
+@click.option(
     "--max-drop", type=click.FloatRange(min=0), help="Points of top-1 it may lose against float."
 )
 @click.option(
@@ -169,6 +185,9 @@ def train(
 def export(
     run: Path,
     output: Path | None,
+    target: str | None,
+    input_type: str | None,
+    triton: Path | None,
     max_drop: float | None,
     min_agreement: float | None,
     max_size: int | None,
@@ -192,7 +211,8 @@ def export(
     gates = {"max_drop": max_drop, "min_agreement": min_agreement, "max_size": max_size}
     given = {name: limit for name, limit in gates.items() if limit is not None}
     traced = trace_run(run, **places) if trace_layers else None
-    record = export_run(run, output, limits=given, samples=samples, **places)
+    form: dict[str, Any] = {"target": target, "input_type": input_type, "triton": triton}
+    record = export_run(run, output, limits=given, samples=samples, **form, **places)
     if as_json:
         click.echo(record_json(record, traced))
     else:
@@ -261,6 +281,29 @@ def benchmark(
             click.echo(f"{row.file}: top-1 {row.top1:.2%} of {row.samples} images of {row.title}")
     if output is not None:
         click.echo(f"written: {write_benchmark(result, accuracies, output)}", err=as_json)
+
+
+@main.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@AS_JSON
+@reports_errors
+def inspect(model: Path, as_json: bool) -> None:
+    """Show what is in an ONNX file: layers, bits, scales, bytes, and where it is from.
+
+    Ends with 1 if the file is not as it was when qdeploy wrote it.
+    """
+    from rich.console import Console
+
+    from qdeploy.artifact.contents import inspect as inspect_file
+    from qdeploy.report.inspection import contents_json, contents_tables
+
+    contents = inspect_file(model)
+    if as_json:
+        click.echo(contents_json(contents))
+    else:
+        Console().print(contents_tables(contents))
+    if contents.intact is False:
+        raise click.exceptions.Exit(1)
 
 
 @main.command()

@@ -335,12 +335,15 @@ class TrainSection(_Phased):
 
 
 class ExportSection(_Section):
-    """Gates that an export must pass.
+    """What is exported, and the gates that it must pass.
 
-    `max_drop`: points of top-1 accuracy lost against float. `min_agreement`: share (0..1) of
+    `target`: the runtime that the file is for. `input`: the images that it takes, normalised ones
+    or pixels. `max_drop`: points of top-1 accuracy lost against float. `min_agreement`: share (0..1) of
     images with the same top-1 as in training. `max_size`: bytes of the file.
     """
 
+    target: Literal["cpu", "tensorrt", "openvino"] = "cpu"
+    input: Literal["float32", "uint8"] = "float32"
     max_drop: NonNegativeFloat | None = None
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     max_size: PositiveInt | None = None
@@ -421,12 +424,13 @@ class Recipe(_Section):
             problems = [f"{origin}: {_problem(details)}" for details in error.errors()]
             raise QdeployError("\n".join(problems)) from None
 
-    def to_toml(self) -> str:
-        """TOML that loads as an equal recipe, defaults written out."""
-        return tomli_w.dumps(_without_none(self._table()))
+    def to_toml(self, defaults: bool = True) -> str:
+        """TOML that loads as an equal recipe; without defaults, by the same version of qdeploy."""
+        return tomli_w.dumps(_without_none(self._table(defaults)))
 
-    def _table(self) -> dict[str, Any]:
-        return self.model_dump(exclude={"calibrate"} if self.train.epochs else None)
+    def _table(self, defaults: bool = True) -> dict[str, Any]:
+        unused = {"calibrate"} if self.train.epochs else None
+        return self.model_dump(exclude=unused, exclude_defaults=not defaults)
 
 
 def zoo_recipes() -> list[str]:

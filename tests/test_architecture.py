@@ -20,22 +20,24 @@ ALLOWED = {
     "validation": set(),
     "recipe": set(),
     "grid": set(),
+    "artifact": set(),
     "processes": set(),
     "models": set(),
     "layers": {"grid", "processes"},
     "methods": {"layers", "grid", "processes"},
-    "benchmark": set(),
-    "report": {"benchmark"},
+    "benchmark": {"artifact"},
+    "report": {"benchmark", "artifact"},
     "data": set(),
     "preparation": {"methods", "layers", "processes"},
     "training": {"preparation", "layers", "data", "processes"},
-    "deploy": {"preparation", "layers", "grid", "benchmark", "report"},
+    "deploy": {"preparation", "layers", "grid", "artifact", "benchmark", "report"},
     "networks": {"models"},
     "pipeline": {
-        "", "processes", "networks", "training", "deploy", "preparation", "data", "benchmark", "report",
+        "", "processes", "networks", "training", "deploy", "preparation", "data", "artifact", "benchmark",
+        "report",
     },
     "__main__": {"cli"},
-    "cli": {"pipeline", "report", "methods", "models", "processes"},
+    "cli": {"pipeline", "artifact", "report", "methods", "models", "processes"},
     "": {"networks", "deploy", "preparation"},
 }  # fmt: skip
 
@@ -50,7 +52,12 @@ KNOW_TRAINING = {
 }
 
 # What comes along with a dependency that pyproject.toml names.
-COMES_WITH = {"pydantic_core": "pydantic", "typing_extensions": "pydantic", "markupsafe": "jinja2"}
+COMES_WITH = {
+    "pydantic_core": "pydantic",
+    "typing_extensions": "pydantic",
+    "markupsafe": "jinja2",
+    "google": "onnx",  # protobuf
+}
 IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "onnxruntime-gpu": "onnxruntime"}
 
 
@@ -163,7 +170,15 @@ def in_a_process(code):
 
 
 @pytest.mark.parametrize(
-    "module", ["qdeploy", "qdeploy.cli", "qdeploy.benchmark", "qdeploy.report", "qdeploy.recipe"]
+    "module",
+    [
+        "qdeploy",
+        "qdeploy.artifact.contents",
+        "qdeploy.cli",
+        "qdeploy.benchmark",
+        "qdeploy.report",
+        "qdeploy.recipe",
+    ],
 )
 def test_it_imports_without_torch(module):
     found = in_a_process(f"import sys, {module}; print('torch' in sys.modules)")

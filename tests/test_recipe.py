@@ -290,7 +290,7 @@ class TestMistakes:
         with pytest.raises(QdeployError) as caught:
             Recipe.load(write(MINIMAL), ["export.zzz=1"])
         assert str(caught.value).endswith(
-            "unknown key export.zzz. Allowed in [export]: max_drop, min_agreement, max_size"
+            "unknown key export.zzz. Allowed in [export]: target, input, max_drop, min_agreement, max_size"
         )
 
     def test_missing_keys(self, write):
@@ -583,6 +583,13 @@ class TestExtends:
         first = write("below/first.toml", 'extends = "../below/first.toml"')
         with pytest.raises(QdeployError, match=f"in a circle: {first} -> {first}$"):
             Recipe.load(first)
+
+    @pytest.mark.parametrize("name", zoo_recipes())
+    def test_without_defaults_it_is_the_same_recipe_in_fewer_bytes(self, write, name):
+        recipe = Recipe.load(name)
+        short = recipe.to_toml(defaults=False)
+        assert Recipe.load(write("short.toml", short)) == recipe
+        assert len(short) < 400 < len(recipe.to_toml())
 
     def test_a_circle_is_an_error_that_shows_it(self, write):
         first = write("first.toml", 'extends = "second.toml"')

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.benchmark.runtime import Array, Session
+from qdeploy.benchmark.runtime import Images, Session
 from qdeploy.errors import QdeployError
 
 WARM_UP_RUNS = 3
@@ -99,8 +99,8 @@ def _call(session: Session, batch: int) -> Callable[[], object]:
     return lambda: session.run(images)
 
 
-def random_images(session: Session, batch: int) -> Array:
-    """Standard normal images [batch, C, H, W] of the session's input size.
+def random_images(session: Session, batch: int) -> Images:
+    """Standard normal images [batch, C, H, W] of the session's input size, or random pixels.
 
     Raises:
         QdeployError: the file leaves channels, height or width open.
@@ -111,4 +111,7 @@ def random_images(session: Session, batch: int) -> Array:
             f"the network's input is {session.input_shape}: only the batch may be open. "
             "Export it with a fixed image size."
         )
-    return np.random.default_rng(0).standard_normal((batch, *size), dtype=np.float32)
+    random = np.random.default_rng(0)
+    if session.input_type == np.uint8:
+        return random.integers(0, 256, (batch, *size), np.uint8)
+    return random.standard_normal((batch, *size), dtype=np.float32)

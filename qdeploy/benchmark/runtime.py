@@ -10,10 +10,17 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
+from qdeploy.artifact.storage import stored_bytes
 from qdeploy.benchmark.providers import PROVIDERS, absent, choose, create
 from qdeploy.errors import QdeployError
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
+Images = np.ndarray[Any, np.dtype[Any]]
+
+INPUT_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(uint8)": np.dtype(np.uint8),
+}
 
 # ONNX Runtime's answers to a file that is damaged, no network, or beyond this version.
 REFUSALS = (
@@ -33,15 +40,15 @@ class Session:
     Attributes:
         inference: the session of ONNX Runtime.
         load_ms: the time that ONNX Runtime took to read and optimise the network.
-        file_bytes: the size of the file.
+        file_bytes: the size of the file, with weights that lie beside it.
     """
 
     inference: ort.InferenceSession
     load_ms: float
     file_bytes: int
 
-    def run(self, images: Array) -> Array:
-        """The logits, float32 [N, classes], of `images`, float32 [N, C, H, W].
+    def run(self, images: Images) -> Array:
+        """The logits, float32 [N, classes], of `images` [N, C, H, W], float32 or uint8 as input_type.
 
         They lie in host memory: a GPU has finished when this returns.
 
@@ -49,9 +56,9 @@ class Session:
             QdeployError: the images do not have the shape or type of the network's input.
         """
         expected = self.input_shape
-        if images.dtype != np.float32 or not _fits(images.shape, expected):
+        if images.dtype != self.input_type or not _fits(images.shape, expected):
             raise QdeployError(
-                f"the network takes float32 {_words(expected)}, "
+                f"the network takes {self.input_type} {_words(expected)}, "
                 f"but was given {images.dtype} {_words(images.shape)}. "
                 "Resize the images, or export the network for this size."
             )
@@ -62,6 +69,11 @@ class Session:
     def input_shape(self) -> tuple[int | str | None, ...]:
         """The shape that the file declares; a free dimension is its name, or None."""
         return tuple(self.inference.get_inputs()[0].shape)
+
+    @property
+    def input_type(self) -> np.dtype[Any]:
+        """float32 for normalised images, uint8 for pixels."""
+        return INPUT_TYPES[self.inference.get_inputs()[0].type]
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -99,6 +111,9 @@ def open_session(
     options = _options(threads)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
+        # A graph beyond protobuf's 2 GiB cannot be written in one file.
+        outside = "session.optimized_model_external_initializers_file_name"
+        options.add_session_config_entry(outside, f"{optimized.name}.data")
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if beside is not None:
@@ -111,7 +126,7 @@ def open_session(
     if PROVIDERS[choice][0] not in inference.get_providers():
         raise absent(choice)
     _check_input(inference, _name(model))
-    file_bytes = len(model) if isinstance(model, bytes) else model.stat().st_size
+    file_bytes = len(model) if isinstance(model, bytes) else stored_bytes(model)
     return Session(inference, load_ms, file_bytes)
 
 
@@ -145,11 +160,11 @@ def _load(
 
 def _check_input(inference: ort.InferenceSession, name: str) -> None:
     inputs = inference.get_inputs()
-    if len(inputs) != 1 or inputs[0].type != "tensor(float)" or len(inputs[0].shape) != 4:
+    if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES or len(inputs[0].shape) != 4:
         given = ", ".join(f"{i.type} {_words(i.shape)}" for i in inputs) or "nothing"
         raise QdeployError(
             f"{name} takes {given}; qdeploy runs networks that take one batch of images, "
-            "tensor(float) [N, C, H, W]. Export the network with that input alone."
+            "tensor(float) or tensor(uint8) [N, C, H, W]. Export the network with that input alone."
         )
 
 

@@ -1,7 +1,7 @@
 """Data sets: their files and downloads, and batches on the device."""
 
-from qdeploy.data.batches import WHOLE, Batches, Share
+from qdeploy.data.batches import WHOLE, Batches, Normalisation, Share
 from qdeploy.data.open import Data, open_data
 from qdeploy.data.phases import PhasedBatches
 
-__all__ = ["WHOLE", "Batches", "Data", "PhasedBatches", "Share", "open_data"]
+__all__ = ["WHOLE", "Batches", "Data", "Normalisation", "PhasedBatches", "Share", "open_data"]

@@ -87,6 +87,10 @@ class Normalisation:
         pixels = images.to(torch.float32, memory_format=torch.channels_last)
         return (pixels - self._mean) / self._std
 
+    def pixels(self, images: Tensor) -> Tensor:
+        """The uint8 pixels of normalised images; the nearest ones if resizing left none whole."""
+        return (images * self._std + self._mean).round().clamp(0, 255).to(torch.uint8)
+
 
 @dataclass(frozen=True)
 class Shuffling:

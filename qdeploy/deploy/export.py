@@ -16,12 +16,15 @@ import onnxsim
 import torch
 from torch import Tensor, nn
 
+from qdeploy.artifact.seal import seal
+from qdeploy.artifact.storage import fits_one_file, write
 from qdeploy.deploy import packing as storage
 from qdeploy.deploy import passes
 from qdeploy.deploy.convert import convert
 from qdeploy.deploy.operators import TRANSLATIONS
+from qdeploy.deploy.pixels import take_pixels
+from qdeploy.deploy.targets import find_target
 from qdeploy.errors import QdeployError
-from qdeploy.files import atomic_write
 from qdeploy.preparation.prepared import PreparedNetwork
 
 OPSET = 21
@@ -34,33 +37,47 @@ def export(
     example_input: Tensor,
     packing: bool = True,
     metadata: Mapping[str, str] | None = None,
+    *,
+    target: str = "cpu",
+    uint8_input: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Path:
     """Writes a network as ONNX, opset 21 and IR 10, with a dynamic batch dimension.
 
     Takes what `prepare` or `convert` returned, or a plain float network. packing=False leaves
     the codes as int8. The input is called "input", the output "logits". The file is written
-    whole or not at all. Errors: QdeployError for a network that torch.onnx cannot export.
+    whole or not at all, with weights beside it if it is larger than protobuf's 2 GiB.
+
+    target       a key of TARGETS: the runtime that the file is for
+    uint8_input  mean and std per channel, of pixels scaled to 0..1: the file then takes uint8
+                 images and normalises them itself
+
+    Errors: QdeployError for a network that torch.onnx cannot export, or that the target lacks.
     """
     given = prepared_or_converted
+    runtime = find_target(target)
     network = convert(given) if isinstance(given, PreparedNetwork) else copy.deepcopy(given)
-    model = to_onnx(network, example_input)
-    return save(finished(model, packing, metadata or {}), path)
+    model = to_onnx(network, example_input, target=target)
+    if uint8_input is not None:
+        take_pixels(model, *uint8_input)
+    return write(finished(model, packing and runtime.packs, metadata or {}), Path(path))
 
 
 def to_onnx(
-    network: nn.Module, example_input: Tensor, outputs: Sequence[str] = ("logits",)
+    network: nn.Module,
+    example_input: Tensor,
+    outputs: Sequence[str] = ("logits",),
+    target: str = "cpu",
 ) -> ir.Model:
-    """The exported, simplified and cleaned graph, int8 codes not yet packed."""
+    """The exported, simplified and cleaned graph for a target, int8 codes not yet packed."""
     traced = _exported(network.eval().cpu(), example_input.cpu(), outputs)
     passes.layer_names(traced)
     exported = _simplified(traced)
-    for rewrite in passes.BEFORE_PACKING:
-        rewrite(exported)
+    find_target(target).rewrite(exported)
     return exported
 
 
 def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onnx.ModelProto:
-    """A copy of the graph, packed or not, as a checked protobuf."""
+    """A copy of the graph, packed or not, as a checked and sealed protobuf."""
     model = model.clone()
     if packing:
         storage.pack(model)
@@ -71,16 +88,11 @@ def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onn
     model.metadata_props.update(metadata)
     proto = ir.to_proto(model)
     proto.graph.ClearField("value_info")
-    onnx.checker.check_model(proto, full_check=True)
-    onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    seal(proto)
+    if fits_one_file(proto):  # else the checker wants a path, see write
+        onnx.checker.check_model(proto, full_check=True)
+        onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
     return proto
-
-
-def save(proto: onnx.ModelProto, path: str | Path) -> Path:
-    path = Path(path)
-    with atomic_write(path) as file:
-        file.write(proto.SerializeToString())
-    return path
 
 
 def _exported(network: nn.Module, example_input: Tensor, outputs: Sequence[str]) -> ir.Model:

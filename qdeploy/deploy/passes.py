@@ -137,15 +137,15 @@ def _inserted(op_type: str, source: ir.Value, graph: ir.Graph) -> ir.Node:
     return node
 
 
-def unfold_wide_weights(model: ir.Model) -> None:
-    """Reads weights beside 16 bits by Cast and Mul, which the runtime computes once, at load.
+def unfold_float_weights(model: ir.Model) -> None:
+    """Reads weights that meet no 8-bit codes by Cast and Mul, which the runtime computes once, at load.
 
-    Weights of 16 bits, and those that meet activations of 16 bits: no integer kernel takes them,
-    and a DequantizeLinear would be computed again in every run.
+    Weights of 16 bits, and those beside activations of 16 bits or in float: no integer kernel
+    takes them, and a DequantizeLinear would be computed again in every run.
     """
     initialisers = Initialisers(model.graph)
     for node in list(model.graph):
-        if node.op_type != "DequantizeLinear" or not _is_wide_weight(node):
+        if node.op_type != "DequantizeLinear" or not _is_float_weight(node):
             continue
         codes, scale, zero = node.inputs
         column = (-1, *[1] * (len(codes.shape) - 1))  # type: ignore[union-attr, arg-type]
@@ -160,19 +160,29 @@ def unfold_wide_weights(model: ir.Model) -> None:
         )
 
 
-def _is_wide_weight(node: ir.Node) -> bool:
+def _is_float_weight(node: ir.Node) -> bool:
     codes = node.inputs[0]
     if codes is None or not codes.is_initializer() or codes.dtype == ir.DataType.INT32:
         return False
-    layers = [use.node for use in node.outputs[0].uses()]
-    return codes.dtype == ir.DataType.INT16 or any(map(_reads_16_bits, layers))
+    return codes.dtype == ir.DataType.INT16 or not all(map(_reads_8_bits, _layers_behind(node)))
 
 
-def _reads_16_bits(layer: ir.Node) -> bool:
-    source = layer.inputs[0].producer() if layer.inputs[0] else None
-    if source is None or source.op_type != "DequantizeLinear":
+def _layers_behind(weight: ir.Node) -> Iterator[ir.Node]:
+    """What computes with a weight, also where it is turned first."""
+    for use in weight.outputs[0].uses():
+        if use.node.op_type in ("Transpose", "Reshape"):
+            yield from _layers_behind(use.node)
+        else:
+            yield use.node
+
+
+def _reads_8_bits(layer: ir.Node) -> bool:
+    """Whether 8-bit codes meet the weight there; no integer kernel transposes a convolution."""
+    if layer.op_type == "ConvTranspose":
         return False
-    return source.inputs[0].dtype == ir.DataType.UINT16  # type: ignore[union-attr]
+    makers = [value.producer() for value in layer.inputs if value is not None]
+    zeros = [m.inputs[2:] for m in makers if m is not None and m.op_type == "DequantizeLinear"]
+    return any(zero[0].dtype == ir.DataType.UINT8 for zero in zeros if zero and zero[0])
 
 
 def guard_float_layers(model: ir.Model) -> None:
@@ -200,6 +210,10 @@ def _has_float_weight(node: ir.Node) -> bool:
     if weight is None:
         return False
     producer = weight.producer()
+    while producer is not None and producer.op_type in ("Transpose", "Reshape"):
+        weight = producer.inputs[0]
+        producer = weight.producer()  # type: ignore[union-attr]
+    assert weight is not None
     return weight.is_initializer() or (producer is not None and producer.op_type == "Mul")
 
 
@@ -270,7 +284,7 @@ Pass = Callable[[ir.Model], None]
 BEFORE_PACKING: tuple[Pass, ...] = (
     global_average_pools,
     clip_on_integers,
-    unfold_wide_weights,
+    unfold_float_weights,
     guard_float_layers,
     share_initialisers,
 )

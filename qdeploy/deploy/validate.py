@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from qdeploy.benchmark.runtime import Session
+from qdeploy.benchmark.runtime import Images
 from qdeploy.recipe import ExportSection
 from qdeploy.report.record import Accuracies, Accuracy, Agreement, Gate
 
@@ -74,9 +74,19 @@ def of_network(network: nn.Module, device: torch.device | str) -> Classifier:
     return classify
 
 
-def of_session(session: Session) -> Classifier:
-    """An ONNX file in ONNX Runtime."""
-    return lambda images: session.run(images.cpu().numpy())
+def of_runtime(
+    run: Callable[[Images], Logits], pixels: Callable[[Tensor], Tensor] | None = None
+) -> Classifier:
+    """An ONNX file in a runtime.
+
+    pixels: makes uint8 images of normalised ones, for a file that takes those
+    """
+
+    def classify(images: Tensor) -> Logits:
+        images = images.cpu() if pixels is None else pixels(images.cpu())
+        return run(images.numpy())
+
+    return classify
 
 
 def gates(

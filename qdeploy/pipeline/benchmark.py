@@ -55,13 +55,15 @@ def accuracy(
     path: Path, label: str, dataset: str, data_root: Path | None, provider: str, threads: int
 ) -> FileAccuracy:
     """Images are normalised as the file's metadata says."""
-    from qdeploy.data import open_data
-    from qdeploy.deploy.validate import of_session, predict
+    from qdeploy.data import Normalisation, open_data
+    from qdeploy.deploy.validate import of_runtime, predict
 
     session = open_session(path, provider, threads)
     section = section_of(dataset, normalisation(session.metadata, path))
     data = open_data(section, data_root, False, "cpu", seed=0)
-    predictions = predict({"onnx": of_session(session)}, data.test.epoch(0))
+    takes_pixels = session.input_type == "uint8"
+    pixels = Normalisation(data.mean, data.std, "cpu").pixels if takes_pixels else None
+    predictions = predict({"onnx": of_runtime(session.run, pixels)}, data.test.epoch(0))
     found = predictions.accuracy("onnx")
     assert found is not None
     return FileAccuracy(label, data.title, len(predictions.labels), found.top1)

@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 import onnx
+import onnxruntime
 import torch
+from pydantic import ValidationError
 from torch import Tensor, fx, nn
 
 import qdeploy
-from qdeploy.benchmark import benchmark_files
-from qdeploy.benchmark.providers import choose
+from qdeploy.artifact.storage import fits_one_file, stored_bytes, write
+from qdeploy.artifact.triton import write_repository
+from qdeploy.benchmark import benchmark_files, openvino
+from qdeploy.benchmark.providers import choose, works
 from qdeploy.benchmark.runtime import open_session
-from qdeploy.data import Batches, Data
+from qdeploy.data import Batches, Data, Normalisation
 from qdeploy.deploy import validate
 from qdeploy.deploy.complexity import complexity
 from qdeploy.deploy.convert import convert
 from qdeploy.deploy.describe import describe, information_bound
-from qdeploy.deploy.export import finished, save, to_onnx
+from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.deploy.layer_trace import trace_layers
+from qdeploy.deploy.pixels import take_pixels
+from qdeploy.deploy.targets import find_target
+from qdeploy.deploy.tensorrt import coarser_steps
 from qdeploy.errors import QdeployError
 from qdeploy.pipeline.assemble import (
     data_of,
@@ -36,14 +44,15 @@ from qdeploy.pipeline.assemble import (
 )
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.trace import trace
-from qdeploy.recipe import Recipe
-from qdeploy.report.record import Accuracies, Dataset, Record, Sizes, TensorDifference
+from qdeploy.recipe import ExportSection, Recipe
+from qdeploy.report.record import Accuracies, Dataset, Delivery, Record, Sizes, TensorDifference
 from qdeploy.report.write import write_report
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.device import pick_device
 from qdeploy.training.record import EpochRecord
 from qdeploy.training.run import RunFolder
 from qdeploy.training.weights import load_float_weights, load_network_state
+from qdeploy.validation import explain
 
 Which = Literal["last", "best"]
 
@@ -59,6 +68,24 @@ class TrainedRun:
     float_network: nn.Module
     float_is_trained: bool
     history: Sequence[EpochRecord]
+    checkpoint: Path
+
+    def exported_as(self, target: str | None, input_type: str | None) -> TrainedRun:
+        """With this target and input in the recipe's [export]; None leaves what stands there."""
+        choices = {"target": target, "input": input_type}
+        given = {key: value for key, value in choices.items() if value is not None}
+        try:
+            section = ExportSection.model_validate({**self.recipe.export.model_dump(), **given})
+        except ValidationError as error:
+            raise QdeployError(explain(error, ExportSection, "export")) from None
+        return replace(self, recipe=self.recipe.model_copy(update={"export": section}))
+
+    @property
+    def pixels(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes the uint8 images that the file takes of normalised ones; None if it takes those."""
+        if self.recipe.export.input == "float32":
+            return None
+        return Normalisation(self.data.mean, self.data.std, "cpu").pixels
 
 
 def export_run(
@@ -71,6 +98,9 @@ def export_run(
     device: str = "auto",
     provider: str = "auto",
     samples: int | None = None,
+    target: str | None = None,
+    input_type: str | None = None,
+    triton: Path | None = None,
 ) -> Record:
     """Exports a run, validates the file on the test set, writes the report into the run folder.
 
@@ -78,28 +108,33 @@ def export_run(
     limits      gates by name, over those of the recipe; what a failed one means is the caller's affair
     checkpoint  "last", or "best": the epoch that did best on the very test set
     samples     the first so many test images validate; all by default
+    target      the runtime that the file is for, and
+    input_type  the images that it takes, in place of what the recipe says
+    triton      also make a model repository for Triton in this folder
 
     Errors: QdeployError for a folder that is no trained run, and as the parts have them.
     """
     run = RunFolder(path)
-    target = output or run.model
-    check_target(target, run)
+    file = output or run.model
+    check_file(file, run)
     choose(provider)
-    trained = load_run(run, checkpoint, data_root, device)
+    trained = load_run(run, checkpoint, data_root, device).exported_as(target, input_type)
+    provider = provider_for(trained.recipe.export.target, provider)
     integers = integers_of(trained)
     files = build(trained, integers)
-    save(files.model, target)
-    save(files.float, run.float_model)
-    predictions = predict(trained, target, device, provider, samples)
+    write(files.model, file)
+    write(files.float, run.float_model)
+    runtime, classifiers = runtimes(trained, file, provider)
+    predictions = predict(trained, classifiers, device, samples)
     accuracy = Accuracies(*(predictions.accuracy(name) for name in ("float", "trained", "onnx")))
     agreement = predictions.agreement("trained", "onnx")
-    timed = benchmark_files([run.float_model, target], provider)
+    timed = benchmark_files([run.float_model, file], provider)
     layers = describe(integers)
     demands = trained.recipe.export.model_copy(update=dict(limits or {}))
     size = Sizes(
-        onnx=files.model.ByteSize(),
-        float=files.float.ByteSize(),
-        int8=files.int8.ByteSize(),
+        onnx=stored_bytes(file),
+        float=stored_bytes(run.float_model),
+        int8=files.int8.ByteSize() if fits_one_file(files.int8) else None,
         bound=information_bound(integers, layers),
     )
     record = Record(
@@ -121,7 +156,16 @@ def export_run(
         placements=timed.placements,
         gates=validate.gates(demands, accuracy, agreement, size.onnx),
         training=tuple({**epoch.row()} for epoch in trained.history),
+        delivery=Delivery(
+            target=trained.recipe.export.target,
+            input=files.input,
+            activations=rounded_coarser(trained, integers),
+            runtime=runtime,
+            agreement=predictions.agreement("onnx", "runtime") if runtime else None,
+        ),
     )
+    if triton is not None:
+        write_repository(file, triton, record.name, record.delivery.target)
     write_report(record, run.path)
     return record
 
@@ -151,13 +195,13 @@ def record_json(record: Record, traced: Sequence[TensorDifference] | None) -> st
     return json.dumps({**json.loads(record.to_json()), "trace": trace}, indent=2)
 
 
-def check_target(target: Path, run: RunFolder) -> None:
+def check_file(file: Path, run: RunFolder) -> None:
     """Errors: QdeployError for a file that cannot be written or that the float network has."""
-    if target.resolve() == run.float_model.resolve():
-        raise QdeployError(f"{target} is where the float network goes; choose another file with -o")
-    if not target.parent.is_dir():
+    if file.resolve() == run.float_model.resolve():
+        raise QdeployError(f"{file} is where the float network goes; choose another file with -o")
+    if not file.parent.is_dir():
         raise QdeployError(
-            f"cannot write {target}: {target.parent} is no folder; make it, or choose another with -o"
+            f"cannot write {file}: {file.parent} is no folder; make it, or choose another with -o"
         )
 
 
@@ -184,7 +228,7 @@ def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: 
         )
     load_network_state(network, found)
     is_trained = load_baseline(recipe, run, float_network)
-    return TrainedRun(run, recipe, data, network, float_network, is_trained, found.history)
+    return TrainedRun(run, recipe, data, network, float_network, is_trained, found.history, file)
 
 
 def load_baseline(recipe: Recipe, run: RunFolder, float_network: nn.Module) -> bool:
@@ -212,31 +256,54 @@ def integers_of(trained: TrainedRun) -> fx.GraphModule:
 
 @dataclass(frozen=True)
 class Files:
-    """The exported network, the same with int8 codes, and the float network."""
+    """The exported network, the same with int8 codes, and the float network.
+
+    input   how images go into the exported one, as Delivery has it
+    """
 
     model: onnx.ModelProto
     int8: onnx.ModelProto
     float: onnx.ModelProto
+    input: str
 
 
 def build(trained: TrainedRun, integers: nn.Module) -> Files:
     example, metadata = example_input(trained.data), metadata_of(trained)
-    graph = to_onnx(integers, example)
+    target = trained.recipe.export.target
+    graph = to_onnx(integers, example, target=target)
     reference = to_onnx(trained.float_network, example)
+    image = "float32"
+    if trained.recipe.export.input == "uint8":
+        image = take_pixels(graph, trained.data.mean, trained.data.std)
     return Files(
-        model=finished(graph, True, metadata),
+        model=finished(graph, find_target(target).packs, metadata),
         int8=finished(graph, False, metadata),
         float=finished(reference, False, metadata),
+        input=image,
     )
 
 
 def metadata_of(trained: TrainedRun) -> dict[str, str]:
-    """What travels in the file: the recipe, the class names, the input's normalisation."""
+    """What travels in the file: the recipe, the class names, the input's normalisation, the origin."""
     data = trained.data
     return {
-        "qdeploy.recipe": portable(trained.recipe).to_toml(),
+        "qdeploy.recipe": portable(trained.recipe).to_toml(defaults=False),
         "qdeploy.classes": json.dumps(data.classes),
         "qdeploy.normalisation": json.dumps({"mean": data.mean, "std": data.std}),
+        "qdeploy.origin": json.dumps(origin(trained), separators=(",", ":")),
+    }
+
+
+def origin(trained: TrainedRun) -> dict[str, str]:
+    """The versions that made the file, which fix what the recipe leaves to defaults, and its weights.
+
+    checkpoint  its name, and the first 16 digits of its SHA-256
+    """
+    digest = hashlib.sha256(trained.checkpoint.read_bytes()).hexdigest()
+    return {
+        "checkpoint": f"{trained.checkpoint.name} {digest[:16]}",
+        "qdeploy": qdeploy.__version__,
+        **{module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)},
     }
 
 
@@ -254,18 +321,53 @@ def portable(recipe: Recipe) -> Recipe:
     )
 
 
+def provider_for(target: str, provider: str) -> str:
+    """Where the file is run: if nobody says, on TensorRT if it is for TensorRT and that works here."""
+    wanted = provider == "auto" and target == "tensorrt" and works("tensorrt")
+    return "tensorrt" if wanted else provider
+
+
+def runtimes(
+    trained: TrainedRun, file: Path, provider: str
+) -> tuple[str | None, dict[str, validate.Classifier]]:
+    """The file in ONNX Runtime and, if it is for another runtime, in that too, with its name."""
+    session = open_session(file, provider, threads=os.cpu_count() or 1)
+    classifiers = {"onnx": validate.of_runtime(session.run, trained.pixels)}
+    if trained.recipe.export.target != "openvino":
+        return None, classifiers
+    name, run = openvino.load(file)
+    return name, {**classifiers, "runtime": validate.of_runtime(run, trained.pixels)}
+
+
+def rounded_coarser(trained: TrainedRun, integers: fx.GraphModule) -> tuple[int, int] | None:
+    return coarser_steps(integers) if trained.recipe.export.target == "tensorrt" else None
+
+
 def predict(
-    trained: TrainedRun, model: Path, device: str, provider: str, samples: int | None
+    trained: TrainedRun,
+    classifiers: dict[str, validate.Classifier],
+    device: str,
+    samples: int | None,
 ) -> validate.Predictions:
     """The trained network, the file and, if it is trained, the float network, on the test set."""
     torch_device = pick_device(device)
-    classifiers = {
-        "trained": validate.of_network(trained.network, torch_device),
-        "onnx": validate.of_session(open_session(model, provider, threads=os.cpu_count() or 1)),
-    }
+    networks = {"trained": validate.of_network(trained.network, torch_device)}
     if trained.float_is_trained:
-        classifiers["float"] = validate.of_network(trained.float_network, torch_device)
-    return validate.predict(classifiers, first(trained.data.test, samples))
+        networks["float"] = validate.of_network(trained.float_network, torch_device)
+    images = first(trained.data.test, samples)
+    return validate.predict(networks | classifiers, whole_pixels(images, trained))
+
+
+def whole_pixels(
+    batches: Iterable[tuple[Tensor, Tensor]], trained: TrainedRun
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches; where the file takes uint8, rounded to whole pixels if resizing left none."""
+    if trained.pixels is None:
+        yield from batches
+        return
+    normalise = Normalisation(trained.data.mean, trained.data.std, "cpu")
+    for images, labels in batches:
+        yield normalise(normalise.pixels(images.cpu())), labels
 
 
 def first(batches: Batches, samples: int | None) -> Iterator[tuple[Tensor, Tensor]]:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from qdeploy.report import sections
+from qdeploy.report.advice import advice
 from qdeploy.report.charts import bars, histogram
 from qdeploy.report.comparison import Run, comparison
 from qdeploy.report.curves import compared_curves, run_curves, run_styles
@@ -51,6 +52,7 @@ def report_page(record: Record) -> str:
         record=record,
         sections=sections,
         headlines=headlines(record),
+        advice=advice(record),
         overview=charts.place(_overview(record)),
         curves=charts.place(run_curves(record.training)),
         codes=charts.place(

@@ -1,6 +1,7 @@
 """The report as Markdown, for a pull request or a model card."""
 
 from qdeploy.report import sections
+from qdeploy.report.advice import advice
 from qdeploy.report.record import Record
 from qdeploy.report.sections import Section
 from qdeploy.report.summary import headlines
@@ -13,6 +14,7 @@ def markdown(record: Record) -> str:
         f"# {record.name}",
         f"{record.method} on {record.dataset.title}, {record.created}.",
         _table(("", "", ""), tuple((h.label, f"**{h.value}**", h.note) for h in headlines(record))),
+        *advice(record),
         *map(_section, _sections(record)),
         _folded(sections.ran(record)),
         f"## Training\n\n{_training(record)}",

@@ -158,6 +158,26 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Delivery:
+    """What the file is made for, and what its runtime made of it.
+
+    Attributes:
+        target: the runtime: cpu, tensorrt or openvino.
+        input: how images go in: "float32", or uint8 and where they are normalised.
+        activations: how many there are that a target without zero points rounds by a larger step
+            than training did, and how many in all; None for other targets.
+        runtime: the target's own runtime if it ran the file, such as "OpenVINO 2026.4.1".
+        agreement: that runtime against ONNX Runtime, on the same file and images.
+    """
+
+    target: str = "cpu"
+    input: str = "float32"
+    activations: tuple[int, int] | None = None
+    runtime: str | None = None
+    agreement: Agreement | None = None
+
+
+@dataclass(frozen=True)
 class Record:
     """One export, with the run that it came from.
 
@@ -168,6 +188,7 @@ class Record:
         settings: every setting of the quantization in words, as print(prepared) gives them.
         latency: as benchmark_files gives it, the file to compare with in front.
         training: the lines of metrics.csv, {column: value}.
+        delivery: what the file is made for.
     """
 
     name: str
@@ -188,6 +209,7 @@ class Record:
     placements: tuple[Placement, ...]
     gates: tuple[Gate, ...]
     training: tuple[dict[str, float | None], ...]
+    delivery: Delivery = Delivery()
 
     def to_json(self) -> str:
         """The record as JSON; from_json gives it back, equal."""

@@ -268,6 +268,7 @@ def machine(record: Record) -> Section:
             ("GPU", m.gpu or "none"),
             ("System", m.system),
             ("Software", f"Python {m.python}, ONNX Runtime {m.onnxruntime}"),
+            ("Target", f"{record.delivery.target}; input {record.delivery.input}"),
             ("qdeploy", f"{record.version}, {record.created}"),
         ),
     )

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qdeploy.benchmark import BenchmarkResult, Latency, Placement
+from qdeploy.report.advice import advice
 from qdeploy.report.comparison import Run, epochs, figures, method
 from qdeploy.report.record import Gate, Record, TensorDifference
 from qdeploy.report.sections import KERNEL_COLUMNS, kernel_row
@@ -38,6 +39,8 @@ def record_table(record: Record) -> Table:
     table.add_column()
     for headline in headlines(record):
         table.add_row(headline.label, headline.value, headline.note)
+    for sentence in advice(record):
+        table.add_row("Note", "", sentence)
     for gate in record.gates:
         table.add_row("Gate", _verdict(gate), _demand(gate))
     return table

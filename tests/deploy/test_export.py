@@ -71,7 +71,8 @@ def test_the_file_is_valid_and_plain(name, settings):
     assert [(o.domain, o.version) for o in proto.opset_import] == [("", 21)]
     assert proto.ir_version == 10
     assert {node.domain for node in proto.graph.node} == {""}
-    assert len(proto.functions) == len(proto.metadata_props) == 0
+    assert len(proto.functions) == 0
+    assert [entry.key for entry in proto.metadata_props] == ["qdeploy.sha256"]
     assert [i.name for i in proto.graph.input] == ["input"]
     assert [o.name for o in proto.graph.output] == ["logits"]
 
@@ -159,13 +160,18 @@ def test_activations_of_few_bits_saturate_at_their_bits():
     assert np.abs(run(unclipped, x) - trained).max() > 0.5 * spread(trained)
 
 
-def test_float_activations_leave_packed_weights_and_nothing_else():
+def test_float_activations_leave_packed_weights_and_nothing_else(tmp_path):
     network = build("residual")
     prepared = qdeploy.prepare(network, images(2), "slb", 1, "float").eval()
     proto = export(prepared).packed
     x = images(32)
     np.testing.assert_allclose(run(proto, x), outputs(prepared, x), rtol=1e-3, atol=1e-3)
     assert operators(proto)["QuantizeLinear"] == 0
+    # Unpacked once, at load: none of it is left for a run.
+    found = operators(optimized(proto, tmp_path))
+    assert found["FusedConv"] + found["Conv"] == 5
+    left = set(found) - {"Conv", "FusedConv", "Gemm", "GlobalAveragePool", "Reshape", "Add", "Relu"}
+    assert left <= {"ReorderInput", "ReorderOutput"}, left
 
 
 def outlier(weight):
@@ -252,7 +258,7 @@ def test_metadata_travels_in_the_file(tmp_path):
         metadata={"classes": "a,b"},
     )  # fmt: skip
     proto = onnx.load(path)
-    assert {p.key: p.value for p in proto.metadata_props} == {"classes": "a,b"}
+    assert {p.key: p.value for p in proto.metadata_props}["classes"] == "a,b"
     assert proto.producer_name == "qdeploy"
 
 

@@ -176,7 +176,7 @@ def wide_conv():
 
 def test_a_weight_of_16_bits_is_computed_once_and_stays_exact(tmp_path):
     before = wide_conv()
-    rewrites = passes.unfold_wide_weights, passes.guard_float_layers, passes.share_initialisers
+    rewrites = passes.unfold_float_weights, passes.guard_float_layers, passes.share_initialisers
     after = rewritten(before, *rewrites)
     same_values(before, after, atol=0)
     np.testing.assert_array_equal(values(after), values(before, plain=True))
@@ -184,6 +184,23 @@ def test_a_weight_of_16_bits_is_computed_once_and_stays_exact(tmp_path):
     kernels = operators(optimized(after, tmp_path))
     assert kernels["Conv"] + kernels["FusedConv"] == 1
     assert kernels["Cast"] == kernels["Mul"] == 0
+
+
+@pytest.mark.parametrize(("source", "unfolded"), [("d", False), ("x", True)])
+def test_a_weight_is_unfolded_where_no_codes_meet_it_also_if_it_is_turned(source, unfolded):
+    text = f"""<float s = {{0.1}}, uint8 z = {{100}}, int8[2, 4] codes = {{1, 2, 3, 4, 5, 6, 7, 8}},
+        float[2] t = {{0.1, 0.2}}, int8[2] w = {{0, 0}}> {{
+        q = QuantizeLinear(x, s, z)
+        d = DequantizeLinear(q, s, z)
+        weight = DequantizeLinear <axis = 0> (codes, t, w)
+        turned = Transpose <perm = [1, 0]> (weight)
+        a = MatMul({source}, turned)
+        b = MatMul(d, turned)
+        y = {"Add(a, b)" if unfolded else "Identity(b)"} }}"""
+    before = graph(text, "float[N, 3, 4, 2] y")
+    after = rewritten(before, passes.unfold_float_weights)
+    assert ("Cast" in kinds(after)) == unfolded
+    same_values(before, after, atol=1e-5)
 
 
 def test_an_integer_weight_needs_no_guard():

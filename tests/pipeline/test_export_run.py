@@ -1,16 +1,16 @@
 """export: every number of the report, computed again by other means."""
 
+import hashlib
 import json
 import math
 import shutil
-import tomllib
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from command_line import content, digits, fails, logits, metrics, succeeds
+from command_line import RECIPE, content, digits, fails, logits, metrics, succeeds
 
 from qdeploy.pipeline.export import build, integers_of, load_run
 from qdeploy.recipe import Recipe
@@ -151,11 +151,13 @@ class TestTheFile:
         expected = logits(int8.SerializeToString(), images)
         np.testing.assert_array_equal(logits(exported / "model.onnx", images), expected)
 
-    def test_recipe_classes_and_normalisation_travel_in_it(self, exported):
+    def test_recipe_classes_and_normalisation_travel_in_it(self, exported, tmp_path):
         model = onnx.load(exported / "model.onnx")
         metadata = {entry.key: entry.value for entry in model.metadata_props}
-        recipe = tomllib.loads(metadata["qdeploy.recipe"])
-        assert recipe == tomllib.loads((exported / "recipe.toml").read_text())
+        recipe = tmp_path / "recipe.toml"
+        recipe.write_text(metadata["qdeploy.recipe"])
+        assert Recipe.load(recipe) == Recipe.load(exported / "recipe.toml")
+        assert "momentum" not in metadata["qdeploy.recipe"], "defaults are not written out"
         assert json.loads(metadata["qdeploy.classes"]) == list("0123456789")
         assert json.loads(metadata["qdeploy.normalisation"]) == {"mean": [MEAN], "std": [STD]}
 
@@ -235,6 +237,48 @@ class TestOptions:
         assert trace["x"]["share"] == 0, "the image is quantized alike"
         assert trace["fc1"]["elements"] == 256 * 120
         assert all(row["share"] < 0.1 and row["max_steps"] < 9 for row in printed["trace"])
+
+
+class TestOtherTargets:
+    def test_tensorrt_with_pixels_in_a_triton_repository(self, run, tmp_path, images):
+        options = ["--target", "tensorrt", "--input", "uint8", "--triton", tmp_path / "models"]
+        printed = json.loads(succeeds("export", run, "--json", *options))
+        model = onnx.load(run / "model.onnx")
+        pixels = np.round(images * 255 * STD + 255 * MEAN).astype(np.uint8)
+        assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+        scores = logits(run / "model.onnx", pixels)
+        assert printed["accuracy"]["onnx"]["top1"] == top(digits(MEAN, STD)[1], scores, 1)
+        assert printed["agreement"]["top1"] >= 0.97
+        coarser = [5, 5]  # the image and what stands behind four ReLUs: 8 bits each
+        assert printed["delivery"]["activations"] == coarser
+        assert printed["delivery"]["input"] == "uint8, normalised in the graph"
+        assert "TensorRT itself has not run the file" in (run / "report.md").read_text()
+        assert printed["size"]["onnx"] == (run / "model.onnx").stat().st_size
+        assert printed["recipe"]["export"]["target"] == "tensorrt"
+        place = tmp_path / "models" / RECIPE
+        assert (place / "1" / "model.onnx").read_bytes() == (run / "model.onnx").read_bytes()
+        assert "data_type: TYPE_UINT8" in (place / "config.pbtxt").read_text()
+        assert (place / "labels.txt").read_text().split() == list("0123456789")
+        inspected = json.loads(succeeds("inspect", run / "model.onnx", "--json"))
+        assert inspected["recipe"]["export"] == {"target": "tensorrt", "input": "uint8"}
+        checkpoint = hashlib.sha256((run / "last.pt").read_bytes()).hexdigest()
+        assert inspected["origin"]["checkpoint"] == f"last.pt {checkpoint[:16]}"
+        assert inspected["origin"]["torch"] == torch.__version__
+        assert inspected["intact"] is True
+        accuracy = succeeds("benchmark", run / "model.onnx", "--data", "digits")
+        assert f"top-1 {printed['accuracy']['onnx']['top1']:.2%} of 360 images" in accuracy
+
+    def test_openvino_is_the_same_file_in_another_runtime(self, run, exported):
+        pytest.importorskip("openvino")
+        text = (run / "recipe.toml").read_text()
+        text = text.replace('target = "cpu"', 'target = "openvino"')
+        (run / "recipe.toml").write_text(text.replace('input = "float32"', 'input = "uint8"'))
+        printed = json.loads(succeeds("export", run, "--json", "--input", "float32"))
+        found = onnx.load(run / "model.onnx").graph
+        assert found == onnx.load(exported / "model.onnx").graph
+        assert printed["delivery"]["runtime"].startswith("OpenVINO 20")
+        assert printed["delivery"]["agreement"]["samples"] == 360
+        assert printed["delivery"]["agreement"]["top1"] >= 0.99
 
 
 def add_to_recipe(run, section, lines):

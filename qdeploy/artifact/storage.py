@@ -1,0 +1,121 @@
+"""ONNX files on the disk: one file, or two where protobuf's limit of 2 GiB asks for it."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import onnx
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import uses_external_data
+
+from qdeploy.errors import QdeployError
+from qdeploy.files import atomic_write
+
+# What protobuf reads and writes in one piece, less a megabyte for nodes and names.
+FILE_LIMIT = 2**31 - 2**20
+
+# Constants below this many bytes stay in the graph: runtimes read shapes and bounds from there.
+SMALLEST_OUTSIDE = 1024
+
+
+def fits_one_file(model: onnx.ModelProto) -> bool:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= FILE_LIMIT
+
+
+def write(model: onnx.ModelProto, path: Path) -> Path:
+    """Writes a model whole or not at all; the weights of a large one lie beside it, in `<path>.<hash>.data`.
+
+    The hash in the second file's name is that of its bytes, so that a model never meets the
+    weights of another one, wherever the writing is cut off.
+    """
+    if fits_one_file(model):
+        _write_model(model, path)
+        _remove_weights(path, keep=None)
+    else:
+        model, weights = _with_weights_outside(model, path)
+        _write_model(model, path)
+        _remove_weights(path, keep=weights)
+        onnx.checker.check_model(str(path), full_check=True)
+    return path
+
+
+def read(path: Path) -> onnx.ModelProto:
+    """The model without the weights that lie beside it. Errors: QdeployError if it is none."""
+    try:
+        model = onnx.load_model(path, load_external_data=False)
+    except OSError as error:
+        raise QdeployError(f"cannot read {path}: {error.strerror}; give an ONNX file") from error
+    except DecodeError as error:
+        raise QdeployError(
+            f"{path} is no ONNX file, or one that was cut short; copy or export it again"
+        ) from error
+    if not model.graph.node:
+        raise QdeployError(f"{path} is no ONNX file: it has no graph; give one that was exported")
+    return model
+
+
+def content(tensor: onnx.TensorProto, folder: Path) -> bytes:
+    """The bytes of an initialiser, from the file or from beside it; b"" if it has typed fields."""
+    if not uses_external_data(tensor):
+        return tensor.raw_data
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    path = folder / place["location"]
+    length = int(place.get("length", -1))
+    try:
+        with path.open("rb") as file:
+            file.seek(int(place.get("offset", 0)))
+            found = file.read(length)
+    except OSError as error:
+        raise QdeployError(
+            f"cannot read {path}, which holds weights of the model: {error.strerror}; "
+            "keep the two files together"
+        ) from error
+    if length not in (-1, len(found)):
+        raise QdeployError(f"{path} is cut short: copy it again, or export the model again")
+    return found
+
+
+def files_of(path: Path) -> list[Path]:
+    """The model and the files that hold its weights."""
+    tensors = filter(uses_external_data, read(path).graph.initializer)
+    places = (entry for tensor in tensors for entry in tensor.external_data)
+    names = sorted({entry.value for entry in places if entry.key == "location"})
+    return [path, *(path.parent / name for name in names)]
+
+
+def stored_bytes(path: Path) -> int:
+    """What the model takes on the disk, with the weights beside it."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
+def _write_model(model: onnx.ModelProto, path: Path) -> None:
+    with atomic_write(path) as file:
+        file.write(model.SerializeToString())
+
+
+def _with_weights_outside(model: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, Path]:
+    """A copy whose large initialisers point into a file, which is written, and that file."""
+    outside = onnx.ModelProto()
+    outside.CopyFrom(model)
+    large = [t for t in outside.graph.initializer if len(t.raw_data) >= SMALLEST_OUTSIDE]
+    digest = hashlib.sha256()
+    for tensor in large:
+        digest.update(tensor.raw_data)
+    weights = path.with_name(f"{path.name}.{digest.hexdigest()[:8]}.data")
+    with atomic_write(weights) as file:
+        for tensor in large:
+            offset = file.tell()
+            file.write(tensor.raw_data)
+            onnx.external_data_helper.set_external_data(
+                tensor, weights.name, offset, len(tensor.raw_data)
+            )
+            tensor.ClearField("raw_data")
+    return outside, weights
+
+
+def _remove_weights(path: Path, keep: Path | None) -> None:
+    """Removes what an earlier model of this name left beside it."""
+    for file in path.parent.glob(f"{path.name}.????????.data"):
+        if file != keep:
+            file.unlink()

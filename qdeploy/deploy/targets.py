@@ -1,0 +1,44 @@
+"""The runtimes that a file is made for, and what each needs done to the graph."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx_ir as ir
+
+from qdeploy.deploy import passes
+from qdeploy.deploy.tensorrt import with_symmetric_codes
+from qdeploy.errors import QdeployError
+
+
+@dataclass(frozen=True)
+class Target:
+    """rewrite: in place, in front of packing; packs: whether the runtime folds packed weights."""
+
+    rewrite: passes.Pass
+    packs: bool
+
+
+def for_onnx_runtime(model: ir.Model) -> None:
+    for rewrite in passes.BEFORE_PACKING:
+        rewrite(model)
+
+
+def for_tensorrt(model: ir.Model) -> None:
+    for rewrite in (with_symmetric_codes, passes.guard_float_layers, passes.share_initialisers):
+        rewrite(model)
+
+
+# OpenVINO reads the very file of the CPU target. TensorRT reads codes of 4 and 8 bits only.
+TARGETS = {
+    "cpu": Target(for_onnx_runtime, packs=True),
+    "openvino": Target(for_onnx_runtime, packs=True),
+    "tensorrt": Target(for_tensorrt, packs=False),
+}
+
+
+def find_target(name: str) -> Target:
+    """Errors: QdeployError for a name that is not in TARGETS."""
+    if name not in TARGETS:
+        raise QdeployError(f"there is no target {name!r}; choose one of {', '.join(TARGETS)}")
+    return TARGETS[name]

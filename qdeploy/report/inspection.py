@@ -1,0 +1,110 @@
+"""What `qdeploy inspect` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from qdeploy.artifact.contents import Contents, FileLayer, Port, Quantized
+from qdeploy.report.words import significant, size
+
+SEALS = {
+    True: "whole: its SHA-256 is the one written in it",
+    False: "CHANGED since qdeploy wrote it: its SHA-256 is another",
+    None: "no hash in the file",
+}
+UNKNOWN = "not known"
+
+
+def contents_json(contents: Contents) -> str:
+    return json.dumps(asdict(contents), indent=2)
+
+
+def contents_tables(contents: Contents) -> Group:
+    """The file, then a row for each layer; print it with rich."""
+    facts = Table(box=box.HORIZONTALS, show_header=False, title_justify="left", title_style="bold")
+    facts.title = Text(contents.file)
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column()
+    for name, value in _facts(contents):
+        facts.add_row(name, Text(value))
+    layers = Table(box=box.HORIZONTALS, padding=(0, 1, 0, 0))
+    layers.add_column("layer", overflow="fold")
+    layers.add_column("weight", overflow="fold")
+    for name in ("bits", "scales", "stored", "bytes", "reads", "bits", "scale"):
+        layers.add_column(name, justify="right")
+    for layer in contents.layers:
+        layers.add_row(*map(Text, _row(layer)))
+    return Group(facts, layers)
+
+
+def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
+    rest = contents.bytes - contents.weight_bytes - contents.metadata_bytes
+    domains = ", ".join(f"{name} {version}" for name, version in contents.opset.items())
+    yield "Seal", SEALS[contents.intact]
+    yield "Made by", contents.producer or UNKNOWN
+    yield (
+        "Size",
+        f"{size(contents.bytes)}: constants {contents.weight_bytes:,}, metadata "
+        f"{contents.metadata_bytes:,}, graph {rest:,} bytes",
+    )
+    yield "Format", f"opset {domains}, IR {contents.ir_version}"
+    yield "Input", ", ".join(map(_port, contents.inputs))
+    yield "Output", ", ".join(map(_port, contents.outputs))
+    yield "Recipe", _flat(contents.recipe) or UNKNOWN
+    yield "Origin", _flat(contents.origin) or UNKNOWN
+    for key in ("qdeploy.normalisation", "qdeploy.classes"):
+        if key in contents.metadata:
+            yield key.removeprefix("qdeploy.").capitalize(), contents.metadata[key]
+    foreign = sorted(key for key in contents.metadata if not key.startswith("qdeploy."))
+    if foreign:
+        yield "Other keys", ", ".join(foreign)
+    unknown = sorted({layer.unknown for layer in contents.layers if layer.unknown})
+    if unknown:
+        yield "Not known", "; ".join(unknown)
+
+
+def _flat(table: dict[str, object], prefix: str = "") -> str:
+    """A nested table on one line: name = lenet5, train.epochs = 20."""
+    parts = (
+        _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else f"{prefix}{key} = {value}"
+        for key, value in table.items()
+    )
+    return ", ".join(filter(None, parts))
+
+
+def _port(port: Port) -> str:
+    sizes = ", ".join("?" if size is None else str(size) for size in port.shape)
+    return f"{port.name}: {port.type} [{sizes}]"
+
+
+def _row(layer: FileLayer) -> tuple[str, ...]:
+    nothing = UNKNOWN if layer.unknown else "float"
+    return (
+        layer.name,
+        "x".join(map(str, layer.shape)),
+        _bits(layer.weight, nothing),
+        _scales(layer.weight),
+        layer.stored,
+        f"{layer.bytes:,}",
+        layer.activation.type if layer.activation else nothing,
+        _bits(layer.activation, nothing),
+        _scales(layer.activation),
+    )
+
+
+def _bits(codes: Quantized | None, nothing: str) -> str:
+    return nothing if codes is None else str(codes.bits)
+
+
+def _scales(codes: Quantized | None) -> str:
+    if codes is None:
+        return ""
+    low, high = (significant(scale) if scale else "0" for scale in codes.scales)
+    return low if codes.channels == 1 else f"{low} to {high}"
