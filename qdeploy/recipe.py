@@ -238,7 +238,8 @@ class QuantizeSection(_Section):
     """The method (`float`: none), its bits and its own `options`, which the method validates.
 
     `act_bits` None leaves the activations in float and is written "float" in TOML.
-    `layers` maps a glob of layer names to "float" or to what differs there.
+    `layers` maps a glob of layer names to "float" or to what differs there. `leaves`: globs of modules
+    that are kept whole and in float, such as those that torch.fx cannot trace.
     """
 
     method: str
@@ -247,6 +248,7 @@ class QuantizeSection(_Section):
     first_last_float: bool = False
     options: dict[str, Any] = {}
     layers: dict[str, Layer] = {}
+    leaves: tuple[str, ...] = ()
 
 
 Optimizer = Literal["sgd", "adam", "adamw"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import logging
 import warnings
@@ -15,6 +16,7 @@ import onnx_ir as ir
 import onnxsim
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from qdeploy.deploy import packing as storage
 from qdeploy.deploy import passes
@@ -23,6 +25,7 @@ from qdeploy.deploy.operators import TRANSLATIONS
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.trace import Inputs, as_inputs
 
 OPSET = 21
 IR_VERSION = 10
@@ -31,15 +34,17 @@ IR_VERSION = 10
 def export(
     prepared_or_converted: nn.Module,
     path: str | Path,
-    example_input: Tensor,
+    example_input: Inputs,
     packing: bool = True,
     metadata: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes a network as ONNX, opset 21 and IR 10, with a dynamic batch dimension.
 
     Takes what `prepare` or `convert` returned, or a plain float network. packing=False leaves
-    the codes as int8. The input is called "input", the output "logits". The file is written
-    whole or not at all. Errors: QdeployError for a network that torch.onnx cannot export.
+    the codes as int8. The input is called "input", the output "logits"; several inputs (a tuple
+    `example_input`) are called as the arguments of forward, several outputs by their keys or
+    numbers. The file is written whole or not at all. Errors: QdeployError for a network that
+    torch.onnx cannot export.
     """
     given = prepared_or_converted
     network = convert(given) if isinstance(given, PreparedNetwork) else copy.deepcopy(given)
@@ -48,10 +53,14 @@ def export(
 
 
 def to_onnx(
-    network: nn.Module, example_input: Tensor, outputs: Sequence[str] = ("logits",)
+    network: nn.Module, example_input: Inputs, outputs: Sequence[str] | None = None
 ) -> ir.Model:
-    """The exported, simplified and cleaned graph, int8 codes not yet packed."""
-    exported = _simplified(_exported(network.eval().cpu(), example_input.cpu(), outputs))
+    """The exported, simplified and cleaned graph, int8 codes not yet packed.
+
+    outputs   their names in the file; as `export` says by default
+    """
+    network, inputs = network.eval().cpu(), tuple(x.cpu() for x in as_inputs(example_input))
+    exported = _simplified(_exported(network, inputs, outputs or output_names(network, inputs)))
     for rewrite in passes.BEFORE_PACKING:
         rewrite(exported)
     return exported
@@ -81,22 +90,35 @@ def save(proto: onnx.ModelProto, path: str | Path) -> Path:
     return path
 
 
-def _exported(network: nn.Module, example_input: Tensor, outputs: Sequence[str]) -> ir.Model:
+def input_names(network: nn.Module, count: int) -> list[str]:
+    """ "input", or the names that forward gives to several."""
+    names = list(inspect.signature(network.forward).parameters)[:count]
+    return ["input"] if count == 1 else names
+
+
+def output_names(network: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
+    """ "logits", or of several outputs their keys, or "output_0" and so on."""
+    with torch.inference_mode():
+        paths = [path for path, _ in pytree.tree_leaves_with_path(network(*inputs))]
+    if len(paths) == 1 and not paths[0]:
+        return ["logits"]
+    keys = ["_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path in paths]
+    return [f"output_{key}" if key[0].isdigit() else key for key in keys]
+
+
+def _exported(network: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[str]) -> ir.Model:
     # A batch of one would be taken for a constant.
-    example = (
-        example_input
-        if len(example_input) > 1
-        else example_input.repeat(2, *[1] * (example_input.ndim - 1))
-    )
+    inputs = tuple(x if len(x) > 1 else torch.cat([x, x]) for x in inputs)
+    batch = torch.export.Dim("batch")
     with _quiet():
         try:
             program = torch.onnx.export(
                 network,
-                (example,),
+                tuple(inputs),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["input"],
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                input_names=input_names(network, len(inputs)),
                 output_names=list(outputs),
                 custom_translation_table=TRANSLATIONS,
                 verbose=False,

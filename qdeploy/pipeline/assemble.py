@@ -98,6 +98,7 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
         quantize.act_bits,
         quantize.layers,
         first_last_float=quantize.first_last_float,
+        leaves=quantize.leaves,
         **quantize.options,
     )
 

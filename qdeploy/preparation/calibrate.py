@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.preparation.prepared import PreparedNetwork
 
 
 @torch.no_grad()
@@ -21,7 +22,7 @@ def calibrate(prepared: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]
     The weights are those of evaluation mode, the ones that ship: a hard 1-bit weight is tens of
     times larger than the soft weight it was trained as, and statistics of the one are wrong for
     the other. Changes buffers, and steps that are yet to be learned. Each batch is [N, C, H, W],
-    or a tuple that starts with it.
+    or a tuple that starts with what forward takes.
 
     Errors: QdeployError if `batches` is empty.
     """
@@ -32,7 +33,13 @@ def calibrate(prepared: nn.Module, batches: Iterable[Tensor | tuple[Tensor, ...]
         raise QdeployError("calibrate was given no batches; give it at least one") from None
     with calibration_mode(prepared):
         for batch in itertools.chain([first], remaining):
-            prepared(batch if isinstance(batch, Tensor) else batch[0])
+            prepared(*inputs_of(batch, prepared))
+
+
+def inputs_of(batch: Tensor | tuple[Tensor, ...], prepared: nn.Module) -> tuple[Tensor, ...]:
+    """As many tensors as forward takes; labels may follow them."""
+    arguments = prepared.arguments if isinstance(prepared, PreparedNetwork) else 1
+    return (batch,) if isinstance(batch, Tensor) else tuple(batch[:arguments])
 
 
 @contextmanager
