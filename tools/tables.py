@@ -73,6 +73,7 @@ def demo(results: dict[str, Any]) -> str:
 TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "demo": ("results/demo.json", demo),
     "mnist": ("results/mnist.json", accuracy),
+    "cifar10": ("results/cifar10.json", accuracy),
     "latency": ("results/latency.json", latency),
 }
 

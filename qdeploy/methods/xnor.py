@@ -27,7 +27,7 @@ from qdeploy.layers.product import MatrixProduct, PlainProduct, Product, Transpo
 from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
-Gradient = Literal["code", "paper"]
+Gradient = Literal["paper", "code"]
 # Inputs from which a weight is centred.
 SEVERAL = 4
 
@@ -35,12 +35,13 @@ SEVERAL = 4
 class XnorOptions(Options):
     """The two choices that the paper and its code leave.
 
-    gradient    as the published code has it or as the paper, see `binarize`. The code's trains
-                faster with SGD; with Adam, which divides by the gradient's size, they are alike
+    gradient    as the paper has it or as the published code, see `binarize`. The code's is larger
+                by about the weights of a filter: made for Adam, which divides by a gradient's
+                size, and too large for SGD at the usual learning rates
     k_map       sign the inputs and multiply by their sizes, see `ScaledSigns`; with act_bits = 8
     """
 
-    gradient: Gradient = "code"
+    gradient: Gradient = "paper"
     k_map: bool = False
 
     def covers(self, layer: nn.Module) -> bool:
