@@ -248,7 +248,7 @@ class QuantizeSection(_Section):
     first_last_float: bool = False
     options: dict[str, Any] = {}
     layers: dict[str, Layer] = {}
-    leaves: tuple[str, ...] = ()
+    leaves: list[str] = []
 
 
 Optimizer = Literal["sgd", "adam", "adamw"]
