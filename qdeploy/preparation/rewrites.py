@@ -25,13 +25,8 @@ MULTIPLICATIONS: set[Any] = {operator.mul, operator.imul, torch.mul, torch.multi
 DIVISIONS: set[Any] = {operator.truediv, torch.div, "div", "div_"}
 ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
 MATRIX_PRODUCTS: set[Any] = {
-    torch.matmul,
-    operator.matmul,
-    torch.bmm,
-    "matmul",
-    "bmm",
-    "__matmul__",
-}
+    torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm", "__matmul__",
+}  # fmt: skip
 PERMUTATIONS: set[Any] = {torch.permute, "permute"}
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 HARD_SIGMOIDS: set[Any] = {nn.Hardsigmoid, F.hardsigmoid}
@@ -94,12 +89,11 @@ def attribute(node: fx.Node, network: fx.GraphModule) -> Any:
 
 
 def place_of(parameter: str, network: fx.GraphModule) -> str:
-    """The owner's name if it holds nothing but weight and bias; else a name made of both."""
-    owner = parameter.rpartition(".")[0]
-    alone = owner and not list(network.get_submodule(owner).children())
-    return (
-        owner if alone and parameter.endswith(".weight") else parameter.replace(".", "_") + "_layer"
-    )
+    """The owner's name if nothing else needs the owner; else a name made of both."""
+    owner, _, name = parameter.rpartition(".")
+    called = any(n.op == "call_module" and n.target == owner for n in network.graph.nodes)
+    alone = owner and not called and not list(network.get_submodule(owner).children())
+    return owner if alone and name == "weight" else parameter.replace(".", "_") + "_layer"
 
 
 def open_gates(network: fx.GraphModule) -> None:
@@ -229,11 +223,11 @@ class Affine:
     def then(self, node: fx.Node, constant: Any) -> bool:
         """Takes in one more operator; False where a parameter would stop training."""
         if kind(node) in ADDITIONS:
-            if is_trained(self.bias) or (is_trained(constant) and is_tensor_or_not(self.bias, 0.0)):
+            if is_trained(self.bias) or (is_trained(constant) and differs(self.bias, 0.0)):
                 return False
             self.bias = constant if is_trained(constant) else self.bias + constant
         else:
-            started = is_tensor_or_not(self.weight, 1.0) or is_tensor_or_not(self.bias, 0.0)
+            started = differs(self.weight, 1.0) or differs(self.bias, 0.0)
             if (
                 is_trained(self.weight)
                 or is_trained(self.bias)
@@ -252,7 +246,7 @@ def is_trained(value: Any) -> bool:
     return isinstance(value, nn.Parameter) and value.requires_grad
 
 
-def is_tensor_or_not(value: Any, number: float) -> bool:
+def differs(value: Any, number: float) -> bool:
     """True for a tensor, and for any other number than this one."""
     return isinstance(value, Tensor) or value != number
 

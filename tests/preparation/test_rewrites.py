@@ -132,6 +132,19 @@ def test_a_layer_with_a_forward_of_its_own_is_quantized_by_its_name():
     close(prepared(images()), network(images()))
 
 
+def test_a_weight_that_two_modules_share_stays_with_both():
+    network = Network(
+        lambda self, x: F.linear(
+            self.table(x[:, 0, 0].long().abs().clamp(max=9)), self.table.weight
+        ),
+        table=nn.Embedding(10, 6),
+    )
+    prepared = prepared_float(network, images(2))
+    assert isinstance(prepared.network.table, nn.Embedding)
+    assert [name for name, _ in prepared.quantized_layers()] == ["table_weight_layer"]
+    close(prepared(images()), network(images()))
+
+
 def branching(self, x):
     return self.conv(x) if x.sum() > 0 else self.conv(-x)  # depends on values
 
