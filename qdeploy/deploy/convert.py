@@ -253,10 +253,11 @@ def integer_norms(network: fx.GraphModule) -> None:
         assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
         gain, bias = gain_of(norm).detach(), shift_of(norm, None).detach()
         dimensions = len(shape_of(node)) - 2
-        codes = torch.where(gain < 0, -SPREAD_LIMIT, SPREAD_LIMIT).to(torch.int8)
+        multiples = finest_multiples(bias / (gain.abs() * source.scale))
+        codes = torch.where(gain < 0, -multiples, multiples).to(torch.int8)
         weight = QTensor(
             codes.reshape(-1, 1, *[1] * dimensions).numpy(),
-            gain.abs().numpy() / SPREAD_LIMIT,
+            (gain.abs() / multiples).numpy(),
             np.zeros(len(gain), np.int8),
             Grid.signed(8),
         )
@@ -277,6 +278,17 @@ def tiled(
     scale, zero = weight.scale.repeat(squares), weight.zero.repeat(squares)
     spread = QTensor(codes, scale, zero, weight.grid)
     return TiledConvolution(size), spread, bias.repeat_interleave(squares)
+
+
+def finest_multiples(bias: Tensor) -> Tensor:
+    """The code of each channel's one weight that leaves the least of its bias to be rounded off.
+
+    bias [C] counts steps of the input times the gain. Times a code of 1 to 63 it becomes an
+    integer, and one of these is far nearer to it than half of a step.
+    """
+    choices = torch.arange(1, SPREAD_LIMIT + 1)
+    products = bias.to(torch.float64).nan_to_num(0, 0, 0).unsqueeze(1) * choices
+    return choices[((products - products.round()).abs() / choices).argmin(1)]
 
 
 def is_rounded(node: fx.Node, network: fx.GraphModule) -> bool:
