@@ -239,7 +239,8 @@ class QuantizeSection(_Section):
 
     `act_bits` None leaves the activations in float and is written "float" in TOML.
     `layers` maps a glob of layer names to "float" or to what differs there. `equalize` first gives
-    the channels of each tensor one size.
+    the channels of each tensor one size. `leaves`: globs of modules that are kept whole and in
+    float, such as those that torch.fx cannot trace.
     """
 
     method: str
@@ -249,6 +250,7 @@ class QuantizeSection(_Section):
     equalize: bool = False
     options: dict[str, Any] = {}
     layers: dict[str, Layer] = {}
+    leaves: list[str] = []
 
 
 class CalibrateSection(_Section):

@@ -49,6 +49,7 @@ method = "slb"
 weight_bits = 1
 act_bits = "float"
 first_last_float = true
+leaves = ["head.*"]
 
 [quantize.options]
 linear = true
@@ -107,6 +108,7 @@ class TestReading:
         assert (recipe.data.mean, recipe.data.std) == ((0.5,), (0.25,))
         assert recipe.quantize.act_bits is None
         assert recipe.quantize.options == {"linear": True}
+        assert recipe.quantize.leaves == ["head.*"]
         assert recipe.train.lr == 1.0
         assert isinstance(recipe.train.lr, float)
         assert (recipe.train.betas, recipe.train.milestones) == ((0.8, 0.99), (10, 15))

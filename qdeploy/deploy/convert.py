@@ -13,12 +13,13 @@ from qdeploy.deploy import operators
 from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Array, Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer
-from qdeploy.layers.product import Product
+from qdeploy.layers.folding import gain_of, shift_of
+from qdeploy.layers.product import Convolution, Product, TiledConvolution, TransposedConvolution
 from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.preparation.placement import is_mover
+from qdeploy.preparation.placement import is_mover, is_rectifier
 from qdeploy.preparation.prepare import insert_after
 from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.preparation.trace import DROPOUTS, called_module, is_float_tensor, is_tuple
+from qdeploy.preparation.trace import called_module, is_float_tensor, is_silent, is_tuple, shape_of
 
 # Codes up to 63: two uint8 x int8 products fit the int16 sums of processors without VNNI.
 SPREAD_LIMIT = 63
@@ -111,11 +112,19 @@ class IntegerLayer(nn.Module):
         bias = self.bias
         if self.in_integers:
             bias = operators.dequantize(self.bias, self.bias_scale, self.bias_zero)
+        if self.kind == "Linear" and x.ndim > 2:
+            # As a product of matrices: ONNX Runtime adds the bias in integers in QGemm alone.
+            rows = self.product(x.flatten(0, -2), weight, bias)
+            return rows.unflatten(0, x.shape[:-1])
         return self.product(x, weight, bias)
 
     def extra_repr(self) -> str:
         bias = "int32" if self.in_integers else "float32"
         return f"{self.kind}, {self.product}, weight={self.grid}, bias={bias}"
+
+
+class IntegerNorm(IntegerLayer):
+    """A BatchNorm as a convolution of one weight a channel: nothing of it was rounded but its bias."""
 
 
 def spread_factor(grid: Grid) -> int:
@@ -164,6 +173,7 @@ def convert(prepared: PreparedNetwork) -> fx.GraphModule:
     without_dropout(network)
     repeat_after_movers(network)
     integer_layers(network)
+    integer_norms(network)
     network.graph.lint()
     network.recompile()
     return network
@@ -178,7 +188,7 @@ def integer_activations(network: fx.GraphModule) -> None:
 
 def without_dropout(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
-        if isinstance(called_module(node, network), tuple(DROPOUTS.values())):
+        if is_silent(called_module(node, network)):
             node.replace_all_uses_with(node.args[0])
             network.graph.erase_node(node)
 
@@ -219,13 +229,84 @@ def integer_layers(network: fx.GraphModule) -> None:
         replaced.add(node.target)
         quantizer = source_activation(node.all_input_nodes[0], network)
         weight, bias = layer.integers()
-        scale = quantizer.scale.item() if quantizer and has_kernel(quantizer, weight) else None
-        integers = IntegerLayer(layer.kind, layer.product.shipped, weight, bias, scale)
+        product = layer.product.shipped
+        if isinstance(product, TransposedConvolution) and product.tiles:
+            product, weight, bias = tiled(product, weight, bias)
+        fits = quantizer is not None and has_kernel(quantizer, product, weight)
+        scale = quantizer.scale.item() if quantizer and fits else None
+        integers = IntegerLayer(layer.kind, product, weight, bias, scale)
         network.add_submodule(node.target, integers)
 
 
-def has_kernel(activation: IntegerActivation, weight: QTensor) -> bool:
-    """Whether an integer kernel takes both: uint8 activations and int8 weights."""
+def integer_norms(network: fx.GraphModule) -> None:
+    """Makes each BatchNorm between integer tensors a convolution of one weight a channel.
+
+    One weight with a scale of its own is exact, and such a convolution has an integer kernel.
+    """
+    for node in list(network.graph.nodes):
+        norm = called_module(node, network)
+        if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or len(shape_of(node)) < 3:
+            continue
+        source = source_activation(node.all_input_nodes[0], network)
+        if source is None or source.zero.dtype != torch.uint8 or not is_rounded(node, network):
+            continue
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        gain, bias = gain_of(norm).detach(), shift_of(norm, None).detach()
+        dimensions = len(shape_of(node)) - 2
+        multiples = finest_multiples(bias / (gain.abs() * source.scale))
+        codes = torch.where(gain < 0, -multiples, multiples).to(torch.int8)
+        weight = QTensor(
+            codes.reshape(-1, 1, *[1] * dimensions).numpy(),
+            (gain.abs() / multiples).numpy(),
+            np.zeros(len(gain), np.int8),
+            Grid.signed(8),
+        )
+        product = Convolution.depthwise(len(gain), dimensions)
+        name = type(norm).__name__
+        network.set_submodule(
+            str(node.target), IntegerNorm(name, product, weight, bias, source.scale.item())
+        )
+
+
+def tiled(
+    product: TransposedConvolution, weight: QTensor, bias: Tensor
+) -> tuple[TiledConvolution, QTensor, Tensor]:
+    """A transposed convolution whose squares do not overlap, as a pointwise one: integer kernels."""
+    size = product.stride[0]
+    squares = size * size
+    codes = weight.codes.transpose(0, 2, 3, 1).reshape(len(weight.codes) * squares, -1, 1, 1)
+    scale, zero = weight.scale.repeat(squares), weight.zero.repeat(squares)
+    spread = QTensor(codes, scale, zero, weight.grid)
+    return TiledConvolution(size), spread, bias.repeat_interleave(squares)
+
+
+def finest_multiples(bias: Tensor) -> Tensor:
+    """The code of each channel's one weight that leaves the least of its bias to be rounded off.
+
+    bias [C] counts steps of the input times the gain. Times a code of 1 to 63 it becomes an
+    integer, and one of these is far nearer to it than half of a step.
+    """
+    choices = torch.arange(1, SPREAD_LIMIT + 1)
+    products = bias.to(torch.float64).nan_to_num(0, 0, 0).unsqueeze(1) * choices
+    return choices[((products - products.round()).abs() / choices).argmin(1)]
+
+
+def is_rounded(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether all that reads the value rounds it, perhaps behind a ReLU, to more than a sign."""
+    readers = [called_module(user, network) for user in node.users]
+    if len(node.users) == 1 and is_rectifier(user := next(iter(node.users)), network):
+        return is_rounded(user, network)
+    kinds = {type(reader) for reader in readers}
+    return kinds == {IntegerActivation}
+
+
+def has_kernel(activation: IntegerActivation, product: Product, weight: QTensor) -> bool:
+    """Whether an integer kernel takes both: uint8 activations and int8 weights.
+
+    ONNX Runtime has none for a transposed convolution, whose weight is then read at load.
+    """
+    if isinstance(product, TransposedConvolution):
+        return False
     return activation.zero.dtype == torch.uint8 and weight.codes.dtype == np.int8
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from torch import fx, nn
 
 from qdeploy.deploy import packing
-from qdeploy.deploy.convert import IntegerActivation, IntegerLayer, source_activation
+from qdeploy.deploy.convert import IntegerActivation, IntegerLayer, IntegerNorm, source_activation
 from qdeploy.preparation.trace import called_module
 from qdeploy.report.record import Layer
 
@@ -20,10 +20,11 @@ def describe(network: fx.GraphModule) -> tuple[Layer, ...]:
     nodes = _nodes_with_parameters(network)
     modules = [network.get_submodule(str(node.target)) for node in nodes]
     integer = [module for module in modules if isinstance(module, IntegerLayer)]
-    packings = iter(packing.plan([layer.codes.numpy() for layer in integer]))
+    plans = packing.plan([layer.codes.numpy() for layer in integer])
+    packings = dict(zip(integer, plans, strict=True))
     return tuple(
-        _integer_layer(node, module, next(packings), network)
-        if isinstance(module, IntegerLayer)
+        _integer_layer(node, module, packings[module], network)
+        if module in packings and not isinstance(module, IntegerNorm)
         else _float_layer(node, module)
         for node, module in zip(nodes, modules, strict=True)
     )
@@ -73,11 +74,14 @@ def _integer_layer(
 def _float_layer(node: fx.Node, module: nn.Module) -> Layer:
     values = sum(map(_float_values, module.modules()))
     size = 4 * values
-    return Layer(str(node.target), type(module).__name__, None, None, values, {}, size, size)
+    kind = module.kind if isinstance(module, IntegerNorm) else type(module).__name__
+    return Layer(str(node.target), kind, None, None, values, {}, size, size)
 
 
 def _float_values(module: nn.Module) -> int:
     """Parameters and floating statistics that a module itself holds, quantized ones left out."""
+    if isinstance(module, IntegerNorm):
+        return module.scale.numel() + module.bias.numel()
     if isinstance(module, IntegerLayer | IntegerActivation):
         return 0
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import logging
 import warnings
@@ -15,6 +16,7 @@ import onnx_ir as ir
 import onnxsim
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from qdeploy.artifact.seal import seal
 from qdeploy.artifact.storage import fits_one_file, write
@@ -26,6 +28,7 @@ from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.targets import find_target
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.trace import Inputs, as_inputs
 
 OPSET = 21
 IR_VERSION = 10
@@ -34,7 +37,7 @@ IR_VERSION = 10
 def export(
     prepared_or_converted: nn.Module,
     path: str | Path,
-    example_input: Tensor,
+    example_input: Inputs,
     packing: bool = True,
     metadata: Mapping[str, str] | None = None,
     *,
@@ -44,8 +47,10 @@ def export(
     """Writes a network as ONNX, opset 21 and IR 10, with a dynamic batch dimension.
 
     Takes what `prepare` or `convert` returned, or a plain float network. packing=False leaves
-    the codes as int8. The input is called "input", the output "logits". The file is written
-    whole or not at all, with weights beside it if it is larger than protobuf's 2 GiB.
+    the codes as int8. The input is called "input", the output "logits"; several inputs (a tuple
+    `example_input`) are called as the arguments of forward, several outputs by their keys or
+    numbers. The file is written whole or not at all, with weights beside it if it is larger than
+    protobuf's 2 GiB.
 
     target       a key of TARGETS: the runtime that the file is for
     uint8_input  mean and std per channel, of pixels scaled to 0..1: the file then takes uint8
@@ -64,12 +69,16 @@ def export(
 
 def to_onnx(
     network: nn.Module,
-    example_input: Tensor,
-    outputs: Sequence[str] = ("logits",),
+    example_input: Inputs,
+    outputs: Sequence[str] | None = None,
     target: str = "cpu",
 ) -> ir.Model:
-    """The exported, simplified and cleaned graph for a target, int8 codes not yet packed."""
-    traced = _exported(network.eval().cpu(), example_input.cpu(), outputs)
+    """The exported, simplified and cleaned graph for a target, int8 codes not yet packed.
+
+    outputs   their names in the file; as `export` says by default
+    """
+    network, inputs = network.eval().cpu(), tuple(x.cpu() for x in as_inputs(example_input))
+    traced = _exported(network, inputs, outputs or output_names(network, inputs))
     passes.layer_names(traced)
     exported = _simplified(traced)
     find_target(target).rewrite(exported)
@@ -95,22 +104,35 @@ def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onn
     return proto
 
 
-def _exported(network: nn.Module, example_input: Tensor, outputs: Sequence[str]) -> ir.Model:
+def input_names(network: nn.Module, count: int) -> list[str]:
+    """ "input", or the names that forward gives to several."""
+    names = list(inspect.signature(network.forward).parameters)[:count]
+    return ["input"] if count == 1 else names
+
+
+def output_names(network: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
+    """ "logits", or of several outputs their keys, or "output_0" and so on."""
+    with torch.inference_mode():
+        paths = [path for path, _ in pytree.tree_leaves_with_path(network(*inputs))]
+    if len(paths) == 1 and not paths[0]:
+        return ["logits"]
+    keys = ["_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path in paths]
+    return [f"output_{key}" if key[0].isdigit() else key for key in keys]
+
+
+def _exported(network: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[str]) -> ir.Model:
     # A batch of one would be taken for a constant.
-    example = (
-        example_input
-        if len(example_input) > 1
-        else example_input.repeat(2, *[1] * (example_input.ndim - 1))
-    )
+    inputs = tuple(x if len(x) > 1 else torch.cat([x, x]) for x in inputs)
+    batch = torch.export.Dim("batch")
     with _quiet():
         try:
             program = torch.onnx.export(
                 network,
-                (example,),
+                tuple(inputs),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["input"],
+                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                input_names=input_names(network, len(inputs)),
                 output_names=list(outputs),
                 custom_translation_table=TRANSLATIONS,
                 verbose=False,

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from qdeploy.deploy.packing import Initialisers
 
+UINT8 = ir.DataType.UINT8
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
@@ -111,6 +112,11 @@ def _scalars(node: ir.Node) -> list[float]:
     return [constant.numpy().item() for constant in constants if constant.size == 1]
 
 
+def _producer(node: ir.Node) -> ir.Node | None:
+    """The operator that makes the first input."""
+    return node.inputs[0].producer() if node.inputs[0] is not None else None
+
+
 def _set_bounds(clip: ir.Node, codes: tuple[int, int], initialisers: Initialisers) -> None:
     clip.resize_inputs(3)
     for index, code in enumerate(codes, start=1):
@@ -135,6 +141,99 @@ def _inserted(op_type: str, source: ir.Value, graph: ir.Graph) -> ir.Node:
     node.replace_input_with(0, source)
     graph.insert_after(source.producer(), node)  # type: ignore[arg-type]
     return node
+
+
+def scales_into_quantizers(model: ir.Model) -> None:
+    """A product with a positive number in front of a quantizer divides the quantizer's scale."""
+    initialisers = Initialisers(model.graph)
+    for node in list(model.graph):
+        quantizer = _only_reader(node.outputs[0], "QuantizeLinear")
+        if node.op_type not in ("Mul", "Div") or quantizer is None:
+            continue
+        x, number = node.inputs
+        if node.op_type == "Mul" and _number(x) is not None:
+            x, number = number, x
+        factor = _number(number)
+        if factor is None or factor <= 0 or len(_scalars(quantizer)) != 2:
+            continue
+        scale = _scalars(quantizer)[0]
+        scale = scale / factor if node.op_type == "Mul" else scale * factor
+        quantizer.replace_input_with(0, x)
+        quantizer.replace_input_with(1, initialisers.constant(np.float32(scale)))
+        model.graph.remove(node, safe=True)
+
+
+def _number(value: ir.Value | None) -> float | None:
+    constant = value.const_value if value is not None else None
+    return float(constant.numpy().item()) if constant is not None and constant.size == 1 else None
+
+
+def gates_on_integers(model: ir.Model) -> None:
+    """The gate of a hardswish, clamp(x / 6 + 1/2, 0, 1), becomes a Clip of the codes of x.
+
+    Read on their own scale / 6 and from their own zero, the clipped codes are the gate: with
+    k = 3 / scale a whole number, (code - (zero - k)) * scale / 6 = x / 6 + 1/2.
+    """
+    initialisers = Initialisers(model.graph)
+    for node in list(model.graph):
+        source = _producer(node) if node.op_type == "HardSigmoid" else None
+        if source is None or source.op_type != "DequantizeLinear" or len(_scalars(source)) != 2:
+            continue
+        scale, zero = _scalars(source)
+        steps = round(3 / scale)
+        if abs(3 / scale - steps) > 1e-3 or zero < steps or source.inputs[2].dtype != UINT8:  # type: ignore[union-attr]
+            continue
+        first, last = int(zero) - steps, min(int(zero) + steps, 255)
+        clip = ir.node("Clip", [source.inputs[0]])
+        _set_bounds(clip, (first, last), initialisers)
+        clip.outputs[0].type, clip.outputs[0].shape = source.inputs[0].type, node.outputs[0].shape  # type: ignore[union-attr]
+        sixth = initialisers.constant(np.float32(scale / 6))
+        gate = ir.node(
+            "DequantizeLinear", [clip.outputs[0], sixth, initialisers.constant(np.uint8(first))]
+        )
+        ir.convenience.replace_nodes_and_values(
+            model.graph, node, [node], [clip, gate], node.outputs, gate.outputs
+        )
+
+
+def quantizers_before_squares(model: ir.Model) -> None:
+    """Rounds before DepthToSpace, which then moves codes: a Conv needs its quantizer right behind it."""
+    for node in list(model.graph):
+        quantizer = _only_reader(node.outputs[0], "QuantizeLinear")
+        if node.op_type != "DepthToSpace" or quantizer is None:
+            continue
+        codes = ir.node("QuantizeLinear", [node.inputs[0], *quantizer.inputs[1:]])
+        moved = ir.node("DepthToSpace", [codes.outputs[0]], node.attributes)
+        moved.outputs[0].type = quantizer.outputs[0].type
+        ir.convenience.replace_nodes_and_values(
+            model.graph, quantizer, [node, quantizer], [codes, moved], quantizer.outputs, moved.outputs
+        )  # fmt: skip
+
+
+def pads_on_integers(model: ir.Model) -> None:
+    """Padding between integer tensors pads the codes; 0 is the code of the zero point."""
+    for node in list(model.graph):
+        source = _producer(node) if node.op_type == "Pad" else None
+        quantizer = _only_reader(node.outputs[0], "QuantizeLinear")
+        if source is None or source.op_type != "DequantizeLinear" or quantizer is None:
+            continue
+        if not _pads_codes(node) or _scalars(quantizer) != _scalars(source):
+            continue
+        codes, _, zero = source.inputs
+        padded = ir.node("Pad", [codes, node.inputs[1], zero, *node.inputs[3:]], node.attributes)
+        padded.outputs[0].type, padded.outputs[0].shape = codes.type, node.outputs[0].shape  # type: ignore[union-attr]
+        ir.convenience.replace_nodes_and_values(
+            model.graph, quantizer, [node, quantizer], [padded], quantizer.outputs, padded.outputs
+        )
+        if not source.outputs[0].uses():
+            model.graph.remove(source, safe=True)
+
+
+def _pads_codes(node: ir.Node) -> bool:
+    """True for padding by 0 or by values of the tensor itself."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    by_constant = node.attributes.get_string("mode", "constant") == "constant"
+    return not by_constant or value is None or _number(value) == 0
 
 
 def unfold_float_weights(model: ir.Model) -> None:
@@ -283,7 +382,11 @@ def drop_default_attributes(model: ir.Model) -> None:
 Pass = Callable[[ir.Model], None]
 BEFORE_PACKING: tuple[Pass, ...] = (
     global_average_pools,
+    scales_into_quantizers,
     clip_on_integers,
+    gates_on_integers,
+    pads_on_integers,
+    quantizers_before_squares,
     unfold_float_weights,
     guard_float_layers,
     share_initialisers,

@@ -14,6 +14,7 @@ from qdeploy.layers.fake_quantize import (
     affine_range,
     fake_quantize,
     fake_sign,
+    gate_range,
     sign_of,
     symmetric_range,
 )
@@ -174,3 +175,10 @@ class MovingRange(ActivationQuantizer):
             f"bits={self.bits}, symmetric={self.symmetric}, grid={self.grid}, "
             f"decay={self.decay}, quant_delay={self.quant_delay}"
         )
+
+
+class GateRange(MovingRange):
+    """The range of what a hardswish reads: -3 and 3 are on the grid, so that its gate is a clamp of codes."""
+
+    def qparams(self) -> tuple[Tensor, Tensor]:
+        return gate_range(*super().qparams(), self.grid.lowest, self.grid.highest)

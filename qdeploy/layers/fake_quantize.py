@@ -93,6 +93,19 @@ def affine_range(
     return scale, zero
 
 
+def gate_range(
+    scale: Tensor, zero: Tensor, low: int, high: int, bound: float = 3.0
+) -> tuple[Tensor, Tensor]:
+    """The range widened so that -bound and bound lie on the grid and -bound inside of it.
+
+    There clamp(x / 6 + 1/2, 0, 1), the gate of hardswish, is a clamp of the same codes.
+    """
+    below, above = ((zero - low) * scale).clamp(min=bound), (high - zero) * scale
+    steps = torch.floor(bound * (high - low) / (below + above)).clamp(min=1)
+    scale = bound / steps
+    return scale, torch.round(low + below / scale).clamp(low, high)
+
+
 def symmetric_range(magnitude: Tensor, low: int, high: int) -> Tensor:
     """Scale of the range -magnitude..magnitude on low..high; the zero point is fixed."""
     tiny = torch.finfo(torch.float32).tiny * (high - low)

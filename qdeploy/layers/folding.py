@@ -21,13 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qdeploy.layers.channel_affine import ChannelAffine
 from qdeploy.layers.norm import batch_moments, over_channels
 
 if TYPE_CHECKING:
     from qdeploy.layers.quantized import QuantizedLayer
 
 Fold = Literal["none", "one-conv", "two-conv"]
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | ChannelAffine
 
 
 def deviation(norm: BatchNorm) -> Tensor:

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from pydantic import Field, PositiveInt
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qdeploy import processes
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.folding import BatchNorm
-from qdeploy.layers.product import Convolution, MatrixProduct, PlainProduct
+from qdeploy.layers.product import Convolution, MatrixProduct, PlainProduct, TransposedLayer
 from qdeploy.layers.range_norm import RangeConstant, range_norm
 from qdeploy.layers.uniform import UniformWeight
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
@@ -42,6 +42,9 @@ class Int8TrainingOptions(Options):
     chunks: PositiveInt = 16
     grad_bits: int = Field(default=8, ge=2, le=16)
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
+
+    def covers(self, layer: nn.Module) -> bool:
+        return not isinstance(layer, TransposedLayer)
 
 
 def round_at_random(values: Tensor, bits: int) -> Tensor:
@@ -140,7 +143,7 @@ class BifurcatedProduct:
 
 def padded(x: Tensor, plain: PlainProduct) -> tuple[Tensor, PlainProduct]:
     """x with the border that a convolution cannot add by numbers of zeros, and the rest of it."""
-    if isinstance(plain, MatrixProduct):
+    if not isinstance(plain, Convolution):
         return x, plain
     if plain.padding_mode == "zeros" and not isinstance(plain.padding, str):
         return x, plain

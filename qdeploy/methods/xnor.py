@@ -23,7 +23,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import ActivationQuantizer, SignActivation
 from qdeploy.layers.fake_quantize import fake_sign, sign_of
-from qdeploy.layers.product import MatrixProduct, PlainProduct, Product
+from qdeploy.layers.product import MatrixProduct, PlainProduct, Product, TransposedLayer
 from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
@@ -43,6 +43,9 @@ class XnorOptions(Options):
 
     gradient: Gradient = "paper"
     k_map: bool = False
+
+    def covers(self, layer: nn.Module) -> bool:
+        return not isinstance(layer, TransposedLayer)
 
 
 class XnorWeight(WeightQuantizer):

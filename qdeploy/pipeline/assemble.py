@@ -99,6 +99,7 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
         quantize.layers,
         first_last_float=quantize.first_last_float,
         equalize=quantize.equalize,
+        leaves=quantize.leaves,
         **quantize.options,
     )
 

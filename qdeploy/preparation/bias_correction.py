@@ -23,7 +23,7 @@ from qdeploy.layers.uniform import UniformWeight
 Moments = dict[str, list[tuple[Tensor, Tensor]]]
 
 
-def float_moments(prepared: nn.Module, batches: Sequence[Tensor]) -> Moments:
+def float_moments(prepared: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> Moments:
     """Mean and deviation of what each layer that has a bias gives in float.
 
     Errors: QdeployError for a layer whose method trains something other than the weight.
@@ -46,8 +46,8 @@ def float_moments(prepared: nn.Module, batches: Sequence[Tensor]) -> Moments:
         moments.setdefault(name, []).append(moments_of(y))
 
     with each_output(network, note):
-        for batch in batches:
-            network(batch)
+        for inputs in batches:
+            network(*inputs)
     return moments
 
 
@@ -62,7 +62,9 @@ class FloatWeight(nn.Module):
         return self.quantizer.scaled_latent(gain)
 
 
-def restore_moments(prepared: nn.Module, batches: Sequence[Tensor], wanted: Moments) -> None:
+def restore_moments(
+    prepared: nn.Module, batches: Sequence[tuple[Tensor, ...]], wanted: Moments
+) -> None:
     """Moves, in evaluation mode, the bias of each layer by what its mean output is off.
 
     A BatchNorm's gain is multiplied by what the deviation is off as well: rounded weights, and
@@ -84,8 +86,8 @@ def restore_moments(prepared: nn.Module, batches: Sequence[Tensor], wanted: Mome
         return factor * y + shift
 
     with each_output(prepared, correct):
-        for batch in batches:
-            prepared(batch)
+        for inputs in batches:
+            prepared(*inputs)
     for name, found in corrections.items():
         factors, shifts = zip(*found, strict=True)
         change_output(layers[name], torch.stack(factors).mean(0), torch.stack(shifts).mean(0))

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.preparation.bias_correction import float_moments, restore_moments
+from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.ranges import MEAN, check_ranges, measured
 
 
@@ -31,7 +32,7 @@ def calibrate(
     Those are the weights of evaluation mode: a hard 1-bit weight is tens of times larger than the
     soft weight it was trained as, and statistics of the one are wrong for the other. Changes
     buffers, steps that are yet to be learned and, to correct biases, biases. Each batch is
-    [N, C, H, W], or a tuple that starts with it.
+    [N, C, H, W], or a tuple that starts with what forward takes.
 
     ranges        "mean" of the batches' extremes, as in training; of all values seen "minmax",
                   "percentile", "mse" or "entropy" (see ranges.py). A range that a method sets or
@@ -41,32 +42,36 @@ def calibrate(
     correct_bias  makes each layer's mean output, and its deviation if it has a norm, what it was
                   in float (see bias_correction.py); all batches are kept in memory
 
-    Errors: QdeployError if `batches` is empty or one tensor, a range is not known, a value is not finite, or
-    biases are to be corrected after a method without float weights.
+    Errors: QdeployError if `batches` is empty or one tensor, a range is not known, a value is not
+    finite, or biases are to be corrected after a method without float weights.
     """
     check_ranges(ranges, percentile)
     if isinstance(batches, Tensor):
         raise QdeployError("calibrate takes batches, not one tensor: give it a list, [x]")
-    images = started(batch if isinstance(batch, Tensor) else batch[0] for batch in batches)
+    inputs = started(inputs_of(batch, prepared) for batch in batches)
     if not correct_bias:
-        observe(prepared, images, ranges, percentile, batch_norm)
+        observe(prepared, inputs, ranges, percentile, batch_norm)
         return
-    images = list(images)
-    wanted = float_moments(prepared, images)
-    observe(prepared, images, ranges, percentile, batch_norm)
+    inputs = list(inputs)
+    wanted = float_moments(prepared, inputs)
+    observe(prepared, inputs, ranges, percentile, batch_norm)
     with evaluation_mode(prepared):
-        restore_moments(prepared, images, wanted)
+        restore_moments(prepared, inputs, wanted)
 
 
 def observe(
-    prepared: nn.Module, images: Iterable[Tensor], ranges: str, percentile: float, batch_norm: bool
+    prepared: nn.Module,
+    batches: Iterable[tuple[Tensor, ...]],
+    ranges: str,
+    percentile: float,
+    batch_norm: bool,
 ) -> None:
     with calibration_mode(prepared, batch_norm), measured(prepared, ranges, percentile):
-        for batch in images:
-            prepared(batch)
+        for inputs in batches:
+            prepared(*inputs)
 
 
-def started(batches: Iterable[Tensor]) -> Iterable[Tensor]:
+def started(batches: Iterable[tuple[Tensor, ...]]) -> Iterable[tuple[Tensor, ...]]:
     """The same batches. Errors: QdeployError if there is none."""
     remaining = iter(batches)
     try:
@@ -74,6 +79,12 @@ def started(batches: Iterable[Tensor]) -> Iterable[Tensor]:
     except StopIteration:
         raise QdeployError("calibrate was given no batches; give it at least one") from None
     return itertools.chain([first], remaining)
+
+
+def inputs_of(batch: Tensor | tuple[Tensor, ...], prepared: nn.Module) -> tuple[Tensor, ...]:
+    """As many tensors as forward takes; labels may follow them."""
+    arguments = prepared.arguments if isinstance(prepared, PreparedNetwork) else 1
+    return (batch,) if isinstance(batch, Tensor) else tuple(batch[:arguments])
 
 
 @contextmanager

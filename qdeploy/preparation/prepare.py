@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from qdeploy.errors import QdeployError
-from qdeploy.layers.activation import ActivationQuantizer
-from qdeploy.layers.product import product_of
+from qdeploy.layers.activation import ActivationQuantizer, GateRange
+from qdeploy.layers.channel_affine import ChannelAffine
+from qdeploy.layers.product import product_of, weight_of
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.methods import ActivationSite, WeightSite
-from qdeploy.preparation import placement
+from qdeploy.preparation import placement, rewrites
+from qdeploy.preparation.attention import open_fused_attention, with_open_attention
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.settings import (
@@ -24,12 +25,19 @@ from qdeploy.preparation.settings import (
     layer_settings,
     settings_by_layer,
 )
-from qdeploy.preparation.trace import called_module, shape_of, trace
+from qdeploy.preparation.trace import (
+    Inputs,
+    annotate_shapes,
+    as_inputs,
+    called_module,
+    shape_of,
+    trace,
+)
 
 
 def prepare(
     model: nn.Module,
-    example_input: Tensor,
+    example_input: Inputs,
     method: str,
     weight_bits: int = 8,
     act_bits: int | str | None = 8,
@@ -37,6 +45,7 @@ def prepare(
     *,
     first_last_float: bool = False,
     equalize: bool = False,
+    leaves: Sequence[str] = (),
     **options: Any,
 ) -> PreparedNetwork:
     """A copy of `model` in which Conv and Linear layers train quantized.
@@ -44,12 +53,14 @@ def prepare(
     Keeps trained weights and BatchNorm statistics. Joins each Conv or Linear with the BatchNorm
     behind it, and quantizes activations where integer kernels need it (see placement.py).
 
-    example_input     one batch, [N, C, H, W] as a rule
+    example_input     one batch, [N, C, H, W] as a rule; a tuple if forward takes several tensors
     method            see `qdeploy methods`
     act_bits          "float" or None: activations stay float. The image is always read at 8 bits.
     layers            {glob of layer names: "float" or {method, weight_bits, act_bits, options}}
     first_last_float  leaves the first and the last Conv or Linear in float
     equalize          first gives the channels of a tensor one size (see equalize.py)
+    leaves            globs of modules to keep whole and in float, such as those that torch.fx
+                      cannot trace
     options           the method's own
 
     Errors: QdeployError for unknown methods, bits, options and globs, for networks that torch.fx
@@ -59,26 +70,38 @@ def prepare(
         raise QdeployError("this network is prepared already; give prepare the float network")
     bits = None if act_bits == FLOAT else act_bits
     default = layer_settings(method, weight_bits, bits, options)  # type: ignore[arg-type]
-    network = trace(model, example_input)
+    network = rewritten(trace(with_open_attention(model), example_input, leaves), example_input)
     names = weight_layers(network)
     if not names:
         raise QdeployError(f"{type(model).__name__} has no Conv or Linear layer to quantize")
     settings = settings_by_layer(names, default, layers or {}, first_last_float)
     if equalize:
         equalize_channels(network)
-    placement.rectifiers_first(network)
     quantize_weights(network, settings)
     replace_norms(network, default)
-    quantize_activations(network, settings, default)
+    everything = settings | dict.fromkeys(other_products(network))
+    quantize_activations(network, everything, default)
     network.graph.lint()
     network.recompile()
-    everything = settings | dict.fromkeys(other_products(network))
     return PreparedNetwork(network, everything).train(model.training)
 
 
-WEIGHT_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
-FUNCTIONAL_PRODUCTS = {F.conv1d, F.conv2d, F.conv3d, F.linear, torch.matmul}
+def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
+    """The traced network with the same values, written so that more of it can be quantized."""
+    rewrites.functional_layers(network)
+    open_fused_attention(network)
+    rewrites.open_gates(network)
+    rewrites.explicit_padding(network)
+    rewrites.scalars_last(network)
+    annotate_shapes(network, as_inputs(example_input))
+    rewrites.channel_affines(network)
+    placement.rectifiers_first(network)
+    return network
+
+
+WEIGHT_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, ChannelAffine)
+FUNCTIONAL_PRODUCTS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
 
 
 def weight_layers(network: fx.GraphModule) -> dict[str, nn.Module]:
@@ -88,11 +111,13 @@ def weight_layers(network: fx.GraphModule) -> dict[str, nn.Module]:
 
 
 def other_products(network: fx.GraphModule) -> list[str]:
-    """Products that stay float because their weight is not a layer's of WEIGHT_LAYERS."""
+    """Products that stay float: layers outside WEIGHT_LAYERS, modules kept whole, functions."""
     found = []
     for node in network.graph.nodes:
         module = called_module(node, network)
-        if isinstance(module, placement.FLOAT_LAYERS) and type(module) not in WEIGHT_LAYERS:
+        inner = () if module is None or isinstance(module, QuantizedLayer) else module.modules()
+        products = [part for part in inner if isinstance(part, placement.FLOAT_LAYERS)]
+        if products and type(module) not in WEIGHT_LAYERS:
             found.append(str(node.target))
         elif node.target in FUNCTIONAL_PRODUCTS:
             found.append(f"{node.name} (functional)")
@@ -130,17 +155,18 @@ def following_norm(
     norm, layer = called_module(reader, network), called_module(layer_calls[0], network)
     if not isinstance(norm, NORMS) or len(calls[str(reader.target)]) != 1:
         return None
-    over_outputs = not isinstance(layer, nn.Linear) or len(shape_of(layer_calls[0])) == 2
+    flat = not isinstance(layer, nn.Linear) or len(shape_of(layer_calls[0])) == 2
+    over_outputs = flat or isinstance(norm, ChannelAffine)
     return reader if norm.track_running_stats and over_outputs else None
 
 
 def quantized_layer(layer: Any, norm: Any, chosen: LayerSettings) -> QuantizedLayer:
     """A Conv or Linear, and the BatchNorm behind it or None, as the method trains them."""
     method, options = chosen.method, chosen.options
-    site = WeightSite(layer.weight, normalized=norm is not None)
+    site = WeightSite(weight_of(layer), normalized=norm is not None)
     return QuantizedLayer(
         layer,
-        None if norm is None else method.norm(norm, options),
+        norm if norm is None or isinstance(norm, ChannelAffine) else method.norm(norm, options),
         method.weight(site, chosen.weight_bits, options),
         options.fold_mode,
         options.freeze_bn_steps,
@@ -152,7 +178,7 @@ def replace_norms(network: fx.GraphModule, default: LayerSettings) -> None:
     """Gives the method's norm to each BatchNorm that no quantized layer has taken in."""
     called = {str(n.target): called_module(n, network) for n in network.graph.nodes}
     for name, norm in called.items():
-        if isinstance(norm, NORMS) and norm.track_running_stats:
+        if isinstance(norm, NORMS[:2]) and norm.track_running_stats:
             network.set_submodule(name, default.method.norm(norm, default.options))
 
 
@@ -186,6 +212,10 @@ def quantize_tensor(
 ) -> None:
     """layers: those of its readers that are quantized; chosen: the settings that they go by."""
     name = f"activations.{tensor.producers[0].name}"
+    if placement.is_gated(tensor):
+        bits = max(8, chosen.act_bits or 8)
+        quantize_after(tensor.producers, name, GateRange(bits), network)
+        return
     if layers and not tensor.is_input:
         narrow = layer_activation(layers, site, chosen)
         if len(layers) == len(tensor.readers) or can_carry(chosen):

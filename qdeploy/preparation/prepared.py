@@ -30,6 +30,11 @@ class PreparedNetwork(nn.Module):
         output: Tensor = self.network(*inputs)
         return output
 
+    @property
+    def arguments(self) -> int:
+        """How many tensors forward takes."""
+        return sum(node.op == "placeholder" for node in self.network.graph.nodes)
+
     def set_progress(self, epoch: int, epochs: int) -> None:
         """Moves every schedule to `epoch` (from 0) of `epochs`; call it before each epoch."""
         for quantizer in self._weight_quantizers():

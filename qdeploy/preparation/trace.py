@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
 import traceback
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
+from torch.utils import _pytree as pytree
 
 from qdeploy.errors import QdeployError
+from qdeploy.preparation.tracer import NetworkTracer, SizedTracer, TrainingOnly
 
+Inputs = Tensor | Sequence[Tensor]
 TORCH = Path(torch.__file__).parent
 WAYS_OUT = (
-    "Ways out: move what depends on values or shapes out of forward; mark a function with "
-    "torch.fx.wrap; or quantize the part of the network that can be traced."
+    "Ways out: name the module that does it in `leaves`, which keeps it whole and in float; move "
+    "what depends on values out of forward; or mark a function with torch.fx.wrap."
 )
 # Functional dropouts, and the modules that stand for them.
 DROPOUTS: dict[Any, type[nn.Module]] = {
@@ -26,23 +32,42 @@ DROPOUTS: dict[Any, type[nn.Module]] = {
 }  # fmt: skip
 
 
-def trace(model: nn.Module, example_input: Tensor) -> fx.GraphModule:
+def trace(model: nn.Module, example_input: Inputs, leaves: Iterable[str] = ()) -> fx.GraphModule:
     """A traced copy of the model, each node with its shape in `meta`.
 
-    Errors: QdeployError naming the line of the model that cannot be traced, or saying that the
-    model does not take the example input.
+    The graph is that of evaluation. Dropout and modules that do nothing in evaluation, such as
+    stochastic depth, stay in it and work in training; for the rest of what only training does,
+    there is a warning.
+
+    leaves   globs of the names of modules that are kept whole
+
+    Errors: QdeployError naming the line of the model that cannot be traced, the layer that does
+    not take the example input, or what gives another value at every call.
     """
-    check_input(copy.deepcopy(model), example_input)
-    network = traced(copy.deepcopy(model).train())
-    check_modes(network, traced(copy.deepcopy(model).eval()))
-    annotate_shapes(network, example_input)
+    inputs = as_inputs(example_input)
+    check_leaves(model, leaves)
+    check_input(copy.deepcopy(model), inputs)
+    training, evaluation = copy.deepcopy(model), copy.deepcopy(model).eval()
+    for copied in (training, evaluation):
+        keep_training_only(copied)
+    network = traced(evaluation, inputs, leaves)
+    check_modes(training.train(), network, inputs, leaves)
+    annotate_shapes(network, inputs)
+    check_repeatable(network, inputs)
     return network.train(model.training)
 
 
-def traced(model: nn.Module) -> fx.GraphModule:
+def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
+    """One tensor for each argument of forward."""
+    return (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+
+
+def traced(
+    model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str] = ()
+) -> fx.GraphModule:
     """The graph of the model in the mode that it is in."""
     try:
-        graph = fx.Tracer().trace(model)
+        graph = graph_of(model, inputs, leaves)
     except Exception as error:
         raise QdeployError(
             f"torch.fx cannot trace {type(model).__name__}: {error}{_place(error)}. {WAYS_OUT}"
@@ -52,37 +77,138 @@ def traced(model: nn.Module) -> fx.GraphModule:
     return network
 
 
-def check_modes(training: fx.GraphModule, evaluation: fx.GraphModule) -> None:
-    """A graph has one mode. Errors: QdeployError if forward asks which mode the model is in."""
-    nodes = zip(training.graph.nodes, evaluation.graph.nodes, strict=False)
-    for node, other in nodes:
-        if node.format_node() != other.format_node():
+def graph_of(model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str]) -> fx.Graph:
+    """Traced without sizes, or with those of the inputs where forward computes with sizes."""
+    try:
+        return NetworkTracer(leaves).trace(model)
+    except Exception:
+        return SizedTracer(leaves, inputs).trace(model)
+
+
+def check_leaves(model: nn.Module, leaves: Iterable[str]) -> None:
+    names = [name for name, _ in model.named_modules() if name]
+    for glob in leaves:
+        if not fnmatch.filter(names, glob):
             raise QdeployError(
-                f"forward does something else in training ({node.format_node()}) than in evaluation "
-                f"({other.format_node()}), and a traced network has one forward for both. Put what "
-                "differs into a module of torch.nn, such as BatchNorm or Dropout, or set the model "
-                "to its evaluation form"
+                f"leaves: {glob!r} matches no module; the network's modules are {', '.join(names)}"
             )
 
 
-def check_input(model: nn.Module, example_input: Tensor) -> None:
-    """Runs the model once in evaluation mode."""
+def keep_training_only(model: nn.Module) -> None:
+    """Wraps each module of the user's that gives its input back in evaluation."""
+    for name, module in list(model.named_modules()):
+        if name and does_nothing_in_evaluation(module):
+            model.set_submodule(name, TrainingOnly(module))
+
+
+def does_nothing_in_evaluation(module: nn.Module) -> bool:
+    own = type(module).__module__.startswith("torch.nn")
+    if own or any(True for _ in module.parameters()) or any(True for _ in module.children()):
+        return False
+    try:
+        graph = fx.Tracer().trace(copy.deepcopy(module).eval())
+    except Exception:
+        return False
+    first, *between, last = graph.nodes
+    return first.op == "placeholder" and not between and last.args == (first,)
+
+
+def check_modes(
+    model: nn.Module, evaluation: fx.GraphModule, inputs: Sequence[Tensor], leaves: Iterable[str]
+) -> None:
+    """Warns of what forward does in training alone: a graph has one mode.
+
+    Errors: QdeployError for a functional BatchNorm that only training updates.
+    """
+    try:
+        training = traced(model, inputs, leaves)
+    except QdeployError as error:
+        warnings.warn(
+            f"the network does in training what it does in evaluation: {error}", stacklevel=4
+        )
+        return
+    if any(node.target is F.batch_norm for node in training.graph.nodes):
+        raise QdeployError(
+            "forward calls F.batch_norm, whose mode and statistics a traced network would freeze; "
+            "use nn.BatchNorm1d or nn.BatchNorm2d"
+        )
+    evaluated = {str(node.target) for node in evaluation.graph.nodes}
+    targets = [node for node in training.graph.nodes if str(node.target) not in evaluated]
+    if targets:
+        warnings.warn(
+            f"in training, forward also runs {', '.join(_label(node) for node in targets)}; the "
+            "prepared network leaves it out and does in training what it does in evaluation",
+            stacklevel=4,
+        )
+
+
+def _label(node: fx.Node) -> str:
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def check_input(model: nn.Module, inputs: Sequence[Tensor]) -> None:
+    """Runs the model once in evaluation mode. Errors: QdeployError naming the layer that fails."""
+    running: list[str] = []
+    for name, module in model.named_modules():
+        module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
+        module.register_forward_hook(lambda *_: running.pop() and None)
     try:
         with torch.no_grad():
-            model.eval()(example_input)
+            model.eval()(*inputs)
     except Exception as error:
+        shapes = " and ".join(str(list(x.shape)) for x in inputs)
+        where = f" in {running[-1]}" if running and running[-1] else ""
         raise QdeployError(
-            f"{type(model).__name__} cannot take an input of shape "
-            f"{list(example_input.shape)}: {error}"
+            f"{type(model).__name__} cannot take an input of shape {shapes}{where}: {error}"
         ) from error
 
 
+def check_repeatable(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
+    """Leaves the network in evaluation mode.
+
+    Errors: QdeployError naming the first value that two runs disagree on.
+    """
+    with torch.no_grad():
+        if _equal(network.eval()(*inputs), network(*inputs)):
+            return
+    first, second = Values(network), Values(network)
+    first.run(*inputs)
+    second.run(*inputs)
+    for node, value in first.values.items():
+        if not _equal(value, second.values[node]):
+            raise QdeployError(
+                f"{_label(node)} gives another value at every call, also in evaluation: a network "
+                "that draws random numbers there cannot be exported; make it depend on self.training"
+            )
+
+
+class Values(fx.Interpreter):
+    """Runs a graph and keeps the value of every node."""
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__(network, garbage_collect_values=False)
+        self.values: dict[fx.Node, Any] = {}
+
+    @torch.no_grad()
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.values[n] = pytree.tree_map_only(Tensor, torch.clone, value)
+        return value
+
+
+def _equal(first: Any, second: Any) -> bool:
+    pairs = zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=True)
+    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor)]
+    return all(torch.allclose(a, b, rtol=1e-4, equal_nan=True) for a, b in tensors)
+
+
 def _place(error: Exception) -> str:
-    """' (file, line: code)' of the innermost frame outside torch."""
+    """' (file, line: code)' of the innermost frame outside torch and the tracer."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)
-        if not Path(frame.filename).is_relative_to(TORCH) and frame.filename != __file__
+        if not Path(frame.filename).is_relative_to(TORCH)
+        and Path(frame.filename).parent != Path(__file__).parent
     ]
     if not frames:
         return ""
@@ -103,11 +229,11 @@ def dropout_as_module(network: fx.GraphModule) -> None:
     network.recompile()
 
 
-def annotate_shapes(network: fx.GraphModule, example_input: Tensor) -> None:
+def annotate_shapes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     """Fills node.meta["tensor_meta"] by one run in evaluation mode."""
     was_training = network.training
     with torch.no_grad():
-        ShapeProp(network.eval()).propagate(example_input)
+        ShapeProp(network.eval()).propagate(*inputs)
     network.train(was_training)
 
 
@@ -128,6 +254,11 @@ def is_tuple(node: fx.Node) -> bool:
     """True for nodes that give several tensors: chunk, split, unbind."""
     meta = node.meta.get("tensor_meta")
     return isinstance(meta, tuple) and not isinstance(meta, TensorMetadata)
+
+
+def is_silent(module: nn.Module | None) -> bool:
+    """True for modules that evaluation leaves out."""
+    return isinstance(module, (TrainingOnly, nn.Identity, *DROPOUTS.values()))
 
 
 def called_module(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:

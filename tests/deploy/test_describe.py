@@ -49,7 +49,7 @@ def test_levels_are_those_of_the_grid_not_the_spread_ones():
 
 def test_float_layers_count_four_bytes_a_value():
     network = nn.Sequential(conv(), nn.ReLU(), nn.ConvTranspose2d(6, 4, 2), nn.BatchNorm2d(4))
-    converted, layers = described(network)
+    converted, layers = described(network, layers={"2": "float"})
     assert layers["2"].weight_bits is None
     assert layers["2"].weights == 6 * 4 * 4 + 4
     assert layers["2"].weight_bytes == layers["2"].bound_bytes == 4 * 100

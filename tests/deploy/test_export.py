@@ -59,7 +59,9 @@ def test_the_file_computes_what_training_evaluates(name, settings):
     assert np.abs(found - integer).max() < 0.02 * spread(integer)
     trained = outputs(file.prepared, x)
     few_steps = min(SETTINGS[settings][1:3]) < 8 and "slb" not in settings
-    assert np.abs(found - trained).max() < (0.6 if few_steps else 0.03) * spread(trained)
+    # Where rounding comes last, one value on a tie moves an output by a whole step.
+    steps = 0.1 if name in ("hard_swish", "up_and_down") else 0.03
+    assert np.abs(found - trained).max() < (0.6 if few_steps else steps) * spread(trained)
     assert (found.argmax(1) == trained.argmax(1)).mean() >= (0.9 if few_steps else 0.95)
 
 
@@ -133,7 +135,7 @@ def test_onnx_runtime_makes_integer_kernels_of_it(name, settings, tmp_path):
 def test_layers_beside_float_operators_are_integer_too(name, tmp_path):
     found = operators(optimized(exported(name, "simqat w8a8").packed, tmp_path))
     assert found["QLinearConv"] == {
-        "pre_activation": 3, "squeeze_excite": 4, "hard_swish": 2, "up_and_down": 1,
+        "pre_activation": 6, "squeeze_excite": 4, "hard_swish": 2, "up_and_down": 3,
     }[name]  # fmt: skip
 
 
@@ -183,7 +185,8 @@ def outlier(weight):
 BESIDE_FLOAT = {
     "conv": (conv(6, 6), "float_layer"),
     "conv and norm": (nn.Sequential(conv(6, 6), nn.BatchNorm2d(6)), "float_layer.0"),
-    "transposed": (nn.ConvTranspose2d(6, 6, 3, padding=1), None),
+    "depthwise": (conv(6, 6, groups=6), "float_layer"),
+    "transposed": (nn.ConvTranspose2d(6, 6, 3, padding=1), "float_layer"),
     "linear": (
         nn.Sequential(nn.Flatten(1), nn.Linear(384, 384), nn.Unflatten(1, (6, 8, 8))),
         "float_layer.1",
@@ -209,8 +212,9 @@ def test_a_float_layer_between_integer_tensors_stays_float(layer, glob, monkeypa
     unguarded = finished(graph, True, {})
     passes.guard_float_layers(graph)
     guarded = finished(graph, True, {})
-    assert np.abs(run(guarded, x) - trained).max() < 0.005 * spread(trained)
-    assert np.abs(run(unguarded, x) - trained).max() > 0.008 * spread(trained)
+    error = np.abs(run(guarded, x) - trained).max()
+    assert error < 0.005 * spread(trained)
+    assert np.abs(run(unguarded, x) - trained).max() > max(2 * error, 0.005 * spread(trained))
 
 
 def test_first_and_last_in_float_are_float_in_the_file(tmp_path):

@@ -277,3 +277,78 @@ def test_attributes_that_repeat_the_default_are_dropped():
         ["pads"],
     ]
     same_values(before, after, atol=0)
+
+
+def quantized(body, scale, zero, output="float[N, C, H, W] y"):
+    """x as codes of `scale` and `zero`, the operators `body` from q to r, and r as codes again."""
+    return graph(
+        f"<float s = {{{scale}}}, uint8 z = {{{zero}}}, float t = {{0.05}}, uint8 w = {{30}},"
+        " float n = {0.3}> {"
+        "c = QuantizeLinear (x, s, z) q = DequantizeLinear (c, s, z) "
+        f"{body} d = QuantizeLinear (r, t, w) y = DequantizeLinear (d, t, w) }}",
+        output,
+    )
+
+
+@pytest.mark.parametrize("product", ["Mul (q, n)", "Mul (n, q)", "Div (q, n)"])
+def test_a_number_that_multiplies_joins_the_quantizer(product):
+    before = quantized(f"r = {product}", 0.02, 100)
+    after = rewritten(before, passes.scales_into_quantizers)
+    assert not {"Mul", "Div"} & set(kinds(after))
+    same_values(before, after, atol=0.0501)
+    assert (np.abs(values(before, plain=True) - values(after, plain=True)) > 1e-6).mean() < 0.01
+
+
+def test_a_negative_number_stays():
+    before = quantized("m = Neg (n) r = Mul (q, m)", 0.02, 100)
+    assert "Mul" in kinds(rewritten(before, passes.scales_into_quantizers))
+
+
+@pytest.mark.parametrize(("scale", "zero", "on_codes"), [
+    (3 / 40, 60, True), (3 / 100, 128, True), (3 / 40.5, 60, False), (3 / 40, 30, False),
+])  # fmt: skip
+def test_the_gate_of_a_hardswish_becomes_a_clip_of_codes_where_3_is_on_the_grid(
+    scale, zero, on_codes
+):
+    body = "g = HardSigmoid <alpha = 0.16666667, beta = 0.5> (q) r = Mul (q, g)"
+    before = quantized(body, scale, zero)
+    after = rewritten(before, passes.gates_on_integers)
+    assert ("Clip" in kinds(after)) == on_codes
+    assert ("HardSigmoid" in kinds(after)) != on_codes
+    same_values(before, after, atol=0.0501)
+    assert (np.abs(values(before, plain=True) - values(after, plain=True)) > 1e-6).mean() < 0.01
+
+
+@pytest.mark.parametrize(("mode", "value", "on_codes"), [
+    ("constant", 0.0, True), ("constant", 1.5, False), ("reflect", 0.0, True), ("edge", 0.0, True),
+])  # fmt: skip
+def test_padding_pads_codes_where_it_makes_no_value_of_its_own(mode, value, on_codes):
+    text = (
+        f"<float s = {{0.05}}, uint8 z = {{30}}, float v = {{{value}}},"
+        " int64[8] p = {0, 0, 1, 2, 0, 0, 3, 1}> {"
+        "c = QuantizeLinear (x, s, z) q = DequantizeLinear (c, s, z) "
+        f'r = Pad <mode = "{mode}"> (q, p, v) '
+        "d = QuantizeLinear (r, s, z) y = DequantizeLinear (d, s, z) }"
+    )
+    before = graph(text, "float[N, C, H, W] y")
+    after = rewritten(before, passes.pads_on_integers)
+    assert kinds(after).count("QuantizeLinear") == (1 if on_codes else 2)
+    same_values(before, after)
+
+
+def test_rounding_moves_before_the_layout_in_squares():
+    text = (
+        "<float s = {0.05}, uint8 z = {30}, float[8, 3, 1, 1] w> {"
+        "k = Conv (x, w) r = DepthToSpace <blocksize = 2, mode = \"CRD\"> (k) "
+        "d = QuantizeLinear (r, s, z) y = DequantizeLinear (d, s, z) }"
+    )  # fmt: skip
+    before = graph(text, "float[N, C, H, W] y")
+    weight = np.random.default_rng(1).normal(size=(8, 3, 1, 1)).astype(np.float32)
+    for initializer in before.graph.initializer:
+        if initializer.name == "w":
+            initializer.CopyFrom(onnx.numpy_helper.from_array(weight, "w"))
+    if not any(i.name == "w" for i in before.graph.initializer):
+        before.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
+    after = rewritten(before, passes.quantizers_before_squares)
+    assert kinds(after) == ["Conv", "QuantizeLinear", "DepthToSpace", "DequantizeLinear"]
+    same_values(before, after)

@@ -133,10 +133,23 @@ def test_gradients_reach_every_parameter():
     assert missing == []
 
 
-def test_transposed_convolutions_stay_float():
-    prepared = prepared_of(build("up_and_down"))
-    assert isinstance(prepared.network.up, nn.ConvTranspose2d)
-    assert {name for name, _ in prepared.quantized_layers()} == {"down.0", "last"}
+TRANSPOSED = {
+    "squares": nn.ConvTranspose2d(3, 6, 2, stride=2),
+    "overlapping": nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1),
+    "groups": nn.ConvTranspose2d(3, 6, 4, stride=3, groups=3, dilation=2, bias=False),
+}
+
+
+@pytest.mark.parametrize("layer", TRANSPOSED.values(), ids=TRANSPOSED)
+def test_a_transposed_convolution_is_rounded_for_each_output_channel(layer):
+    prepared = qdeploy.prepare(nn.Sequential(layer), images(2), "simqat", 8, "float").eval()
+    expected = copy.deepcopy(layer)
+    with torch.no_grad():
+        weight = layer.weight.unflatten(0, (layer.groups, -1))  # [groups, in / g, out / g, h, w]
+        step = weight.abs().amax((1, 3, 4), keepdim=True) * 2 / 255
+        rounded = (torch.round(weight / step).clamp(-128, 127) * step).flatten(0, 1)
+        expected.weight.copy_(rounded)
+        torch.testing.assert_close(prepared(images()), expected(images()), atol=1e-5, rtol=1e-5)
 
 
 def test_a_network_without_layers_is_refused():
@@ -176,9 +189,9 @@ def test_a_prepared_network_is_not_prepared_again():
 
 def test_printing_names_the_products_that_stay_float():
     network = Network(
-        lambda self, x: F.conv2d(self.up(self.conv(x)), self.kernel),
+        lambda self, x: F.conv2d(self.up(self.conv(x).unsqueeze(2)).squeeze(2), 2 * self.kernel),
         conv=conv(),
-        up=nn.ConvTranspose2d(6, 6, 3),
+        up=nn.Conv3d(6, 6, (1, 3, 3)),
         kernel=nn.Parameter(torch.ones(2, 6, 1, 1)),
     )
     text = str(prepared_of(network, "simqat", 4))

@@ -99,9 +99,15 @@ def test_a_residual_block_quantizes_each_value_once():
 
 
 def test_nothing_is_quantized_on_the_way_out():
-    assert places(lambda self, x: self.conv(x), conv=conv()) == ["x"]
-    assert places(lambda self, x: self.conv(x).reshape(2, -1), conv=conv()) == ["x"]
-    assert places(lambda self, x: F.relu(self.conv(x)), conv=conv()) == ["x"]
+    assert places(lambda self, x: self.fc(x), fc=nn.Linear(8, 4)) == ["x"]
+    assert places(lambda self, x: self.fc(x).reshape(2, -1), fc=nn.Linear(8, 4)) == ["x"]
+    assert places(lambda self, x: F.avg_pool2d(self.conv(x), 2), conv=conv()) == ["x", "conv"]
+
+
+def test_an_output_that_a_convolution_makes_is_quantized_for_its_kernel():
+    assert places(lambda self, x: self.conv(x), conv=conv()) == ["x", "conv"]
+    assert places(lambda self, x: self.conv(x).reshape(2, -1), conv=conv()) == ["x", "conv"]
+    assert places(lambda self, x: F.relu(self.conv(x)), conv=conv()) == ["x", "relu"]
 
 
 MOVES = {
@@ -249,7 +255,7 @@ def test_a_float_layer_is_quantized_behind_its_batch_norm():
         nn.ReLU(),
         conv(6, 6),
     )
-    assert list(quantized_places(network, layers={"3": "float"})) == ["input_1", "_4", "_7"]
+    assert list(quantized_places(network, layers={"3": "float"})) == ["input_1", "_4", "_7", "_8"]
 
 
 def test_float_activations_place_nothing():

@@ -71,13 +71,15 @@ def test_a_network_of_two_inputs_is_refused():
         trace(Two(), images(2))
 
 
-def test_forward_that_asks_for_the_mode_is_refused():
+def test_what_only_training_does_is_left_out_with_a_warning():
     def auxiliary(self, x):
         x = self.conv(x)
         return x * 2 if self.training else x
 
-    with pytest.raises(QdeployError, match="something else in training"):
-        trace(Network(auxiliary, conv=conv()), images(2))
+    network = Network(auxiliary, conv=conv())
+    with pytest.warns(UserWarning, match="in training, forward also runs mul; .* leaves it out"):
+        traced = trace(network, images(2))
+    torch.testing.assert_close(traced.train()(images()), network.eval()(images()))
 
 
 def test_functional_batch_norm_would_be_frozen_and_is_refused():
@@ -87,7 +89,7 @@ def test_functional_batch_norm_would_be_frozen_and_is_refused():
     network = Network(normed, conv=conv())
     network.register_buffer("mean", torch.zeros(6))
     network.register_buffer("var", torch.ones(6))
-    with pytest.raises(QdeployError, match="something else in training"):
+    with pytest.raises(QdeployError, match=r"forward calls F\.batch_norm"):
         trace(network, images(2))
 
 
@@ -144,3 +146,25 @@ def test_constants_made_in_forward_are_the_same_in_both_modes():
     network = Network(normalized, conv=conv())
     traced = trace(network, images(2))
     torch.testing.assert_close(traced(images()), network(images()))
+
+
+def test_a_branch_of_training_that_cannot_be_traced_is_left_out_too():
+    def auxiliary(self, x):
+        x = self.conv(x)
+        if self.training and x.sum() > 0:
+            x = x + 1
+        return x
+
+    network = Network(auxiliary, conv=conv())
+    with pytest.warns(UserWarning, match="does in training what it does in evaluation"):
+        traced = trace(network, images(2))
+    torch.testing.assert_close(traced.train()(images()), network.eval()(images()))
+
+
+def test_several_inputs_are_a_tuple():
+    class Two(nn.Module):
+        def forward(self, x, y):
+            return x + 2 * y
+
+    traced = trace(Two(), (images(2), images(2)))
+    assert torch.equal(traced(images(), images()), 3 * images())

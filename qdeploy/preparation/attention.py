@@ -1,0 +1,122 @@
+"""Attention as the products it consists of, so that their operands are quantized."""
+
+from __future__ import annotations
+
+import copy
+import math
+import operator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from qdeploy.preparation.trace import shape_of
+
+
+class OpenAttention(nn.Module):
+    """nn.MultiheadAttention written out: a Linear each for query, key, value and output.
+
+    query, key, value are batches of sequences; a mask leaves the two inner products to PyTorch's
+    fused operator, which stays in float.
+    """
+
+    def __init__(self, whole: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.heads, self.batch_first = whole.num_heads, whole.batch_first
+        self.scale = 1 / math.sqrt(whole.head_dim)
+        weights = (
+            whole.in_proj_weight.chunk(3)
+            if whole.in_proj_weight is not None
+            else (whole.q_proj_weight, whole.k_proj_weight, whole.v_proj_weight)
+        )
+        biases = (None,) * 3 if whole.in_proj_bias is None else whole.in_proj_bias.chunk(3)
+        self.q_proj, self.k_proj, self.v_proj = map(linear, weights, biases)
+        self.dropout = nn.Dropout(whole.dropout)
+        self.out_proj = linear(whole.out_proj.weight, whole.out_proj.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        q, k, v = (
+            projection(x if self.batch_first else x.transpose(0, 1))
+            .unflatten(-1, (self.heads, -1))
+            .transpose(1, 2)
+            for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
+        )
+        weights = None
+        mask = attn_mask
+        if key_padding_mask is not None:
+            padding = key_padding_mask[:, None, None]
+            mask = ~padding if mask is None else mask + torch.where(padding, -torch.inf, 0.0)
+        elif mask is not None and mask.dtype == torch.bool:
+            mask = ~mask
+        if mask is None:
+            weights = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) * self.scale, -1)
+            x = torch.matmul(self.dropout(weights), v)
+        else:
+            x = F.scaled_dot_product_attention(q, k, v, mask)
+        x = self.out_proj(x.transpose(1, 2).flatten(2))
+        if weights is not None and average_attn_weights:
+            weights = weights.mean(1)
+        return x if self.batch_first else x.transpose(0, 1), weights if need_weights else None
+
+
+def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A Linear of this weight [out, in] and bias [out]."""
+    layer = nn.Linear(
+        weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype
+    )
+    layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
+    return layer
+
+
+def with_open_attention(model: nn.Module) -> nn.Module:
+    """A copy whose nn.MultiheadAttention modules are written out; the model where it has none."""
+    found = [name for name, module in model.named_modules() if can_open(module)]
+    if not found:
+        return model
+    model = copy.deepcopy(model)
+    for name in found:
+        whole = model.get_submodule(name)
+        assert isinstance(whole, nn.MultiheadAttention)
+        model.set_submodule(name, OpenAttention(whole).train(whole.training))
+    return model
+
+
+def can_open(module: nn.Module) -> bool:
+    """Whether it is a MultiheadAttention without the options that add keys of their own."""
+    return (
+        type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn
+    )
+
+
+def open_fused_attention(network: fx.GraphModule) -> None:
+    """Writes F.scaled_dot_product_attention without a mask as its two products and a softmax."""
+    for node in list(network.graph.nodes):
+        if node.target is not F.scaled_dot_product_attention or not is_plain(node):
+            continue
+        q, k, v = node.args[:3]
+        scale = node.kwargs.get("scale") or 1 / math.sqrt(shape_of(q)[-1])
+        with network.graph.inserting_before(node):
+            turned = network.graph.call_method("transpose", (k, -2, -1))
+            scores = network.graph.call_function(torch.matmul, (q, turned))
+            scaled = network.graph.call_function(operator.mul, (scores, scale))
+            weights = network.graph.call_function(torch.softmax, (scaled, -1))
+            result = network.graph.call_function(torch.matmul, (weights, v))
+        node.replace_all_uses_with(result)
+        network.graph.erase_node(node)
+    network.recompile()
+
+
+def is_plain(node: fx.Node) -> bool:
+    """Whether only query, key, value and perhaps a scale are given, three tensors by position."""
+    named = {name: value for name, value in node.kwargs.items() if name != "scale"}
+    return len(node.args) >= 3 and not any(named.values()) and not any(node.args[3:])

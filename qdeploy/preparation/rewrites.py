@@ -1,0 +1,340 @@
+"""Rewrites of the traced float network that keep its values and show what can be quantized.
+
+functional_layers    F.conv2d(x, self.weight) becomes the layer it is
+open_gates           x * sigmoid(x), x * hardsigmoid(x) for SiLU and hardswish: integer products
+explicit_padding     reflected and circular borders of a convolution become an operator before it
+scalars_last         (a * number) @ b becomes (a @ b) * number
+channel_affines      constants that multiply and shift a layer's channels become a norm behind it
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvNd
+
+from qdeploy.layers.channel_affine import ChannelAffine
+from qdeploy.preparation.trace import called_module, is_silent, shape_of
+
+MULTIPLICATIONS: set[Any] = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
+DIVISIONS: set[Any] = {operator.truediv, torch.div, "div", "div_"}
+ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
+MATRIX_PRODUCTS: set[Any] = {
+    torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm", "__matmul__",
+}  # fmt: skip
+PERMUTATIONS: set[Any] = {torch.permute, "permute"}
+LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+HARD_SIGMOIDS: set[Any] = {nn.Hardsigmoid, F.hardsigmoid}
+GATES: dict[Any, Any] = {
+    nn.SiLU: torch.sigmoid, F.silu: torch.sigmoid,
+    nn.Hardswish: F.hardsigmoid, F.hardswish: F.hardsigmoid,
+    nn.Hardsigmoid: None, F.hardsigmoid: None,
+}  # fmt: skip
+FUNCTIONAL: dict[Any, type[nn.Module]] = {
+    F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.linear: nn.Linear,
+}  # fmt: skip
+
+
+def functional_layers(network: fx.GraphModule) -> None:
+    """Gives a module to each functional product of parameters, in the place of their owner."""
+    layers: dict[tuple[Any, ...], str] = {}
+    for node in list(network.graph.nodes):
+        if node.op != "call_function" or node.target not in FUNCTIONAL:
+            continue
+        x, layer, key = functional_layer(node, network)
+        if layer is None:
+            continue
+        if key not in layers:
+            layers[key] = place_of(key[0], network)
+            network.set_submodule(layers[key], layer)
+        with network.graph.inserting_before(node):
+            call = network.graph.call_module(layers[key], (x,))
+        node.replace_all_uses_with(call)
+        network.graph.erase_node(node)
+    network.graph.eliminate_dead_code()
+    network.recompile()
+
+
+def functional_layer(
+    node: fx.Node, network: fx.GraphModule
+) -> tuple[Any, nn.Module | None, tuple[Any, ...]]:
+    """What the node reads, the layer that it amounts to, and what tells this layer from others."""
+    names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+    given: dict[str, Any] = dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
+    x, weight, bias = (given.pop(name, None) for name in names[:3])
+    constants = [part for part in (weight, bias) if isinstance(part, fx.Node)]
+    if weight is None or any(part.op != "get_attr" for part in constants):
+        return x, None, ()
+    values = [attribute(part, network) for part in constants]
+    out, fan_in = values[0].shape[:2]
+    kind = FUNCTIONAL[node.target]
+    if kind is not nn.Linear:
+        given["kernel_size"] = tuple(values[0].shape[2:])
+        fan_in *= given.get("groups", 1)
+    layer = kind(fan_in, out, bias=bias is not None, **given)
+    for name, value in zip(("weight", "bias"), values, strict=False):
+        setattr(layer, name, value if isinstance(value, nn.Parameter) else nn.Parameter(value))
+    return x, layer.train(network.training), (*(str(part.target) for part in constants), str(given))
+
+
+def attribute(node: fx.Node, network: fx.GraphModule) -> Any:
+    """The parameter or buffer of a get_attr node."""
+    owner, _, name = str(node.target).rpartition(".")
+    return getattr(network.get_submodule(owner), name)
+
+
+def place_of(parameter: str, network: fx.GraphModule) -> str:
+    """The owner's name if nothing else needs the owner; else a name made of both."""
+    owner, _, name = parameter.rpartition(".")
+    called = any(n.op == "call_module" and n.target == owner for n in network.graph.nodes)
+    alone = owner and not called and not list(network.get_submodule(owner).children())
+    return owner if alone and name == "weight" else parameter.replace(".", "_") + "_layer"
+
+
+def open_gates(network: fx.GraphModule) -> None:
+    """Writes SiLU and hardswish as products, and a hardsigmoid behind a layer as a clamp.
+
+    x / 6 + 1/2 folds into that layer, so that its kernel's saturation does the rest.
+    """
+    for node in list(network.graph.nodes):
+        module = called_module(node, network)
+        called = node.target if module is None else type(module)
+        if called not in GATES or changes_what_others_read(node, module):
+            continue
+        x = node.all_input_nodes[0]
+        with network.graph.inserting_before(node):
+            if called not in HARD_SIGMOIDS:
+                gate = network.graph.call_function(GATES[called], (x,))
+                result = network.graph.call_function(operator.mul, (x, gate))
+            elif type(called_module(x, network)) in LAYERS and len(x.users) == 1:
+                sixth = network.graph.call_function(operator.mul, (x, 1 / 6))
+                raised = network.graph.call_function(operator.add, (sixth, 0.5))
+                result = network.graph.call_function(torch.clamp, (raised, 0, 1))
+            else:
+                result = network.graph.call_function(F.hardsigmoid, (x,))
+        node.replace_all_uses_with(result)
+        network.graph.erase_node(node)
+    network.recompile()
+
+
+def changes_what_others_read(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether it works in place on a value that has other readers."""
+    inplace = getattr(module, "inplace", node.kwargs.get("inplace", False))
+    return bool(inplace) and len(node.all_input_nodes[0].users) > 1
+
+
+def explicit_padding(network: fx.GraphModule) -> None:
+    """Pads before a convolution by what is not 0, so that the padded values are codes as well."""
+    calls = [(node, called_module(node, network)) for node in network.graph.nodes]
+    padded = [(n, m) for n, m in calls if isinstance(m, _ConvNd) and m.padding_mode != "zeros"]
+    for node, layer in padded:
+        border = list(layer._reversed_padding_repeated_twice)
+        mode = layer.padding_mode
+        with network.graph.inserting_before(node):
+            pad = network.graph.call_function(F.pad, (node.args[0], border, mode))
+        node.args = (pad,)
+    for _, layer in padded:
+        layer.padding_mode, layer.padding = "zeros", (0,) * (layer.weight.ndim - 2)
+    network.recompile()
+
+
+def scalars_last(network: fx.GraphModule) -> None:
+    """Multiplies what a matrix product gives, not an operand of it: no rounding in between."""
+    for node in list(network.graph.nodes):
+        if kind(node) not in MATRIX_PRODUCTS:
+            continue
+        for operand in list(node.all_input_nodes):
+            if (number := factor(operand)) is None or len(operand.users) != 1:
+                continue
+            node.replace_input_with(operand, operand.all_input_nodes[0])
+            with network.graph.inserting_after(node):
+                scaled = network.graph.call_function(operator.mul, (node, number))
+            node.replace_all_uses_with(
+                scaled, delete_user_cb=lambda user, own=scaled: user is not own
+            )
+            network.graph.erase_node(operand)
+    network.recompile()
+
+
+def factor(node: fx.Node) -> float | None:
+    """The positive number that the node multiplies its only input by; None for other nodes."""
+    if len(node.args) != 2 or node.kwargs:
+        return None
+    first, second = node.args
+    if kind(node) in MULTIPLICATIONS:
+        numbers = [part for part in (first, second) if isinstance(part, int | float)]
+        return float(numbers[0]) if numbers and numbers[0] > 0 else None
+    if kind(node) in DIVISIONS and isinstance(second, int | float) and second > 0:
+        return 1 / second
+    return None
+
+
+def kind(node: fx.Node) -> Any:
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
+def channel_affines(network: fx.GraphModule) -> None:
+    """A norm behind each layer whose output is multiplied and shifted by constants per channel.
+
+    A frozen BatchNorm and a layer scale are written so. Norms fold into the layer.
+    """
+    constants = constant_nodes(network)
+    for node in list(network.graph.nodes):
+        layer = called_module(node, network)
+        if type(layer) not in LAYERS or called_twice(node, network):
+            continue
+        axis = len(shape_of(node)) - 1 if isinstance(layer, nn.Linear) else 1
+        affine = affine_of(node, axis, constants, network)
+        if affine.nodes:
+            insert_affine(node, affine, axis, constants, network)
+    network.graph.eliminate_dead_code()
+    network.recompile()
+
+
+def constant_nodes(network: fx.GraphModule) -> set[fx.Node]:
+    """Parameters and buffers, and what is computed of them alone."""
+    found: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        sources = node.all_input_nodes
+        functional = node.op in ("call_function", "call_method") and sources
+        if node.op == "get_attr" or (functional and all(source in found for source in sources)):
+            found.add(node)
+    return found
+
+
+def called_twice(node: fx.Node, network: fx.GraphModule) -> bool:
+    calls = [n for n in network.graph.nodes if n.op == "call_module" and n.target == node.target]
+    return len(calls) > 1
+
+
+@dataclass
+class Affine:
+    """y * weight + bias for each channel, and the nodes that compute it. Numbers are 1 and 0 at first."""
+
+    weight: Any = 1.0
+    bias: Any = 0.0
+    nodes: list[fx.Node] = field(default_factory=list)
+
+    def then(self, node: fx.Node, constant: Any) -> bool:
+        """Takes in one more operator; False where a parameter would stop training."""
+        if kind(node) in ADDITIONS:
+            if is_trained(self.bias) or (is_trained(constant) and differs(self.bias, 0.0)):
+                return False
+            self.bias = constant if is_trained(constant) else self.bias + constant
+        else:
+            started = differs(self.weight, 1.0) or differs(self.bias, 0.0)
+            if (
+                is_trained(self.weight)
+                or is_trained(self.bias)
+                or (is_trained(constant) and started)
+            ):
+                return False
+            if is_trained(constant):
+                self.weight = constant
+            else:
+                self.weight, self.bias = self.weight * constant, self.bias * constant
+        self.nodes.append(node)
+        return True
+
+
+def is_trained(value: Any) -> bool:
+    return isinstance(value, nn.Parameter) and value.requires_grad
+
+
+def differs(value: Any, number: float) -> bool:
+    """True for a tensor, and for any other number than this one."""
+    return isinstance(value, Tensor) or value != number
+
+
+def affine_of(
+    layer: fx.Node, axis: int, constants: set[fx.Node], network: fx.GraphModule
+) -> Affine:
+    """What constants make of the layer's output, whose channels stand on `axis`."""
+    found, node = Affine(), layer
+    while len(node.users) == 1:
+        (user,) = node.users
+        if is_silent(called_module(user, network)):
+            node = user
+        elif kind(user) in PERMUTATIONS:
+            axis, node = permutation(user).index(axis), user
+        else:
+            constant = operand_of(user, node, constants, network)
+            if constant is None or (values := per_channel(constant, node, axis)) is None:
+                break
+            if not found.then(user, values):
+                break
+            node = user
+    return found
+
+
+def permutation(node: fx.Node) -> list[int]:
+    given = node.args[1:] or tuple(node.kwargs.values())
+    axes: Any = given[0] if isinstance(given[0], tuple | list) else given
+    return [axis % len(axes) for axis in axes]
+
+
+def operand_of(
+    node: fx.Node, source: fx.Node, constants: set[fx.Node], network: fx.GraphModule
+) -> Any:
+    """The constant that the node adds to `source` or multiplies it by; None for other nodes."""
+    if kind(node) not in MULTIPLICATIONS | ADDITIONS or len(node.args) != 2 or node.kwargs:
+        return None
+    first, second = node.args
+    other = second if first is source else first
+    if isinstance(other, int | float):
+        return other
+    return value_of(other, network) if other in constants else None
+
+
+def value_of(node: Any, network: fx.GraphModule) -> Any:
+    """The value of a constant node."""
+    if not isinstance(node, fx.Node):
+        return node
+    if node.op == "get_attr":
+        return attribute(node, network)
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: value_of(n, network))
+    with torch.no_grad():
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def per_channel(constant: Any, node: fx.Node, axis: int) -> Any:
+    """The constant as a number or as [C]; None if it differs along another axis."""
+    if not isinstance(constant, Tensor) or constant.numel() == 1:
+        return float(constant)
+    shape = [1] * len(shape_of(node))
+    shape[axis] = shape_of(node)[axis]
+    if (
+        constant.ndim > len(shape)
+        or [1] * (len(shape) - constant.ndim) + [*constant.shape] != shape
+    ):
+        return None
+    flat = constant.detach().reshape(-1)
+    return nn.Parameter(flat.clone()) if is_trained(constant) else flat
+
+
+def insert_affine(
+    layer: fx.Node, affine: Affine, axis: int, constants: set[fx.Node], network: fx.GraphModule
+) -> None:
+    """A module behind the layer in place of the operators."""
+    channels = shape_of(layer)[axis]
+    weight, bias = (
+        value if isinstance(value, Tensor) else torch.full((channels,), float(value))
+        for value in (affine.weight, affine.bias)
+    )
+    name = f"affines.{layer.name}"
+    network.add_submodule(name, ChannelAffine(weight, bias, axis))
+    for node in affine.nodes:
+        (source,) = (n for n in node.all_input_nodes if n not in constants)
+        node.replace_all_uses_with(source)
+        network.graph.erase_node(node)
+    with network.graph.inserting_after(layer):
+        call = network.graph.call_module(name, (layer,))
+    call.meta = dict(layer.meta)
+    layer.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)

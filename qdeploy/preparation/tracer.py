@@ -1,0 +1,157 @@
+"""The tracers: torch.fx's own, and one for networks that compute with the sizes of their tensors.
+
+torch.fx runs forward with placeholders that know neither value nor size, so that it stops where a
+network asks for one: padding "same", assertions, branches on an image's height. `SizedTracer` runs
+the same forward with two example batches of different length beside the placeholders. A size that
+both agree on is a number; one that differs depends on the batch and stays in the graph.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate
+
+
+class TrainingOnly(nn.Module):
+    """A module that does nothing in evaluation, such as stochastic depth, kept whole for training."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.module(x) if self.training else x
+
+
+class NetworkTracer(fx.Tracer):
+    """torch.fx's tracer; modules whose name matches one of the globs `leaves` stay whole."""
+
+    def __init__(self, leaves: Iterable[str] = ()) -> None:
+        super().__init__()
+        self.leaves = tuple(leaves)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        chosen = any(fnmatch.fnmatchcase(module_qualified_name, glob) for glob in self.leaves)
+        whole = chosen or isinstance(m, TrainingOnly)
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+
+class SizedTracer(NetworkTracer):
+    """Knows the sizes of tensors while it traces; the batch stays free.
+
+    inputs   an example batch for each argument of forward
+    """
+
+    def __init__(self, leaves: Iterable[str], inputs: Sequence[Tensor]) -> None:
+        super().__init__(leaves)
+        self.examples = [inputs, [torch.cat([x, x[:1]]) for x in inputs]]
+        self.arguments: dict[str, int] = {}
+        # While torch.fx traces, a module that is called writes a node instead of running.
+        self.running = {name: getattr(nn.Module, name) for name in ("__call__", "__getattr__")}
+
+    def proxy(self, node: fx.Node) -> SizedProxy:
+        return SizedProxy(node, self)
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any | None = None,
+        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+    ) -> fx.Proxy:
+        proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
+        if kind == "placeholder":
+            self.arguments[target] = len(self.arguments)
+        if kind != "output" and isinstance(proxy, SizedProxy):
+            with mock.patch.multiple(nn.Module, **self.running):
+                proxy.values = tuple(
+                    self.value(kind, target, args, kwargs, batch)
+                    for batch in range(len(self.examples))
+                )
+        return proxy
+
+    @torch.no_grad()
+    def value(self, kind: str, target: Any, args: Any, kwargs: Any, batch: int) -> Any:
+        """What the operator gives for this one of the example batches."""
+        args, kwargs = (map_aggregate(part, lambda a: example(a, batch)) for part in (args, kwargs))
+        if kind == "placeholder":
+            return self.examples[batch][self.arguments[target]]
+        if kind == "get_attr":
+            owner, _, attribute = target.rpartition(".")
+            return getattr(self.root.get_submodule(owner), attribute)
+        if kind == "call_module":
+            return self.root.get_submodule(target)(*args, **kwargs)
+        if kind == "call_method":
+            return getattr(args[0], target)(*args[1:], **kwargs)
+        return target(*args, **kwargs)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """The answer that both batches give, of sizes; of tensors there is none."""
+        values = values_of(obj)
+        if not values or isinstance(values[0], Tensor) or len(set(map(bool, values))) > 1:
+            return super().to_bool(obj)
+        return bool(values[0])
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        values = values_of(obj)
+        if not values or not isinstance(values[0], tuple | list):
+            return super().iter(obj)
+        parts: Any = obj
+        return iter([parts[index] for index in range(len(values[0]))])
+
+
+class SizedProxy(fx.Proxy):
+    """A placeholder that knows the sizes of what it stands for."""
+
+    values: tuple[Any, ...] = ()
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return tuple(self.size(axis) for axis in range(self.ndim))
+
+    @property
+    def ndim(self) -> int:
+        return self.dim()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.values[0].device
+
+    def dim(self) -> int:
+        return self.values[0].dim()
+
+    def size(self, dim: int | None = None) -> Any:
+        if dim is None:
+            return self.shape
+        sizes = {value.shape[dim] for value in self.values}
+        if len(sizes) == 1:
+            return sizes.pop()
+        return self.tracer.create_proxy("call_method", "size", (self, dim), {})
+
+    def __len__(self) -> int:
+        lengths = {len(value) for value in self.values}
+        if len(lengths) > 1:
+            raise TypeError("the length depends on the batch")
+        return lengths.pop()
+
+
+def values_of(proxy: fx.Proxy) -> tuple[Any, ...]:
+    return proxy.values if isinstance(proxy, SizedProxy) else ()
+
+
+def example(argument: Any, batch: int) -> Any:
+    """What the placeholder stands for in one of the example batches."""
+    return argument.values[batch] if isinstance(argument, SizedProxy) else argument

@@ -1,0 +1,147 @@
+"""Networks in the styles of the model zoos, untouched: prepared, exported, and what ONNX Runtime runs."""
+
+import functools
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from families import FAMILIES, build, inputs
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+import qdeploy
+from qdeploy.deploy.export import finished, to_onnx
+
+# What stays in float between the quantizers, and why.
+EXCEPTIONS = {
+    "bilinear_unet": {
+        "ConvTranspose": 1
+    },  # overlapping squares: ONNX Runtime has no integer kernel
+}
+INTEGER_PRODUCTS = {"QLinearConv", "QGemm", "QLinearMatMul"}
+FLOAT_PRODUCTS = {
+    "Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul",
+    "MatMulIntegerToFloat", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul",
+}  # fmt: skip
+FLOAT_ACTIVATIONS = {"Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "Add", "Concat"}
+every_family = pytest.mark.parametrize("name", FAMILIES)
+
+
+@dataclass(frozen=True)
+class Family:
+    network: nn.Module
+    prepared: nn.Module
+    converted: nn.Module
+    proto: onnx.ModelProto
+    found: list[np.ndarray]
+    optimized: onnx.ModelProto
+
+    @property
+    def operators(self):
+        return Counter(node.op_type for node in self.optimized.graph.node)
+
+
+def flat(outputs: Any) -> list[Tensor]:
+    return pytree.tree_leaves(outputs)
+
+
+@functools.cache
+def prepared(name):
+    network = build(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = qdeploy.prepare(network, inputs(name, 2), "simqat")
+    qdeploy.calibrate(result, [inputs(name, 32, seed) for seed in (3, 4)])
+    for norm, trained in zip(norms(result), norms(network), strict=False):
+        trained.load_state_dict(norm.state_dict())  # the statistics of the same batches
+    return network.eval(), result.eval()
+
+
+def norms(network):
+    return [m for m in network.modules() if type(m) in (nn.BatchNorm1d, nn.BatchNorm2d)]
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory):
+    """Each family by name, exported when it is first asked for."""
+    folder = tmp_path_factory.mktemp("families")
+
+    @functools.cache
+    def exported(name):
+        network, training = prepared(name)
+        proto = finished(to_onnx(qdeploy.convert(training), inputs(name, 2)), True, {})
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1
+        options.optimized_model_filepath = str(folder / f"{name}.onnx")
+        session = onnxruntime.InferenceSession(
+            proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        given = [given.name for given in session.get_inputs()]
+        images = dict(zip(given, (x.numpy() for x in inputs(name, 32, 9)), strict=True))
+        found = session.run(None, images)
+        optimized = onnx.load(options.optimized_model_filepath)
+        return Family(network, training, qdeploy.convert(training), proto, found, optimized)
+
+    return exported
+
+
+def difference(found, expected):
+    """Root mean square of the difference in that of how `expected` varies from input to input."""
+    found, expected = torch.as_tensor(found), torch.as_tensor(expected)
+    spread = (expected - expected.mean(0)).square().mean().sqrt()
+    return ((found - expected).square().mean().sqrt() / spread).item()
+
+
+# Of random weights, whose outputs lie close together: a deep network of few channels adds up more.
+@every_family
+def test_the_prepared_network_computes_what_the_float_network_does(name):
+    network, training = prepared(name)
+    x = inputs(name, 32, 9)
+    with torch.no_grad():
+        for expected, found in zip(flat(network(*x)), flat(training(*x)), strict=True):
+            assert difference(found, expected) < 0.5
+
+
+@every_family
+def test_the_file_computes_what_training_evaluates(name, family):
+    made = family(name)
+    with torch.no_grad():
+        converted = flat(made.converted(*inputs(name, 32, 9)))
+        trained = flat(made.prepared(*inputs(name, 32, 9)))
+    for found, integer, expected in zip(made.found, converted, trained, strict=True):
+        assert difference(found, integer) < 0.1
+        assert difference(integer, expected) < 0.1
+
+
+@every_family
+def test_every_quantized_product_runs_on_an_integer_kernel(name, family):
+    made = family(name)
+    written = Counter(node.op_type for node in made.proto.graph.node)
+    products = sum(written[kind] for kind in ("Conv", "ConvTranspose", "Gemm", "MatMul"))
+    in_float = {kind: made.operators[kind] for kind in FLOAT_PRODUCTS if made.operators[kind]}
+    assert in_float == EXCEPTIONS.get(name, {})
+    integer = sum(made.operators[kind] for kind in INTEGER_PRODUCTS)
+    assert integer == products - sum(in_float.values())
+    assert products >= len(list(made.prepared.quantized_layers()))
+
+
+CONVOLUTIONAL = [
+    "mobilenet_v2", "mobilenet_v3", "efficientnet", "shufflenet_v2", "densenet", "resnext", "regnet",
+    "vgg", "unet", "signal", "several_inputs_outputs", "same_padded",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
+def test_nothing_between_the_input_and_the_last_layer_is_float(name, family):
+    found = family(name).operators
+    inputs_, outputs_ = len(inputs(name, 2)), int(name == "unet")
+    assert found["QuantizeLinear"] == inputs_
+    assert found["DequantizeLinear"] == outputs_
+    assert not set(found) & (FLOAT_ACTIVATIONS - {"Clip"})
