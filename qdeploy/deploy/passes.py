@@ -279,9 +279,17 @@ def _reads_8_bits(layer: ir.Node) -> bool:
     """Whether 8-bit codes meet the weight there; no integer kernel transposes a convolution."""
     if layer.op_type == "ConvTranspose":
         return False
-    makers = [value.producer() for value in layer.inputs if value is not None]
+    makers = [_maker(value) for value in layer.inputs]
     zeros = [m.inputs[2:] for m in makers if m is not None and m.op_type == "DequantizeLinear"]
-    return any(zero[0].dtype == ir.DataType.UINT8 for zero in zeros if zero and zero[0])
+    return any(zero[0].dtype == UINT8 for zero in zeros if zero and zero[0])
+
+
+def _maker(value: ir.Value | None) -> ir.Node | None:
+    """What computes the value, but for its shape."""
+    node = value.producer() if value is not None else None
+    while node is not None and node.op_type in ("Reshape", "Flatten", "Transpose"):
+        node = node.inputs[0].producer() if node.inputs[0] is not None else None
+    return node
 
 
 def guard_float_layers(model: ir.Model) -> None:
