@@ -52,12 +52,12 @@ class OpenAttention(nn.Module):
             for projection, x in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
         weights = None
-        mask = attn_mask
+        mask = None if attn_mask is None else additive(attn_mask)
+        if mask is not None and mask.ndim == 3:  # one for each sequence and head
+            mask = mask.unflatten(0, (-1, self.heads))
         if key_padding_mask is not None:
-            padding = key_padding_mask[:, None, None]
-            mask = ~padding if mask is None else mask + torch.where(padding, -torch.inf, 0.0)
-        elif mask is not None and mask.dtype == torch.bool:
-            mask = ~mask
+            padding = additive(key_padding_mask)[:, None, None]
+            mask = padding if mask is None else mask + padding
         if mask is None:
             weights = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) * self.scale, -1)
             x = torch.matmul(self.dropout(weights), v)
@@ -67,6 +67,11 @@ class OpenAttention(nn.Module):
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)
         return x if self.batch_first else x.transpose(0, 1), weights if need_weights else None
+
+
+def additive(mask: Tensor) -> Tensor:
+    """A mask as what is added to the scores: of a boolean one -inf where it is True, else 0."""
+    return torch.where(mask, -torch.inf, 0.0) if mask.dtype == torch.bool else mask
 
 
 def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

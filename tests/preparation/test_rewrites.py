@@ -53,7 +53,15 @@ def test_attention_written_out_is_that_of_torch(batch_first, widths):
     key, value = torch.randn(3, 3, widths.get("kdim", 8)), torch.randn(3, 3, widths.get("vdim", 8))
     future = torch.ones(3, 3).triu(1).bool()
     padding = torch.tensor([[False, False, True]]).repeat(3, 1)
-    for options in ({}, {"attn_mask": future}, {"key_padding_mask": padding}):
+    for options in (
+        {},
+        {"attn_mask": future},
+        {"attn_mask": torch.randn(3, 3)},
+        {"attn_mask": torch.randn(6, 3, 3)},
+        {"key_padding_mask": padding},
+        {"key_padding_mask": padding, "attn_mask": torch.eye(3).bool()},
+        {"key_padding_mask": padding * -2.0, "attn_mask": torch.randn(6, 3, 3)},
+    ):
         found, _ = OpenAttention(whole).eval()(query, key, value, **options)
         expected, _ = whole(query, key, value, **options)
         torch.testing.assert_close(found, expected)
