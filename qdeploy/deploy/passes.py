@@ -99,7 +99,7 @@ def _clipped_codes(node: ir.Node, quantizer: ir.Node) -> tuple[int, int] | None:
         return None
     bounds = _scalars(node) if node.op_type == "Clip" else [0, math.inf]
     grid = _scalars(quantizer)
-    if len(bounds) != 2 or len(grid) != 2 or quantizer.inputs[2].dtype != ir.DataType.UINT8:  # type: ignore[union-attr]
+    if len(bounds) != 2 or len(grid) != 2 or quantizer.inputs[2].dtype != UINT8:  # type: ignore[union-attr]
         return None
     scale, zero = np.float32(grid[0]), grid[1]
     first, last = np.clip(np.rint(np.array(bounds, np.float32) / scale) + zero, 0, 255)

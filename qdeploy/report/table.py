@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -25,15 +26,22 @@ from qdeploy.report.words import (
 )
 
 
-def record_table(record: Record) -> Table:
-    """The headline figures and the gates of an export; print it with rich."""
-    table = Table(
-        title=f"{record.name}: {record.method} on {record.dataset.title}",
+def _titled(title: str, **settings: Any) -> Table:
+    """An empty table between two lines, as all of them look."""
+    return Table(
+        title=title,
         title_justify="left",
         title_style="bold",
+        caption_justify="left",
         box=box.HORIZONTALS,
-        show_header=False,
+        padding=(0, 1, 0, 0),
+        **settings,
     )
+
+
+def record_table(record: Record) -> Table:
+    """The headline figures and the gates of an export; print it with rich."""
+    table = _titled(f"{record.name}: {record.method} on {record.dataset.title}", show_header=False)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(style="bold cyan", no_wrap=True, justify="right")
     table.add_column()
@@ -56,12 +64,7 @@ def _demand(gate: Gate) -> str:
 
 def trace_table(differences: Sequence[TensorDifference]) -> Table:
     """A row for each quantized tensor, in the order of the network."""
-    table = Table(
-        title="The ONNX file against the training network, tensor by tensor",
-        title_justify="left",
-        title_style="bold",
-        box=box.HORIZONTALS,
-    )
+    table = _titled("The ONNX file against the training network, tensor by tensor")
     table.add_column("tensor", overflow="fold")
     for heading in ("elements", "differ", "at most"):
         table.add_column(heading, justify="right")
@@ -73,15 +76,7 @@ def trace_table(differences: Sequence[TensorDifference]) -> Table:
 
 def benchmark_table(result: BenchmarkResult) -> Table:
     """A row for each file and batch size, times in ms; print it with rich."""
-    table = Table(
-        title=f"{_setting(result)}; times in ms",
-        title_justify="left",
-        title_style="bold",
-        caption=_placements(result),
-        caption_justify="left",
-        box=box.HORIZONTALS,
-        padding=(0, 1, 0, 0),
-    )
+    table = _titled(f"{_setting(result)}; times in ms", caption=_placements(result))
     table.add_column("file")
     for name in ("size", "load", "batch", "p50", "p90", "p99", "images/s", "speed"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -92,13 +87,7 @@ def benchmark_table(result: BenchmarkResult) -> Table:
 
 def kernel_table(placed: Placement) -> Table:
     """A row for each kernel that ran for one file, in order; print it with rich."""
-    table = Table(
-        title=f"{placed.file}: {covered(placed)}",
-        title_justify="left",
-        title_style="bold",
-        box=box.HORIZONTALS,
-        padding=(0, 1, 0, 0),
-    )
+    table = _titled(f"{placed.file}: {covered(placed)}")
     for name in KERNEL_COLUMNS[:2]:
         table.add_column(name.lower())
     for name in KERNEL_COLUMNS[2:]:
@@ -112,14 +101,9 @@ def kernel_table(placed: Placement) -> Table:
 
 def comparison_table(runs: Sequence[Run]) -> Table:
     """A row for each run, top-1 and agreement in percent; print it with rich."""
-    table = Table(
-        title="Top-1 and agreement in %; ratio of the float file to this one",
-        title_justify="left",
-        title_style="bold",
+    table = _titled(
+        "Top-1 and agreement in %; ratio of the float file to this one",
         caption=Text("\n".join(f"{run.name}: {run.state}" for run in runs if not run.is_baseline)),
-        caption_justify="left",
-        box=box.HORIZONTALS,
-        padding=(0, 1, 0, 0),
     )
     table.add_column("run")
     table.add_column("method", no_wrap=True)
