@@ -2,14 +2,11 @@
 
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
-
-from qdeploy.errors import QdeployError
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -76,18 +73,6 @@ class Graph:
             seen[node.op_type] += 1
             names.append(node.name or f"{node.op_type} {seen[node.op_type]}")
         return tuple(names)
-
-
-def read_model(path: Path) -> onnx.ModelProto:
-    """The file without weights that are stored beside it.
-
-    Raises:
-        QdeployError: the file is missing, cut short, or no ONNX.
-    """
-    try:
-        return onnx.load(path, load_external_data=False)
-    except Exception as error:  # a missing file, or protobuf's own words for a damaged one
-        raise QdeployError(f"cannot read {path}: {error}. Give a complete ONNX file.") from error
 
 
 def graph_of(model: onnx.ModelProto) -> Graph:

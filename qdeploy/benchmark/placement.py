@@ -8,8 +8,9 @@ from pathlib import Path
 
 import onnx
 
+from qdeploy.artifact.storage import read
 from qdeploy.benchmark.coverage import Coverage, Product, coverage, products_of
-from qdeploy.benchmark.graph import graph_of, read_model
+from qdeploy.benchmark.graph import graph_of
 from qdeploy.benchmark.profile import Kernel, kernels_of, labelled, run_profiled
 from qdeploy.benchmark.runtime import Session, open_session
 
@@ -86,7 +87,7 @@ def placement(
     Raises:
         QdeployError: as open_session.
     """
-    source = read_model(model)
+    source = read(model)
     graph = graph_of(source)
     engines = provider == "tensorrt"  # they cannot be looked into or written to a file
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +95,7 @@ def placement(
         session = open_session(
             labelled(source), provider, threads, optimized, Path(folder) / "profile", model.parent
         )
-        operators = _count(read_model(optimized).graph.node) if optimized else None
+        operators = _count(read(optimized).graph.node) if optimized else None
         ran = kernels_of(run_profiled(session, batch), graph)
     products = () if engines else products_of(graph, ran)
     return Placement(

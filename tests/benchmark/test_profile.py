@@ -5,9 +5,10 @@ import pytest
 from graphs import float_network, integer_network, network, write
 from onnx import helper
 
+from qdeploy.artifact.storage import read
 from qdeploy.benchmark import placement
 from qdeploy.benchmark.coverage import products_of
-from qdeploy.benchmark.graph import graph_of, read_model
+from qdeploy.benchmark.graph import graph_of
 from qdeploy.benchmark.profile import kernels_of, labelled, origin
 from qdeploy.errors import QdeployError
 
@@ -112,5 +113,5 @@ def test_what_computes_within_another_kernel_is_said():
 
 def test_what_is_no_network_is_refused(tmp_path):
     (tmp_path / "text.onnx").write_text("no network")
-    with pytest.raises(QdeployError, match=r"cannot read .*text\.onnx"):
-        read_model(tmp_path / "text.onnx")
+    with pytest.raises(QdeployError, match=r"text\.onnx is no ONNX file"):
+        read(tmp_path / "text.onnx")
