@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,16 +32,29 @@ from qdeploy.benchmark import placement, this_machine
 if TYPE_CHECKING:
     from torch import nn
 
+
+@dataclass(frozen=True)
+class Network:
+    """What is measured: `reference` as in a recipe, images of `size` x `size`, `batches` of them."""
+
+    reference: str
+    options: dict[str, Any] = field(default_factory=dict)
+    size: int = 224
+    batches: tuple[int, ...] = (1, 8)
+
+
 IMAGENET = {"num_classes": 1000, "stem": "imagenet"}
-HERE = Path(__file__).parent
-# name -> the network, its options, the size of its images
-NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {
-    "resnet18": ("resnet18", IMAGENET, 224),
-    "resnet50": ("resnet50", IMAGENET, 224),
-    "mobilenet_v2": (f"{HERE / 'imagenet_networks.py'}:mobilenet_v2", {}, 224),
-    "efficientnet_b0": (f"{HERE / 'imagenet_networks.py'}:efficientnet_b0", {}, 224),
-    "resnet20": ("resnet20", {}, 32),
+OURS = Path(__file__).with_name("imagenet_networks.py")
+NETWORKS = {
+    "resnet18": Network("resnet18", IMAGENET),
+    "resnet50": Network("resnet50", IMAGENET),
+    "mobilenet_v2": Network(f"{OURS}:mobilenet_v2"),
+    "mobilenet_v3_small": Network(f"{OURS}:mobilenet_v3_small"),
+    "efficientnet_b0": Network(f"{OURS}:efficientnet_b0"),
+    "vit_b16": Network(f"{OURS}:vit_b16", batches=(1,)),
+    "resnet20": Network("resnet20", size=32, batches=(1, 64)),
 }
+Maker = Callable[[str, Path], dict[str, float]]  # to the seconds that its steps took
 CALIBRATION = (4, 8)  # batches, images in each
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "torch", "openvino", "nncf")
 
@@ -49,7 +62,6 @@ PACKAGES = ("onnxruntime-gpu", "onnxruntime", "torch", "openvino", "nncf")
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option("--network", "networks", type=click.Choice(list(NETWORKS)), multiple=True)
-@click.option("--batch-size", "batches", type=int, multiple=True, default=(1, 8), show_default=True)
 @click.option("--threads", type=int, multiple=True, default=(1, 2), show_default=True)
 @click.option(
     "--turns", default=8, show_default=True, help="Of each contender, 0.3 s or more each."
@@ -57,7 +69,6 @@ PACKAGES = ("onnxruntime-gpu", "onnxruntime", "torch", "openvino", "nncf")
 def main(
     results: Path,
     networks: tuple[str, ...],
-    batches: tuple[int, ...],
     threads: tuple[int, ...],
     turns: int,
 ) -> None:
@@ -72,7 +83,7 @@ def main(
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             content["files"].append({"network": network, **make_files(network, folder)})
-            for batch in batches:
+            for batch in NETWORKS[network].batches:
                 for count in threads:
                     rows = compared(network, folder, batch, count, turns)
                     content["latency"] += rows
@@ -102,7 +113,7 @@ def compared(
     network: str, folder: Path, batch: int, threads: int, turns: int
 ) -> list[dict[str, Any]]:
     """A row for each contender; speed is against the float network on ONNX Runtime."""
-    size = NETWORKS[network][2]
+    size = NETWORKS[network].size
     times = measure(contenders(network, folder), (batch, 3, size, size), threads, turns)
     medians = {
         name: statistics.median(found) for name, found in times.items() if isinstance(found, list)
@@ -153,7 +164,7 @@ def told(rows: list[dict[str, Any]]) -> str:
 
 def make_files(network: str, folder: Path) -> dict[str, Any]:
     """Writes every file; what that took, and what ONNX Runtime makes of the int8 ones."""
-    makers: list[Callable[[str, Path], None]] = [float_file, int8_file, static_file]
+    makers: list[Maker] = [float_file, int8_file, static_file]
     if not absent():
         makers.append(nncf_file)
     spent = {}
@@ -175,30 +186,45 @@ def make_files(network: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _measured(
-    maker: Callable[[str, Path], None], network: str, folder: Path
-) -> tuple[float, float]:
-    start = time.perf_counter()
-    maker(network, folder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    return time.perf_counter() - start, peak
+def _measured(maker: Maker, network: str, folder: Path) -> tuple[dict[str, float], float]:
+    seconds = maker(network, folder)
+    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def float_file(network: str, folder: Path) -> None:
+class Watch:
+    """Seconds by step: each call ends the step that it names."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._start = time.perf_counter()
+
+    def __call__(self, step: str) -> None:
+        now = time.perf_counter()
+        self.seconds[step], self._start = now - self._start, now
+
+
+def float_file(network: str, folder: Path) -> dict[str, float]:
     """float.onnx."""
     import qdeploy
 
-    qdeploy.export(float_network(network), folder / "float.onnx", calibration(network)[0])
+    model, batches, ended = float_network(network), calibration(network), Watch()
+    qdeploy.export(model, folder / "float.onnx", batches[0])
+    ended("export")
+    return ended.seconds
 
 
-def int8_file(network: str, folder: Path) -> None:
+def int8_file(network: str, folder: Path) -> dict[str, float]:
     """int8.onnx: prepare, calibrate, export."""
     import qdeploy
 
-    batches = calibration(network)
-    prepared = qdeploy.prepare(float_network(network), batches[0], "simqat")
+    model, batches, ended = float_network(network), calibration(network), Watch()
+    prepared = qdeploy.prepare(model, batches[0], "simqat")
+    ended("prepare")
     qdeploy.calibrate(prepared, batches)
+    ended("calibrate")
     qdeploy.export(prepared, folder / "int8.onnx", batches[0])
+    ended("export")
+    return ended.seconds
 
 
 def float_network(network: str) -> nn.Module:
@@ -208,8 +234,8 @@ def float_network(network: str) -> nn.Module:
     import qdeploy
 
     torch.manual_seed(0)
-    reference, options, _ = NETWORKS[network]
-    model = qdeploy.load_network(reference, options).train()
+    known = NETWORKS[network]
+    model = qdeploy.load_network(known.reference, known.options).train()
     for norm in model.modules():
         if isinstance(norm, torch.nn.BatchNorm2d):
             norm.momentum = None  # the plain mean
@@ -222,17 +248,18 @@ def calibration(network: str) -> list[Any]:
     """Batches of noise, float32 [N, 3, H, W]."""
     import torch
 
-    size = NETWORKS[network][2]
+    size = NETWORKS[network].size
     count, images = CALIBRATION
     return list(torch.randn(count, images, 3, size, size, generator=torch.manual_seed(1)))
 
 
-def static_file(network: str, folder: Path) -> None:
+def static_file(network: str, folder: Path) -> dict[str, float]:
     """static.onnx: what ONNX Runtime's own tool makes of float.onnx, as its manual says."""
     from onnxruntime import quantization as static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     logging.disable(logging.WARNING)
+    ended = Watch()
     feeds = iter([{"input": batch.numpy()} for batch in calibration(network)])
 
     class Reader(static.CalibrationDataReader):
@@ -251,20 +278,25 @@ def static_file(network: str, folder: Path) -> None:
         weight_type=static.QuantType.QInt8,
     )
     ready.unlink()
+    ended("quantize")
+    return ended.seconds
 
 
-def nncf_file(network: str, folder: Path) -> None:
+def nncf_file(network: str, folder: Path) -> dict[str, float]:
     """nncf.xml: what NNCF makes of float.onnx for OpenVINO."""
     import nncf
     import openvino as ov
 
+    ended = Watch()
     model = ov.Core().read_model(folder / "float.onnx")
     images = [image[None].numpy() for batch in calibration(network) for image in batch]
-    size = NETWORKS[network][2]
+    size = NETWORKS[network].size
     model.reshape([1, 3, size, size])
     quantized = nncf.quantize(model, nncf.Dataset(images), subset_size=len(images))
     quantized.reshape([-1, 3, size, size])
     ov.save_model(quantized, folder / "nncf.xml")
+    ended("quantize")
+    return ended.seconds
 
 
 if __name__ == "__main__":
