@@ -24,10 +24,10 @@ EXCEPTIONS = {
         "ConvTranspose": 1
     },  # overlapping squares: ONNX Runtime has no integer kernel
 }
-INTEGER_PRODUCTS = {"QLinearConv", "QGemm", "QLinearMatMul"}
+INTEGER_PRODUCTS = {"QLinearConv", "QGemm", "QLinearMatMul", "MatMulIntegerToFloat"}
 FLOAT_PRODUCTS = {
     "Conv", "FusedConv", "ConvTranspose", "Gemm", "FusedGemm", "MatMul", "FusedMatMul",
-    "MatMulIntegerToFloat", "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul",
+    "ConvInteger", "MatMulInteger", "DynamicQuantizeMatMul",
 }  # fmt: skip
 FLOAT_ACTIVATIONS = {"Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish", "Mul", "Add", "Concat"}
 every_family = pytest.mark.parametrize("name", FAMILIES)

@@ -21,7 +21,7 @@ def load(model: Path) -> tuple[str, Callable[[Images], Array]]:
     except ImportError:
         raise QdeployError(
             "target openvino checks the file with OpenVINO, which is not installed: "
-            'pip install "qdeploy[openvino]", or export with --target cpu, which writes the same file'
+            'pip install "qdeploy[openvino]", or export with --target cpu, which OpenVINO reads as well'
         ) from None
     try:
         compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from qdeploy.deploy import passes
+from qdeploy.deploy.openvino import with_float_gates
 from qdeploy.deploy.tensorrt import with_symmetric_codes
 from qdeploy.errors import QdeployError
 
@@ -24,15 +25,20 @@ def for_onnx_runtime(model: ir.Model) -> None:
         rewrite(model)
 
 
+def for_openvino(model: ir.Model) -> None:
+    with_float_gates(model)
+    for_onnx_runtime(model)
+
+
 def for_tensorrt(model: ir.Model) -> None:
     for rewrite in (with_symmetric_codes, passes.guard_float_layers, passes.share_initialisers):
         rewrite(model)
 
 
-# OpenVINO reads the very file of the CPU target. TensorRT reads codes of 4 and 8 bits only.
+# TensorRT reads codes of 4 and 8 bits only.
 TARGETS = {
     "cpu": Target(for_onnx_runtime, packs=True),
-    "openvino": Target(for_onnx_runtime, packs=True),
+    "openvino": Target(for_openvino, packs=True),
     "tensorrt": Target(for_tensorrt, packs=False),
 }
 

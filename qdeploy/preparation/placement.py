@@ -2,8 +2,8 @@
 
 One rule: every float tensor is quantized once, where it is made, except
 
-- a tensor whose only reader is a ReLU, the BatchNorm of a layer left in float, or a positive number
-  that multiplies it: what that gives is quantized instead;
+- a tensor whose only reader is a ReLU, a softmax, the BatchNorm of a layer left in float, or a positive
+  number that multiplies it: what that gives is quantized instead;
 - outputs of operators that only move values (pooling by maximum, flatten, reshape, concat ...):
   they share the quantizer of what they read, and so does everything a concat joins;
 - what only adds constants to the network's input or multiplies it by them, up to the last of them;
@@ -59,9 +59,10 @@ MOVERS: set[Any] = {
     "swapaxes", "roll", "flip", "narrow", "tile", "movedim", "reshape_as", "view_as",
 }  # fmt: skip
 
+SOFTMAXES: set[Any] = {nn.Softmax, torch.softmax, F.softmax, "softmax"}
 RELUS: set[Any] = {
-    nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, F.relu, F.relu_, F.relu6, torch.relu,
-    torch.relu_, torch.sigmoid, F.sigmoid, F.hardsigmoid, F.softmax, "relu", "relu_", "sigmoid",
+    nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, F.relu, F.relu_, F.relu6, torch.relu, torch.relu_,
+    torch.sigmoid, F.sigmoid, F.hardsigmoid, "relu", "relu_", "sigmoid", *SOFTMAXES,
 }  # fmt: skip
 PLAIN_RELUS: set[Any] = {nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
 # Movers that put zeros between the values; dropout scales those that stay.
@@ -228,10 +229,12 @@ def _values(network: fx.GraphModule) -> Iterator[fx.Node]:
 
 
 def _is_rectified(node: fx.Node, network: fx.GraphModule) -> bool:
-    """True for what an operator computes only for a ReLU to read."""
+    """True for what an operator computes only for a ReLU, a factor or a softmax to read."""
     if node.op == "placeholder" or is_mover(node, network) or len(node.users) != 1:
         return False
     (reader,) = node.users
+    if kind_of(reader, network) in SOFTMAXES:
+        return True
     return is_rectifier(reader, network) or factor(reader) is not None
 
 

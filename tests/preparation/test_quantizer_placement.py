@@ -170,6 +170,28 @@ def test_what_a_concat_joins_shares_one_quantizer():
     assert len({found["x"], found["relu"], found["relu_2"]}) == 3
 
 
+SOFTMAXES = {
+    "nn.Softmax": lambda self, x: self.softmax(x),
+    "torch.softmax": lambda self, x: torch.softmax(x, -1),
+    "F.softmax": lambda self, x: F.softmax(x, dim=-1),
+    "method": lambda self, x: x.softmax(dim=-1),
+}
+
+
+@pytest.mark.parametrize("softmax", SOFTMAXES.values(), ids=SOFTMAXES)
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_scores_reach_their_softmax_in_float(softmax, scale):
+    def forward(self, x):
+        q, k = torch.flatten(self.conv(x), 2), torch.flatten(self.norm(self.conv2(x)), 2)
+        scores = torch.matmul(q, torch.transpose(k, 1, 2))
+        weights = softmax(self, scores if scale is None else scores * scale)
+        return head(self, torch.matmul(weights, q))
+
+    parts = {"conv": conv(), "conv2": conv(), "norm": nn.BatchNorm2d(6), "fc": nn.Linear(384, 5)}
+    found = places(forward, softmax=nn.Softmax(-1), **parts)
+    assert found == ["x", "conv", "conv2", "softmax", "matmul_1"]
+
+
 def test_a_chain_of_concats_shares_one_quantizer_from_end_to_end():
     found = quantized_places(build("branches"))
     stem, grow1, grow2 = (found[name] for name in ("stem_2", "grow1_2", "grow2_2"))

@@ -1,0 +1,33 @@
+"""The graph as OpenVINO runs it best."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def with_float_gates(model: ir.Model) -> None:
+    """Takes away the 8-bit rounding of what a sigmoid reads and of what it gives, in place.
+
+    OpenVINO computes a SiLU and its product in the convolution in front of it, if no rounding
+    stands in between; ONNX Runtime needs codes there. What is left out only made values coarser.
+
+    Precondition: quantizers as operators.py writes them, before other passes touch their codes.
+    """
+    for quantizer in list(model.graph):
+        if quantizer.op_type != "QuantizeLinear":
+            continue
+        reader = _only_reader(quantizer)
+        if reader is None or reader.op_type != "DequantizeLinear":
+            continue  # fewer bits: their bounds are part of what was trained
+        value = reader.outputs[0]
+        maker = quantizer.inputs[0].producer()  # type: ignore[union-attr]
+        made_by_sigmoid = maker is not None and maker.op_type == "Sigmoid"
+        kinds = {use.node.op_type for use in value.uses()}
+        if made_by_sigmoid or ("Sigmoid" in kinds and kinds <= {"Sigmoid", "Mul"}):
+            value.replace_all_uses_with(quantizer.inputs[0])  # type: ignore[arg-type]
+            model.graph.remove([reader, quantizer], safe=True)
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    readers = [use.node for use in node.outputs[0].uses()]
+    return readers[0] if len(readers) == 1 else None
