@@ -147,7 +147,7 @@ def contenders(network: str, folder: Path) -> list[Contender]:
         Contender("torch.compile", torch_compile, network),
     ]
     if "openvino" not in absent():
-        found.append(Contender("OpenVINO int8, qdeploy", openvino, str(folder / "int8.onnx")))
+        found.append(Contender("OpenVINO int8, qdeploy", openvino, str(folder / "openvino.onnx")))
     if not absent():
         found.append(Contender("OpenVINO int8, NNCF", openvino, str(folder / "nncf.xml")))
     return found
@@ -214,7 +214,7 @@ def float_file(network: str, folder: Path) -> dict[str, float]:
 
 
 def int8_file(network: str, folder: Path) -> dict[str, float]:
-    """int8.onnx: prepare, calibrate, export."""
+    """int8.onnx and openvino.onnx: prepare, calibrate, export for each target."""
     import qdeploy
 
     model, batches, ended = float_network(network), calibration(network), Watch()
@@ -224,6 +224,8 @@ def int8_file(network: str, folder: Path) -> dict[str, float]:
     ended("calibrate")
     qdeploy.export(prepared, folder / "int8.onnx", batches[0])
     ended("export")
+    qdeploy.export(prepared, folder / "openvino.onnx", batches[0], target="openvino")
+    ended("export for OpenVINO")
     return ended.seconds
 
 
