@@ -61,19 +61,19 @@ class RangeBatchNorm(_BatchNorm):
         self._check_input_dim(x)
         # Half precision would do for a range, but not for the mean of many values.
         values = x.to(torch.promote_types(x.dtype, torch.float32))
-        rows = values.transpose(0, 1).flatten(1)
+        columns = values.movedim(1, -1).flatten(0, -2)  # no copy of what is stored channels last
         # Over several processes a batch has that many times the chunks.
-        mean = processes.mean(rows.mean(1))
-        square = processes.mean(self.estimate(rows)).square()
+        mean = processes.mean(columns.mean(0))
+        square = processes.mean(self.estimate(columns)).square()
         self._move_statistics(mean.detach(), square.detach())
         gamma, beta = gamma_beta(self)
         gain = gamma * torch.rsqrt(square + self.eps)
         shift = over_channels(beta - gain * mean, values)
         return torch.addcmul(shift, values, over_channels(gain, values)).to(x.dtype)
 
-    def estimate(self, rows: Tensor) -> Tensor:
-        """d of each channel, [channels], of its values in rows [channels, count]."""
-        count = rows.shape[1]
+    def estimate(self, columns: Tensor) -> Tensor:
+        """d of each channel, [channels], of its values in columns [count, channels]."""
+        count = len(columns)
         if count < 2:
             raise QdeployError(
                 f"Range BN cannot train on {count} value per channel, which has no range; "
@@ -81,7 +81,7 @@ class RangeBatchNorm(_BatchNorm):
             )
         chunks = max(1, min(self.chunks, count // SMALLEST_CHUNK))
         scaling = NUMERATORS[self.constant] / math.sqrt(2 * math.log(count / chunks))
-        return scaling * mean_range(rows, chunks)
+        return scaling * mean_range(columns, chunks)
 
     @torch.no_grad()
     def _move_statistics(self, mean: Tensor, square: Tensor) -> None:
@@ -99,16 +99,16 @@ class RangeBatchNorm(_BatchNorm):
         return f"{super().extra_repr()}, chunks={self.chunks}, constant={self.constant}"
 
 
-def mean_range(rows: Tensor, chunks: int) -> Tensor:
-    """Mean over `chunks` chunks of maximum - minimum; rows [channels, count] -> [channels]."""
-    size, longer = divmod(rows.shape[1], chunks)
-    head, tail = rows.tensor_split([longer * (size + 1)], dim=1)
+def mean_range(columns: Tensor, chunks: int) -> Tensor:
+    """Mean over `chunks` chunks of maximum - minimum; columns [count, channels] -> [channels]."""
+    size, longer = divmod(len(columns), chunks)
+    head, tail = columns.tensor_split([longer * (size + 1)])
     parts = [
-        part.unflatten(1, (-1, length))
+        part.unflatten(0, (-1, length))
         for part, length in ((head, size + 1), (tail, size))
-        if part.shape[1]
+        if len(part)
     ]
-    return torch.cat([part.amax(2) - part.amin(2) for part in parts], dim=1).mean(1)
+    return torch.cat([part.amax(1) - part.amin(1) for part in parts]).mean(0)
 
 
 class RangeBatchNorm1d(RangeBatchNorm, nn.BatchNorm1d):

@@ -89,7 +89,7 @@ def test_normal_values_get_the_published_share_of_their_deviation(n, constant):
     torch.manual_seed(n)
     sigma, norm = 2.5, RangeBatchNorm1d(4, constant=constant)
     with torch.no_grad():
-        found = (norm.estimate(sigma * torch.randn(32, 16 * n) + 1) / sigma).mean().item()
+        found = (norm.estimate(sigma * torch.randn(16 * n, 32) + 1) / sigma).mean().item()
     exact = numerator(constant) / math.sqrt(2 * math.log(n)) * expected_range(n)
     assert found == pytest.approx(exact, rel=0.03)
     low, high = PUBLISHED[constant]

@@ -232,7 +232,7 @@ def test_calibration_estimates_the_ranges_anew():
     (_, layer), _ = prepared.quantized_layers()
     with torch.no_grad():
         y = layer.product(x.flatten(1), layer.quantizer.eval()(), layer.bias)
-        squares = [norm.estimate(part.T).square() for part in (y[:100], y[100:])]
+        squares = [norm.estimate(part).square() for part in (y[:100], y[100:])]
     torch.testing.assert_close(norm.running_var, (squares[0] + squares[1]) / 2)
 
 
