@@ -62,7 +62,7 @@ class UniformWeight(WeightQuantizer):
     def qparams(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point, float32 [out] each."""
         rows = latent.detach().flatten(1) if self.per_channel else latent.detach().reshape(1, -1)
-        ends = torch.aminmax(rows, dim=1)
+        ends = rows.amin(1), rows.amax(1)
         scale, zero = self.qparams_of(*ends)
         if self.weight_range == "mse":
             scale, zero = self.least_squares(rows, *ends)

@@ -157,7 +157,8 @@ class SampleRange(MovingRange):
     """A moving range whose batch counts with the mean of its samples' minima and maxima."""
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = self.rectified(*torch.aminmax(x.reshape(len(x), -1), dim=1))
+        rows = x.reshape(len(x), -1)
+        low, high = self.rectified(rows.amin(1), rows.amax(1))  # apart: faster than aminmax
         return processes.mean(low.mean()), processes.mean(high.mean())
 
 
