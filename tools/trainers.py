@@ -6,6 +6,7 @@ Every way has the same float network, batch, loss and optimizer.
 from __future__ import annotations
 
 import copy
+import json
 import resource
 import warnings
 
@@ -36,10 +37,18 @@ def ours(given: str, shape: tuple[int, ...], threads: int) -> Call:
     """given: "NETWORK METHOD WEIGHT_BITS ACT_BITS"."""
     network, method, weight_bits, act_bits = given.split()
     images = _images(shape)
-    model = _float_network(network, threads, norm_first=act_bits == "1")
-    bits = act_bits if act_bits == "float" else int(act_bits)
+    binary = act_bits == "1"
+    model = _float_network(network, threads, norm_first=binary)
     options = {"quant_delay": 0} if method == "slb" else {}
-    prepared = qdeploy.prepare(model, images[:2], method, int(weight_bits), bits, **options)
+    prepared = qdeploy.prepare(
+        model,
+        images[:2],
+        method,
+        int(weight_bits),
+        int(act_bits),
+        first_last_float=binary,
+        **options,
+    )
     prepared.set_progress(0, 10)
     return _step(prepared, images)
 
@@ -71,10 +80,12 @@ def brevitas(network: str, shape: tuple[int, ...], threads: int) -> Call:
 
 
 def _float_network(network: str, threads: int, norm_first: bool = False) -> nn.Module:
+    """network: a name of the zoo, perhaps with its options as JSON behind a space."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    options = {"norm_first": True} if norm_first else {}
-    return qdeploy.load_network(network, {"num_classes": CLASSES, **options}).train()
+    name, _, options = network.partition(" ")
+    given = json.loads(options or "{}") | ({"norm_first": True} if norm_first else {})
+    return qdeploy.load_network(name, {"num_classes": CLASSES, **given}).train()
 
 
 def _images(shape: tuple[int, ...]) -> torch.Tensor:

@@ -27,8 +27,10 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(x, *just_outside(lowest, highest))
         if on_host(x, scale):
-            lowest, highest, scale = lowest.item(), highest.item(), scale.item()
-        return torch.clamp(x, lowest, highest).div_(scale).round_().mul_(scale)
+            inside = x.clamp(lowest.item(), highest.item())
+        else:
+            inside = x.clamp(lowest, highest)
+        return inside.div_(scale).round_().mul_(scale)
 
     @staticmethod
     @once_differentiable
@@ -68,8 +70,8 @@ def passed(grad: Tensor, x: Tensor, below: Tensor, above: Tensor) -> Tensor:
 
 
 def on_host(x: Tensor, value: Tensor) -> bool:
-    """Whether a value of one element can be read as a number without waiting for a device."""
-    return x.device.type == "cpu" and value.numel() == 1
+    """Whether a scalar can be read as a number without waiting for a device."""
+    return x.device.type == "cpu" and value.ndim == 0
 
 
 def straight_through(rounded: Tensor, smooth: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Me
             # Read once, at the end: reading waits for the device.
             sums = sums.to(loss.device) + torch.stack([loss, hits[:, 0].sum(), hits.sum()])
             seen += len(labels)
-    loss, top1, top5, samples = processes.totals([*sums.tolist(), seen])
-    return Metrics(loss / samples, top1 / samples, top5 / samples, int(samples))
+    total, top1, top5, samples = processes.totals([*sums.tolist(), seen])
+    return Metrics(total / samples, top1 / samples, top5 / samples, int(samples))
 
 
 def hits_of(logits: Tensor, labels: Tensor) -> Tensor:
