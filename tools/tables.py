@@ -103,6 +103,40 @@ def _speeds(names: list[str], rows: dict[str, Any]) -> Iterator[str]:
         yield "not measured" if speed is None else f"{speed:.2f}x"
 
 
+def training(results: dict[str, Any]) -> Rows:
+    """Steps as tools/compare_training.py measured them, against float stored channels last."""
+    head = ("network", "batch", "way", "step ms", "time", "memory")
+    return [head, *(_step(row) for row in results["steps"] if "failure" not in row)]
+
+
+def _step(row: dict[str, Any]) -> tuple[str, ...]:
+    ratios = (f"{row['time']:.2f}x", f"{row['memory']:.2f}x")
+    return (
+        row["network"],
+        str(row["batch"]),
+        row["contender"],
+        f"{row['step_ms']:.0f}",
+        *ratios,
+    )
+
+
+def feeding(results: dict[str, Any]) -> Rows:
+    """Loaders as tools/compare_feeding.py measured them."""
+    head = ("images", "loader alone, images/s", "float training, images/s", "ratio")
+    return [
+        head,
+        *(
+            (
+                row["data"],
+                f"{row['loader_per_s']:,.0f}",
+                f"{row['training_per_s']:,.1f}",
+                f"{row['ratio']:.1f}x",
+            )
+            for row in results["loaders"]
+        ),
+    ]
+
+
 def demo(results: dict[str, Any]) -> str:
     """What `qdeploy export` printed for the demo, from its report.json."""
     console = Console(width=80, file=io.StringIO(), record=True)
@@ -116,6 +150,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "cifar10": ("results/cifar10.json", accuracy),
     "latency": ("results/latency.json", latency),
     "inference": ("results/inference.json", inference),
+    "training": ("results/training.json", training),
+    "feeding": ("results/feeding.json", feeding),
     "calibration": ("results/calibration.json", calibration),
 }
 

@@ -36,9 +36,13 @@ class ActivationQuantizer(nn.Module, ABC):
 
     quant_delay: training steps before the rounding starts. Evaluation always rounds: what is
     evaluated is what is shipped. `steps` is a buffer, so the count survives a resume.
+
+    rectifies: whether in training it takes over the ReLU in front of it (see `Rectifier`); only
+    where `can_rectify`.
     """
 
     steps: Tensor
+    rectifies = False
 
     def __init__(self, grid: Grid, quant_delay: int = 0) -> None:
         super().__init__()
@@ -63,7 +67,17 @@ class ActivationQuantizer(nn.Module, ABC):
             self.observe(x.detach())
         if not self.training:
             return self.round(x)
-        return x if self._delayed() else self.relax(x)
+        if self._delayed():
+            return x.relu() if self.rectifies else x
+        return self.relax(x)
+
+    @property
+    def can_rectify(self) -> bool:
+        """Whether `observe` and `relax` do the same with x as with relu(x), gradients included.
+
+        That is so where the range starts at 0. False is always right, and costs a ReLU.
+        """
+        return False
 
     def relax(self, x: Tensor) -> Tensor:
         """What training computes with: the values of `round`, with a gradient."""
@@ -79,6 +93,13 @@ class ActivationQuantizer(nn.Module, ABC):
             return False
         self.steps += 1
         return bool(self.steps <= self.quant_delay)
+
+
+class Rectifier(nn.Module):
+    """A ReLU in front of a quantizer that clips at 0 as well: in training that one does its work."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x.relu()
 
 
 class SignActivation(ActivationQuantizer):
@@ -97,6 +118,12 @@ class SignActivation(ActivationQuantizer):
 
     def round(self, x: Tensor) -> Tensor:
         return sign_of(x)
+
+
+def as_stored(x: Tensor) -> Tensor:
+    """x with its axes in the order of its memory, so that a reduction need not copy it."""
+    stored_last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    return x.permute(0, 2, 3, 1) if stored_last else x
 
 
 class MovingRange(ActivationQuantizer):
@@ -131,9 +158,13 @@ class MovingRange(ActivationQuantizer):
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self._has_range = False
 
+    @property
+    def can_rectify(self) -> bool:
+        return not self.symmetric and type(self).qparams is MovingRange.qparams
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        low, high = self.extremes(x)
+        low, high = self.extremes(as_stored(x))
         self.batches += 1
         slowest = 0 if self.calibrating else 1 - self.decay
         weight = (1 / self.batches.to(torch.float32)).clamp(min=slowest)
@@ -142,7 +173,11 @@ class MovingRange(ActivationQuantizer):
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Minimum and maximum of the batch of all processes, as the average takes them in."""
-        return processes.extremes(*torch.aminmax(x))
+        return processes.extremes(*self.rectified(*torch.aminmax(x)))
+
+    def rectified(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The extremes of what the ReLU leaves, if it is this quantizer's to do."""
+        return (low.relu(), high.relu()) if self.rectifies else (low, high)
 
     def reset(self) -> None:
         for buffer in (self.minimum, self.maximum, self.batches):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+aten = torch.ops.aten
+
 
 def quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
     """Integer codes of x, as floats: clamp(round(x / scale) + zero, low, high), ties to even.
@@ -21,16 +23,19 @@ def quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Ten
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+        lowest, highest = (low - zero) * scale, (high - zero) * scale
         if ctx.needs_input_grad[0]:
-            inside = (x >= (low - zero) * scale) & (x <= (high - zero) * scale)
-            ctx.save_for_backward(inside)
-        return quantize(x, scale, zero, low, high).sub_(zero).mul_(scale)
+            ctx.save_for_backward(x, *just_outside(lowest, highest))
+        if on_host(x, scale):
+            inside = x.clamp(lowest.item(), highest.item())
+        else:
+            inside = x.clamp(lowest, highest)
+        return inside.div_(scale).round_().mul_(scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (inside,) = ctx.saved_tensors
-        return grad * inside, None, None, None, None
+        return passed(grad, *ctx.saved_tensors), None, None, None, None
 
 
 def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
@@ -38,10 +43,35 @@ def fake_quantize(x: Tensor, scale: Tensor, zero: Tensor, low: int, high: int) -
 
     scale, zero: float32 and broadcastable to x, so per tensor or per channel. The gradient is
     1 inside the representable range and 0 outside (Krishnamoorthi, arXiv 1806.08342, section
-    2.4); scale and zero get none.
+    2.4); at the value 0, if the range starts there, it is 0 as of a ReLU. scale and zero get none.
     """
     result: Tensor = _FakeQuantize.apply(x, scale, zero, low, high)
     return result
+
+
+def just_outside(lowest: Tensor, highest: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest numbers that the range leaves out; 0 if it starts there."""
+    below = torch.nextafter(lowest, torch.full_like(lowest, -torch.inf))
+    below = torch.where(lowest == 0, lowest, below)
+    return below, torch.nextafter(highest, torch.full_like(highest, torch.inf))
+
+
+def passed(grad: Tensor, x: Tensor, below: Tensor, above: Tensor) -> Tensor:
+    """grad where below < x < above, else 0.
+
+    It lies in memory as x does: the kernels of norms and convolutions are slow on a mixture. On a
+    CPU one vectorised operator for numbers; masks of booleans take it ten times as long.
+    """
+    if grad.stride() != x.stride():
+        grad = torch.empty_like(x).copy_(grad)
+    if on_host(x, below):
+        return aten.hardtanh_backward(grad, x, below.item(), above.item())
+    return grad * ((x > below) & (x < above))
+
+
+def on_host(x: Tensor, value: Tensor) -> bool:
+    """Whether a scalar can be read as a number without waiting for a device."""
+    return x.device.type == "cpu" and value.ndim == 0
 
 
 def straight_through(rounded: Tensor, smooth: Tensor) -> Tensor:
@@ -56,20 +86,21 @@ SIGN_STEP = 2.0**-24
 
 def sign_of(x: Tensor) -> Tensor:
     """+1 where x rounds to 0 or more steps of SIGN_STEP, else -1; no gradient."""
-    return torch.where(x.detach() >= -SIGN_STEP / 2, 1.0, -1.0)
+    # A CPU has fast arithmetic and slow comparisons: signs -1, 0, 1 first, then 0 joins 1.
+    return x.detach().add(SIGN_STEP / 2).sign_().add_(0.5).sign_()
 
 
 class _FakeSign(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x.abs() < 1)
+        ctx.save_for_backward(x)
         return sign_of(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (inside,) = ctx.saved_tensors
-        return grad * inside
+        (x,) = ctx.saved_tensors
+        return aten.hardtanh_backward(grad, x, -1.0, 1.0)
 
 
 def fake_sign(x: Tensor) -> Tensor:

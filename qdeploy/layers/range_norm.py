@@ -10,12 +10,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.layers.folding import BatchNorm, gamma_beta
-from qdeploy.layers.norm import over_channels
 
 RangeConstant = Literal["paper", "code"]
 
@@ -60,28 +60,22 @@ class RangeBatchNorm(_BatchNorm):
             return super().forward(x)
         self._check_input_dim(x)
         # Half precision would do for a range, but not for the mean of many values.
-        values = x.to(torch.promote_types(x.dtype, torch.float32))
-        rows = values.transpose(0, 1).flatten(1)
-        # Over several processes a batch has that many times the chunks.
-        mean = processes.mean(rows.mean(1))
-        square = processes.mean(self.estimate(rows)).square()
-        self._move_statistics(mean.detach(), square.detach())
-        gamma, beta = gamma_beta(self)
-        gain = gamma * torch.rsqrt(square + self.eps)
-        shift = over_channels(beta - gain * mean, values)
-        return torch.addcmul(shift, values, over_channels(gain, values)).to(x.dtype)
+        values = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, -1)
+        columns = values.flatten(0, -2)  # no copy of what is stored channels last
+        chunks, scaling = self.chunking(len(columns))
+        y, mean, square = _Normalise.apply(columns, *gamma_beta(self), chunks, scaling, self.eps)
+        self._move_statistics(mean, square)
+        return y.reshape(values.shape).movedim(-1, 1).to(x.dtype)
 
-    def estimate(self, rows: Tensor) -> Tensor:
-        """d of each channel, [channels], of its values in rows [channels, count]."""
-        count = rows.shape[1]
+    def chunking(self, count: int) -> tuple[int, float]:
+        """Chunks of so many values, and what their mean range is multiplied by: d."""
         if count < 2:
             raise QdeployError(
                 f"Range BN cannot train on {count} value per channel, which has no range; "
                 "use a batch of two or more"
             )
         chunks = max(1, min(self.chunks, count // SMALLEST_CHUNK))
-        scaling = NUMERATORS[self.constant] / math.sqrt(2 * math.log(count / chunks))
-        return scaling * mean_range(rows, chunks)
+        return chunks, NUMERATORS[self.constant] / math.sqrt(2 * math.log(count / chunks))
 
     @torch.no_grad()
     def _move_statistics(self, mean: Tensor, square: Tensor) -> None:
@@ -99,16 +93,63 @@ class RangeBatchNorm(_BatchNorm):
         return f"{super().extra_repr()}, chunks={self.chunks}, constant={self.constant}"
 
 
-def mean_range(rows: Tensor, chunks: int) -> Tensor:
-    """Mean over `chunks` chunks of maximum - minimum; rows [channels, count] -> [channels]."""
-    size, longer = divmod(rows.shape[1], chunks)
-    head, tail = rows.tensor_split([longer * (size + 1)], dim=1)
-    parts = [
-        part.unflatten(1, (-1, length))
-        for part, length in ((head, size + 1), (tail, size))
-        if part.shape[1]
-    ]
-    return torch.cat([part.amax(2) - part.amin(2) for part in parts], dim=1).mean(1)
+class _Normalise(torch.autograd.Function):
+    """y = gamma (x - mean) r + beta with r = 1 / sqrt(d^2 + eps); x [count, channels].
+
+    Also gives mean and d^2, those of all processes. With s = sum dy (x - mean), the gradients are
+
+    dgamma = s r, dbeta = sum dy
+    dx     = gamma r (dy - mean(dy)), and -gamma s r^3 d dd/dx at each chunk's extremes
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, gamma: Tensor, beta: Tensor, chunks: int, scaling: float, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ranges, highest, lowest = chunk_ranges(x, chunks)
+        # Over several processes a batch has that many times the chunks.
+        mean = processes.mean(x.mean(0))
+        d = processes.mean(scaling * ranges.mean(0))
+        r = torch.rsqrt(d.square() + eps)
+        gain = gamma * r
+        ctx.save_for_backward(x, gamma, mean, d, r, highest, lowest)
+        ctx.scaling = scaling
+        ctx.mark_non_differentiable(mean, square := d.square())
+        return torch.addcmul(beta - gain * mean, x, gain), mean, square
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        x, gamma, mean, d, r, highest, lowest = ctx.saved_tensors
+        to_beta = grad.sum(0)
+        s = (grad * x).sum(0) - mean * to_beta
+        to_mean = processes.mean(-gamma * r * to_beta)
+        to_d = processes.mean(-gamma * s * r.pow(3) * d)
+        to_x = torch.addcmul(to_mean / len(x), grad, gamma * r)
+        to_end = (ctx.scaling / len(highest) * to_d).expand_as(highest)
+        to_x.scatter_add_(0, highest, to_end).scatter_add_(0, lowest, -to_end)
+        return to_x, s * r, to_beta, None, None, None
+
+
+def chunk_ranges(columns: Tensor, chunks: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Maximum - minimum of each chunk of columns [count, channels], and in which rows they stand.
+
+    [chunks, channels] each. Chunks differ in size by one at most.
+    """
+    size, longer = divmod(len(columns), chunks)
+    found = []
+    start = 0
+    for many, length in ((longer, size + 1), (chunks - longer, size)):
+        if not many:
+            continue
+        part = columns[start : start + many * length].unflatten(0, (many, length))
+        first = torch.arange(many, device=columns.device)[:, None] * length + start
+        # With their places: torch finds those faster than amax finds the values alone.
+        (high, highest), (low, lowest) = part.max(1), part.min(1)
+        found.append((high - low, highest + first, lowest + first))
+        start += many * length
+    ranges, highest, lowest = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return ranges, highest, lowest
 
 
 class RangeBatchNorm1d(RangeBatchNorm, nn.BatchNorm1d):

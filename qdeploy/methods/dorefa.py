@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import ActivationQuantizer, SignActivation
 from qdeploy.layers.fake_quantize import straight_through
+from qdeploy.layers.noise import pairwise_uniform
 from qdeploy.layers.product import PlainProduct, Product
 from qdeploy.layers.weight import Collapsed, WeightQuantizer, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
@@ -119,6 +120,10 @@ class BoundedActivation(ActivationQuantizer):
         middle = 1 << (bits - 1) if self.signed else 0
         self.register_buffer("zero", torch.tensor(float(middle)), persistent=False)
 
+    @property
+    def can_rectify(self) -> bool:
+        return not self.signed
+
     @abstractmethod
     def bound(self) -> Tensor:
         """Where the range ends: a positive float32 scalar, without a gradient."""
@@ -163,8 +168,9 @@ def quantized_gradient(grad: Tensor, bits: int) -> Tensor:
     largest = values.abs().amax(tuple(range(1, grad.ndim)), keepdim=True)
     step = largest * (2 / highest)
     steps = values / step.clamp(min=torch.finfo(torch.float32).tiny)
-    codes = torch.round(steps + torch.rand_like(steps)).sub_(0.5).clamp_(-highest / 2, highest / 2)
-    return (codes * step).to(grad.dtype)
+    codes = pairwise_uniform(steps).add_(steps).round_().sub_(0.5)
+    codes.clamp_(-highest / 2, highest / 2)
+    return codes.mul_(step).to(grad.dtype)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import NO_DATA, ActivationQuantizer
-from qdeploy.layers.fake_quantize import quantize
+from qdeploy.layers.fake_quantize import passed, quantize
 from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
@@ -39,7 +39,7 @@ class _LearnedStep(torch.autograd.Function):
         ctx.save_for_backward(v, s)
         ctx.limits = -qn, qp
         ctx.g = g
-        return quantize(v, s, torch.zeros_like(s), -qn, qp).mul_(s)
+        return torch.div(v, s).clamp_(-qn, qp).round_().mul_(s)
 
     @staticmethod
     @once_differentiable
@@ -47,9 +47,11 @@ class _LearnedStep(torch.autograd.Function):
         v, s = ctx.saved_tensors
         low, high = ctx.limits
         ratio = v / s
-        inside = (low < ratio) & (ratio < high)
-        slope = torch.where(inside, ratio.round() - ratio, ratio.clamp(low, high))
-        return grad * inside, (grad * slope).sum_to_size(s.shape) * ctx.g, None, None, None
+        to_v = passed(grad, ratio, *(ratio.new_tensor(float(end)) for end in (low, high)))
+        # The slope's two terms apart: round(v / s), clipped, everywhere, and - v / s inside.
+        levels = ratio.clamp(low, high).round_()
+        to_s = (levels.mul_(grad) - ratio.mul_(to_v)).sum_to_size(s.shape)
+        return to_v, to_s * ctx.g, None, None, None
 
 
 def learned_step(v: Tensor, s: Tensor, grid: Grid, zero: int, sharing: int) -> Tensor:
@@ -136,11 +138,16 @@ class LsqActivation(ActivationQuantizer):
         self._learns = False
         self.register_load_state_dict_post_hook(_look_again)
 
+    @property
+    def can_rectify(self) -> bool:
+        return self.zero == 0
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         if self._is_learning():
             return
         if self.calibrating or not self.batches:
+            x = x.relu() if self.rectifies else x
             mean_size = processes.mean(x.abs().mean())
             mean_size = torch.where(mean_size > 0, mean_size, 1.0)
             self.batches += 1

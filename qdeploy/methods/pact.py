@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import NO_DATA
+from qdeploy.layers.fake_quantize import passed
 from qdeploy.methods.dorefa import BITS, BoundedActivation, weight
 from qdeploy.methods.method import ActivationSite, Method, Options, measured_range
 
@@ -39,8 +40,8 @@ class PactOptions(Options):
 class _LearnedClip(torch.autograd.Function):
     """y = clip(x, low, alpha), rounded; low is 0, or -alpha if signed.
 
-    dy/dx      1 where low <= x < alpha, else 0
-    dy/dalpha  1 where x >= alpha, -1 where x < -alpha if signed, else 0 (eq. 3)
+    dy/dx      1 where low < x < alpha, else 0
+    dy/dalpha  1 where x >= alpha, -1 where x <= -alpha if signed, else 0 (eq. 3)
     """
 
     @staticmethod
@@ -56,11 +57,13 @@ class _LearnedClip(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, alpha = ctx.saved_tensors
         bound = alpha.clamp(min=LEAST)
-        above, below = x >= bound, x < (-bound if ctx.signed else 0)
-        to_alpha = (grad * above).sum() + ctx.decay * alpha
+        infinity = torch.full_like(bound, torch.inf)
+        lowest = -bound if ctx.signed else torch.zeros_like(bound)
+        to_alpha = passed(grad, x, torch.nextafter(bound, lowest), infinity).sum()
         if ctx.signed:
-            to_alpha -= (grad * below).sum()
-        return grad * ~(above | below), to_alpha, None, None, None
+            to_alpha -= passed(grad, x, -infinity, torch.nextafter(lowest, bound)).sum()
+        to_x = passed(grad, x, lowest, bound)
+        return to_x, to_alpha + ctx.decay * alpha, None, None, None
 
 
 class PactActivation(BoundedActivation):
@@ -78,6 +81,7 @@ class PactActivation(BoundedActivation):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         if not self._has_alpha and not self.started:
+            x = x.relu() if self.rectifies else x
             self.alpha.copy_(first_alpha(x, self.grid.highest - int(self.zero)))
             self.started.fill_(True)
 

@@ -8,11 +8,12 @@ one-hot; then the search is committed: the best levels stay, their logits train 
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
@@ -24,6 +25,8 @@ from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 OUTERMOST = {2: 1.494, 4: 2.513}
 # A softmax is one-hot long before this, and float32 overflows not long after.
 HOTTEST = 1e30
+# Logits whose probabilities are computed at a time: small beside a layer's, large beside a cache.
+PART = 1 << 20
 
 
 class SlbOptions(Options):
@@ -79,6 +82,40 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
     return max(options.t_start_val * options.t_factor**rises, 1 / HOTTEST)
 
 
+class _ExpectedLevel(torch.autograd.Function):
+    """w = sum_k p_k level_k with p = softmax(logits * T), over the last axis of the logits.
+
+    dw/dlogit_k = T p_k (level_k - w). Probabilities take as much memory as the logits, so they are
+    computed a part at a time, again in the backward pass, and never kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, levels: Tensor, heat: float) -> Tensor:
+        parts = rows_of(logits)
+        expected = torch.cat([torch.softmax(part * heat, -1) @ levels for part in parts])
+        ctx.save_for_backward(logits, levels, expected)
+        ctx.heat = heat
+        return expected.reshape(logits.shape[:-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, levels, expected = ctx.saved_tensors
+        result = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        slopes = (grad.reshape(-1) * ctx.heat).unsqueeze(-1)
+        sizes = [len(part) for part in rows_of(logits)]
+        columns = (values.split(sizes) for values in (expected.unsqueeze(-1), slopes))
+        for part, out, level, slope in zip(rows_of(logits), rows_of(result), *columns, strict=True):
+            torch.softmax(part * ctx.heat, -1, out=out)
+            out.mul_((levels - level).mul_(slope))
+        return result, None, None
+
+
+def rows_of(logits: Tensor) -> tuple[Tensor, ...]:
+    """logits [..., levels] as parts [rows, levels] of PART values at most."""
+    return logits.reshape(-1, logits.shape[-1]).split(PART // logits.shape[-1])
+
+
 class SlbWeight(WeightQuantizer):
     """latent: logits [out, ..., 2^bits]; at 1 bit only their difference, [out, ...].
 
@@ -132,7 +169,8 @@ class SlbWeight(WeightQuantizer):
     def _expected(self, latent: Tensor) -> Tensor:
         if self.bits == 1:
             return torch.tanh(latent * (self.temperature / math.sqrt(2)))
-        return torch.softmax(latent * self.temperature, -1) @ self.levels(latent)
+        result: Tensor = _ExpectedLevel.apply(latent, self.levels(latent), self.temperature)
+        return result
 
     def _chosen(self, latent: Tensor) -> Tensor:
         """The most probable codes, as float32 [out, ...]."""

@@ -28,6 +28,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from qdeploy.layers.activation import ActivationQuantizer, Rectifier
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.rewrites import (
     ADDITIONS,
@@ -42,7 +43,7 @@ from qdeploy.preparation.tracer import TrainingOnly
 
 FLOAT_LAYERS = (_ConvNd, nn.Linear)  # not yet replaced by a quantized layer
 RECTIFIERS: set[Any] = {
-    nn.ReLU, nn.ReLU6, nn.Hardtanh, F.relu, F.relu_, F.relu6, F.hardtanh, torch.relu,
+    nn.ReLU, nn.ReLU6, nn.Hardtanh, Rectifier, F.relu, F.relu_, F.relu6, F.hardtanh, torch.relu,
     torch.relu_, "relu", "relu_", torch.clamp, "clamp", "clamp_",
 }  # fmt: skip
 MOVERS: set[Any] = {
@@ -281,3 +282,29 @@ def _can_pass(rectifier: fx.Node, mover: fx.Node, network: fx.GraphModule) -> bo
     sources = [source for source in mover.all_input_nodes if is_float_tensor(source)]
     alone = sources == mover.all_input_nodes[:1] and len(sources[0].users) == 1
     return alone and kind_of(mover, network) is not operator.getitem
+
+
+def rectifiers_into_quantizers(network: fx.GraphModule) -> None:
+    """Makes each plain ReLU that only quantizers with a range from 0 read a `Rectifier`."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in network.graph.nodes:
+        if isinstance(called_module(node, network), ActivationQuantizer):
+            calls.setdefault(str(node.target), []).append(node)
+    for name, places in calls.items():
+        quantizer = network.get_submodule(name)
+        assert isinstance(quantizer, ActivationQuantizer)
+        sources = [place.all_input_nodes[0] for place in places]
+        if not quantizer.can_rectify or not all(_is_its_own(s, network) for s in sources):
+            continue
+        quantizer.rectifies = True
+        for source in sources:
+            rectifier = f"rectifiers.{source.name}"
+            network.add_submodule(rectifier, Rectifier())
+            source.op, source.target = "call_module", rectifier
+            source.args, source.kwargs = tuple(source.all_input_nodes), {}
+    network.recompile()
+
+
+def _is_its_own(source: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether the node is a ReLU that nothing else reads."""
+    return kind_of(source, network) in PLAIN_RELUS and len(source.users) == 1

@@ -81,6 +81,7 @@ def prepare(
     replace_norms(network, default)
     everything = settings | dict.fromkeys(other_products(network))
     quantize_activations(network, everything, default)
+    placement.rectifiers_into_quantizers(network)
     network.graph.lint()
     network.recompile()
     return PreparedNetwork(network, everything).train(model.training)

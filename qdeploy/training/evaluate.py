@@ -27,17 +27,17 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Me
     With fewer than 5 classes, top-5 is the top of that many. Weights, buffers and modes stay.
     In a run of several processes each gives the batches of its own, and all get the same means.
     """
-    loss = top1 = top5 = samples = 0.0
+    sums, seen = torch.zeros(3, dtype=torch.float64), 0
     with evaluation_mode(network), torch.inference_mode():
         for images, labels in batches:
             logits = network(images)
             hits = hits_of(logits, labels)
-            loss += cross_entropy(logits, labels, reduction="sum").item()
-            top1 += hits[:, 0].sum().item()
-            top5 += hits.sum().item()
-            samples += len(labels)
-    loss, top1, top5, samples = processes.totals([loss, top1, top5, samples])
-    return Metrics(loss / samples, top1 / samples, top5 / samples, int(samples))
+            loss = cross_entropy(logits, labels, reduction="sum")
+            # Read once, at the end: reading waits for the device.
+            sums = sums.to(loss.device) + torch.stack([loss, hits[:, 0].sum(), hits.sum()])
+            seen += len(labels)
+    total, top1, top5, samples = processes.totals([*sums.tolist(), seen])
+    return Metrics(total / samples, top1 / samples, top5 / samples, int(samples))
 
 
 def hits_of(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """The training loop, on Lightning Fabric."""
 
+from __future__ import annotations
+
 import gc
 import math
 import time
@@ -108,6 +110,17 @@ def fit(
     return Result(history)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step of the optimizer whose `figures`, see `train_step`, are still on the device."""
+
+    epoch: int
+    step: int
+    lr: float
+    figures: Tensor
+    images: int
+
+
 class Training:
     """A network with its optimizer on a device, and what happens to them in one epoch."""
 
@@ -166,17 +179,27 @@ class Training:
         self.network.train()
         running = Running()
         first, end = (self.data.train.steps_before(index) for index in (epoch, epoch + 1))
+        unread: Step | None = None
         for step, (images, labels) in enumerate(self.data.train.epoch(epoch)):
             self.enter_phase(epoch, first + step)
             # The middle of the step: neither a warm-up's first nor a cosine's last is wasted on 0.
             lr = set_lr(self.optimizer, self.phase, epoch + (step + 0.5) / (end - first))
-            loss, hits, hits5 = self.train_step(images, labels)
-            if not math.isfinite(loss):
-                raise _diverged(f"loss {loss} in epoch {epoch + 1}, step {step + 1}", lr)
-            images_trained = len(labels) * processes.count()
-            running.add(loss, hits, hits5, images_trained)
-            bar.advance(epoch, images_trained, running.loss, running.top1)
+            figures = self.train_step(images, labels)
+            # Reading a value waits for the device, so it is given the next step before that.
+            if unread:
+                self.count(unread, running, bar)
+            unread = Step(epoch, step, lr, figures, len(labels) * processes.count())
+        if unread:
+            self.count(unread, running, bar)
         return running
+
+    def count(self, step: Step, running: Running, bar: TrainingBar) -> None:
+        """Add a step that is done to the epoch's means; an error if its loss is not finite."""
+        loss, hits, hits5 = step.figures.tolist()
+        if not math.isfinite(loss):
+            raise _diverged(f"loss {loss} in epoch {step.epoch + 1}, step {step.step + 1}", step.lr)
+        running.add(loss, int(hits), int(hits5), step.images)
+        bar.advance(step.epoch, step.images, running.loss, running.top1)
 
     def settings_after(self, epochs: int) -> TrainSection:
         """The settings of the last step of so many epochs; of the first step if there are none."""
@@ -205,8 +228,8 @@ class Training:
         share = self.settings.distill
         return (1 - share) * loss + share * distillation_loss(logits, taught)
 
-    def train_step(self, images: Tensor, labels: Tensor) -> tuple[float, int, int]:
-        """One step of the optimizer; the batch's mean loss, how many were right, and in the top 5.
+    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One step of the optimizer; [3]: the batch's mean loss, how many were right, in the top 5.
 
         They are those of all processes: either all of them find the loss finite, or none.
         """
@@ -222,10 +245,9 @@ class Training:
                 error_if_nonfinite=False,
             )
         self.optimizer.step()
-        # Reading a value waits for the device, so only when it has been given all its work.
-        hits = processes.total(hits_of(logits, labels).sum(0))
-        loss = processes.mean(loss.detach())
-        return loss.item(), int(hits[0]), int(hits.sum())
+        hits = hits_of(logits, labels)
+        right = processes.total(torch.stack([hits[:, 0].sum(), hits.sum()]))
+        return torch.cat([processes.mean(loss.detach())[None], right]).double()
 
     def evaluate(self, epoch: int) -> tuple[Metrics, dict[str, Tensor]]:
         """Metrics of the weights that would ship now, and those of their buffers that differ."""

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import qdeploy
 from qdeploy.layers.activation import MovingRange
+from qdeploy.layers.noise import pairwise_uniform
 from qdeploy.layers.product import MatrixProduct
 from qdeploy.methods import ActivationSite, WeightSite, find
 from qdeploy.methods.dorefa import quantized_gradient
@@ -175,7 +176,7 @@ def test_the_gradient_is_rounded_as_published(bits, shape):
     torch.manual_seed(3)
     found = quantized_gradient(grad, bits)
     torch.manual_seed(3)
-    uniform = torch.rand(shape).double().numpy()
+    uniform = pairwise_uniform(grad).double().numpy()
     wanted = published_gradient(grad.double().numpy(), bits, uniform)
     largest = grad.abs().amax(tuple(range(1, len(shape))), keepdim=True).numpy()
     step = 2 * largest / (2**bits - 1)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from qdeploy.layers.activation import MovingRange
-from qdeploy.methods import ActivationSite, WeightSite, find
+from qdeploy.methods import ActivationSite, WeightSite, find, slb
 from qdeploy.methods.slb import OUTERMOST, temperature
 
 SLB = find("slb")
@@ -215,6 +215,28 @@ def test_the_gradient_agrees_with_finite_differences(bits, normalized):
             return made.relax(latent)
 
         assert torch.autograd.gradcheck(by_scale, made.log_scale.detach().requires_grad_())
+
+
+@pytest.mark.parametrize("part", [1, 7, 64])
+def test_the_parts_that_the_softmax_is_computed_in_do_not_matter(monkeypatch, part):
+    made = quantizer(trained_weight(3, 5, 3, 3), 4, t_start_val=2.0)
+    upstream = torch.randn(3, 5, 3, 3, generator=torch.manual_seed(1))
+    logits = made.latent.detach().clone().requires_grad_()
+    wanted = torch.softmax(logits * 2, -1) @ torch.tensor(LEVELS[4])
+    wanted.backward(upstream)
+    monkeypatch.setattr(slb, "PART", 16 * part)
+    found = made.relax(made.latent)
+    found.backward(upstream)
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(made.latent.grad, logits.grad)
+
+
+def test_nothing_as_large_as_the_logits_is_kept_for_the_backward_pass():
+    made = quantizer(trained_weight(8, 8, 3, 3), 4)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        made.relax(made.latent)
+    assert [x for x in kept if x.numel() >= made.latent.numel()] == [made.latent]
 
 
 class TwoLogits(nn.Module):
