@@ -32,6 +32,15 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
+def gathered(x: Tensor) -> Tensor:
+    """Every process's x, [processes, ...]."""
+    if count() == 1:
+        return x.unsqueeze(0)
+    parts = [torch.empty_like(x) for _ in range(count())]
+    distributed.all_gather(parts, x.contiguous())
+    return torch.stack(parts)
+
+
 def totals(numbers: list[float]) -> list[float]:
     """`total` of each number."""
     if count() == 1:

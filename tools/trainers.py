@@ -5,7 +5,6 @@ Every way has the same float network, batch, loss and optimizer.
 
 from __future__ import annotations
 
-import copy
 import json
 import resource
 import warnings
@@ -97,7 +96,7 @@ def _step(
     model: nn.Module, images: torch.Tensor, layout: torch.memory_format = torch.channels_last
 ) -> Call:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = copy.deepcopy(model).to(device).train()
+    model = model.to(device).train()
     if layout is torch.channels_last:
         model = channels_last(model)
     images = images.to(device).contiguous(memory_format=layout)

@@ -26,11 +26,10 @@ class _FakeQuantize(torch.autograd.Function):
         lowest, highest = (low - zero) * scale, (high - zero) * scale
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(x, *just_outside(lowest, highest))
+        bounds: tuple[Any, Any] = lowest, highest
         if on_host(x, scale):
-            inside = x.clamp(lowest.item(), highest.item())
-        else:
-            inside = x.clamp(lowest, highest)
-        return inside.div_(scale).round_().mul_(scale)
+            bounds = lowest.item(), highest.item()
+        return x.clamp(*bounds).div_(scale).round_().mul_(scale)
 
     @staticmethod
     @once_differentiable

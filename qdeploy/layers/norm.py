@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy import processes
 from qdeploy.layers.precision import widened
+
+aten = torch.ops.aten
 
 
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,14 +60,54 @@ def norms_over_processes(network: nn.Module) -> Iterator[None]:
 def _forward(norm: _BatchNorm, y: Tensor) -> Tensor:
     if not norm.training and norm.track_running_stats:
         return type(norm).forward(norm, y)
-    y = widened(y)
-    mean, variance = batch_moments(y)
+    normalised, mean, variance = _SharedNorm.apply(widened(y), norm.weight, norm.bias, norm.eps)
     if norm.track_running_stats:
         _move_statistics(norm, mean, variance, values=processes.count() * y[:, 0].numel())
-    y = (y - over_channels(mean, y)) / over_channels((variance + norm.eps).sqrt(), y)
-    if norm.weight is not None:
-        y = y * over_channels(norm.weight, y)
-    return y if norm.bias is None else y + over_channels(norm.bias, y)
+    return normalised
+
+
+class _SharedNorm(torch.autograd.Function):
+    """BatchNorm of y [N, C, ...] by the moments of all processes, and those moments, [C] each.
+
+    With n values to a channel in all of them and x^ what is normalised,
+    dL/dy = gamma / sigma (g - sum(g) / n - x^ sum(g x^) / n), the sums over all processes. Each way
+    asks the others once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, y: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        moments = torch.stack(aten.batch_norm_update_stats(y, None, None, 0.0))
+        means, variances = processes.gathered(moments).unbind(1)
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square().mean(0)
+        ctx.save_for_backward(y, weight, mean, variance)
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean, variance)
+        return F.batch_norm(y, mean, variance, weight, bias, False, 0.0, eps), mean, variance
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        y, weight, mean, variance = ctx.saved_tensors
+        # As of fixed moments first; what depends on them follows.
+        to_y, to_weight, to_bias = aten.native_batch_norm_backward(
+            grad, y, weight, mean, variance, None, None, False, ctx.eps, [True, True, True]
+        )
+        values = processes.count() * y[:, 0].numel()
+        from_bias, from_weight = processes.total(torch.stack([to_bias, to_weight])) / values
+        sigma = (variance + ctx.eps).sqrt()
+        gain = 1 / sigma if weight is None else weight / sigma
+        slope = gain * from_weight / sigma
+        to_y.sub_(over_channels(gain * from_bias - slope * mean, y))
+        to_y.addcmul_(y, over_channels(-slope, y))
+        return (
+            to_y,
+            None if weight is None else to_weight,
+            None if weight is None else to_bias,
+            None,
+        )
 
 
 @torch.no_grad()

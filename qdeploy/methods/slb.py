@@ -25,8 +25,8 @@ from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 OUTERMOST = {2: 1.494, 4: 2.513}
 # A softmax is one-hot long before this, and float32 overflows not long after.
 HOTTEST = 1e30
-# Logits whose probabilities are computed at a time: small beside a layer's, large beside a cache.
-PART = 1 << 20
+# Logits whose probabilities are computed at a time: a megabyte, which stays in a CPU's cache.
+PART = 1 << 18
 
 
 class SlbOptions(Options):
