@@ -10,12 +10,36 @@ from qdeploy.report.words import percent, significant, times
 
 def advice(record: Record) -> tuple[str, ...]:
     """The target and how the file was found to do there; a way out where int8 is slower than float."""
-    return (*_input(record), *_tensorrt(record), *_openvino(record), *_slower(record))
+    return (
+        *_input(record),
+        *_gates(record),
+        *_tensorrt(record),
+        *_openvino(record),
+        *_slower(record),
+    )
 
 
 def _input(record: Record) -> Iterator[str]:
     if record.delivery.input != "float32":
         yield f"Input: {record.delivery.input}."
+
+
+def _gates(record: Record) -> Iterator[str]:
+    """Where sigmoids stand that multiply (SiLU, squeeze and excite): on codes or left in float."""
+    placed = next((p for p in record.placements if p.file == record.file), None)
+    kinds = (placed and placed.operators) or {}
+    on_codes = sum(n for kind, n in kinds.items() if kind.endswith("QLinearSigmoid"))
+    in_float = sum(n for kind, n in kinds.items() if kind.rpartition("::")[2] == "Sigmoid")
+    if on_codes:
+        yield (
+            f"{on_codes} sigmoids compute on codes, between integer kernels: in float each would "
+            "cost two conversions of its whole tensor."
+        )
+    if in_float and record.delivery.target == "openvino":
+        yield (
+            f"{in_float} sigmoids are left in float: OpenVINO computes them inside of the "
+            "convolution in front. On ONNX Runtime, whose latency this is, that is slower."
+        )
 
 
 def _tensorrt(record: Record) -> Iterator[str]:

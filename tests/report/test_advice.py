@@ -57,6 +57,25 @@ def test_tensorrt_that_has_run_needs_no_warning():
     assert advice(replace(SLOW, latency=rows, delivery=delivery)) == ()
 
 
+def with_operators(record, **counts):
+    placements = tuple(
+        replace(
+            p, operators=(p.operators or {}) | {f"com.microsoft::{k}": n for k, n in counts.items()}
+        )
+        for p in record.placements
+    )
+    return replace(record, placements=placements)
+
+
+def test_where_the_gates_stand_is_said():
+    (sentence,) = advice(with_operators(FULL, QLinearSigmoid=4))
+    assert sentence.startswith("4 sigmoids compute on codes")
+    openvino = replace(FULL, delivery=Delivery("openvino"))
+    (sentence,) = advice(with_operators(openvino, Sigmoid=3))
+    assert sentence.startswith("3 sigmoids are left in float: OpenVINO")
+    assert advice(with_operators(FULL, Sigmoid=3)) == ()
+
+
 def test_openvino_says_how_it_agrees_and_pixels_how_they_go_in():
     delivery = Delivery(
         "openvino", "uint8, normalised in the graph", None, "OpenVINO 2026.4",
