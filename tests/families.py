@@ -1001,6 +1001,22 @@ class SamePadded(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class TorchTransformer(nn.Module):
+    """torch's own encoder on patches, and an argument that is seldom given."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 16, 8, 8)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, 0.1, "gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(16))
+        self.head = nn.Linear(16, CLASSES)
+
+    def forward(self, images, mask=None):
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        x = self.encoder(x) if mask is None else self.encoder(x, mask)
+        return self.head(x.mean(1))
+
+
 FAMILIES = {
     "mobilenet_v2": MobileNetV2,
     "mobilenet_v3": MobileNetV3,
@@ -1015,6 +1031,7 @@ FAMILIES = {
     "convnext": ConvNeXt,
     "vit": VisionTransformer,
     "timm_vit": TimmViT,
+    "torch_transformer": TorchTransformer,
     "unet": UNet,
     "bilinear_unet": BilinearUNet,
     "signal": Signal,

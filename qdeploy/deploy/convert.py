@@ -74,6 +74,7 @@ class IntegerLayer(nn.Module):
     """A Conv or Linear of int8 (or int16) codes and, for an integer kernel, an int32 bias.
 
     grid    the codes that the weight may take, before they are multiplied by `spread`
+    in_rows whether a Linear takes its input [..., in] as [rows, in]
     bias    counts steps of input scale x weight scale, the unit in which an integer kernel adds
             up its products; float32 where no such kernel runs (input_scale None)
     """
@@ -91,6 +92,7 @@ class IntegerLayer(nn.Module):
         super().__init__()
         self.kind = kind
         self.product = product
+        self.in_rows = kind == "Linear"
         self.grid = weight.grid
         self.spread = 1 if input_scale is None else spread_factor(weight.grid)
         if input_scale is not None:
@@ -112,7 +114,7 @@ class IntegerLayer(nn.Module):
         bias = self.bias
         if self.in_integers:
             bias = operators.dequantize(self.bias, self.bias_scale, self.bias_zero)
-        if self.kind == "Linear" and x.ndim > 2:
+        if self.in_rows and x.ndim > 2:
             # As a product of matrices: ONNX Runtime adds the bias in integers in QGemm alone.
             rows = self.product(x.flatten(0, -2), weight, bias)
             return rows.unflatten(0, x.shape[:-1])

@@ -22,7 +22,7 @@ from qdeploy.artifact.seal import seal
 from qdeploy.artifact.storage import fits_one_file, write
 from qdeploy.deploy import packing as storage
 from qdeploy.deploy import passes
-from qdeploy.deploy.convert import convert
+from qdeploy.deploy.convert import IntegerLayer, convert
 from qdeploy.deploy.operators import TRANSLATIONS
 from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.targets import find_target
@@ -78,10 +78,14 @@ def to_onnx(
     outputs   their names in the file; as `export` says by default
     """
     network, inputs = network.eval().cpu(), tuple(x.cpu() for x in as_inputs(example_input))
+    runtime = find_target(target)
+    for layer in network.modules():
+        if isinstance(layer, IntegerLayer) and not runtime.in_rows:
+            layer.in_rows = False
     traced = _exported(network, inputs, outputs or output_names(network, inputs))
     passes.layer_names(traced)
     exported = _simplified(traced)
-    find_target(target).rewrite(exported)
+    runtime.rewrite(exported)
     return exported
 
 

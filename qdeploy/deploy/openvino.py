@@ -20,6 +20,8 @@ def with_float_gates(model: ir.Model) -> None:
         if reader is None or reader.op_type != "DequantizeLinear":
             continue  # fewer bits: their bounds are part of what was trained
         value = reader.outputs[0]
+        if value.is_graph_output():
+            continue
         maker = quantizer.inputs[0].producer()  # type: ignore[union-attr]
         made_by_sigmoid = maker is not None and maker.op_type == "Sigmoid"
         kinds = {use.node.op_type for use in value.uses()}

@@ -14,10 +14,17 @@ from qdeploy.errors import QdeployError
 
 @dataclass(frozen=True)
 class Target:
-    """rewrite: in place, in front of packing; packs: whether the runtime folds packed weights."""
+    """What the graph of a runtime is like.
+
+    rewrite  in place, in front of packing
+    packs    whether the runtime folds packed weights
+    in_rows  whether a Linear takes sequences as rows of one matrix, for QGemm. ONNX Runtime fails to
+             load such a product between signed codes
+    """
 
     rewrite: passes.Pass
     packs: bool
+    in_rows: bool = True
 
 
 def for_onnx_runtime(model: ir.Model) -> None:
@@ -39,7 +46,7 @@ def for_tensorrt(model: ir.Model) -> None:
 TARGETS = {
     "cpu": Target(for_onnx_runtime, packs=True),
     "openvino": Target(for_openvino, packs=True),
-    "tensorrt": Target(for_tensorrt, packs=False),
+    "tensorrt": Target(for_tensorrt, packs=False, in_rows=False),
 }
 
 

@@ -197,6 +197,10 @@ class MovingRange(ActivationQuantizer):
         middle = torch.full_like(magnitude, 1 << (self.bits - 1))
         return symmetric_range(magnitude, low, high), middle
 
+    @property
+    def is_finite(self) -> bool:
+        return bool(self.minimum.isfinite() & self.maximum.isfinite())
+
     def _require_range(self) -> None:
         """Reads the device once, not at every step."""
         if self._has_range:

@@ -20,6 +20,8 @@ class OpenAttention(nn.Module):
     fused operator, which stays in float.
     """
 
+    in_proj_bias = None  # nn.TransformerEncoderLayer then keeps off its own fused operator
+
     def __init__(self, whole: nn.MultiheadAttention) -> None:
         super().__init__()
         self.heads, self.batch_first = whole.num_heads, whole.batch_first
@@ -83,24 +85,46 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
+class OpenEncoder(nn.Module):
+    """nn.TransformerEncoder as its layers and its norm, without the shortcut for nested tensors."""
+
+    def __init__(self, whole: nn.TransformerEncoder) -> None:
+        super().__init__()
+        self.layers, self.norm = whole.layers, whole.norm
+
+    def forward(
+        self,
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,  # says what the mask holds anyway
+    ) -> Tensor:
+        for layer in self.layers:
+            src = layer(src, src_mask=mask, src_key_padding_mask=src_key_padding_mask)
+        return src if self.norm is None else self.norm(src)
+
+
 def with_open_attention(model: nn.Module) -> nn.Module:
-    """A copy whose nn.MultiheadAttention modules are written out; the model where it has none."""
+    """A copy whose attention and encoders are written out; the model where it has none."""
     found = [name for name, module in model.named_modules() if can_open(module)]
     if not found:
         return model
     model = copy.deepcopy(model)
-    for name in found:
+    for name in reversed(found):  # what an encoder holds comes before it
         whole = model.get_submodule(name)
-        assert isinstance(whole, nn.MultiheadAttention)
-        model.set_submodule(name, OpenAttention(whole).train(whole.training))
+        encoder = isinstance(whole, nn.TransformerEncoder)
+        written = (OpenEncoder if encoder else OpenAttention)(whole).train(whole.training)  # type: ignore[arg-type]
+        if not name:
+            return written
+        model.set_submodule(name, written)
     return model
 
 
 def can_open(module: nn.Module) -> bool:
-    """Whether it is a MultiheadAttention without the options that add keys of their own."""
-    return (
-        type(module) is nn.MultiheadAttention and module.bias_k is None and not module.add_zero_attn
-    )
+    """Whether it is an encoder, or attention without the options that add keys of their own."""
+    if type(module) is nn.MultiheadAttention:
+        return module.bias_k is None and not module.add_zero_attn
+    return type(module) is nn.TransformerEncoder
 
 
 def open_fused_attention(network: fx.GraphModule) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy.errors import QdeployError
-from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.activation import ActivationQuantizer, MovingRange
 from qdeploy.preparation.bias_correction import float_moments, restore_moments
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.ranges import MEAN, check_ranges, measured
@@ -69,6 +69,12 @@ def observe(
     with calibration_mode(prepared, batch_norm), measured(prepared, ranges, percentile):
         for inputs in batches:
             prepared(*inputs)
+    for name, quantizer in prepared.named_modules():
+        if isinstance(quantizer, MovingRange) and not quantizer.is_finite:
+            raise QdeployError(
+                f"calibration met values without bounds at {name.removeprefix('network.')}: look for "
+                "nan and inf in the images, in masks that are inputs, and in the network's weights"
+            )
 
 
 def started(batches: Iterable[tuple[Tensor, ...]]) -> Iterable[tuple[Tensor, ...]]:

@@ -155,6 +155,7 @@ def shared_tensors(
     unique = {id(group): group for group in groups.values()}.values()
     raw = raw_inputs(network)
     shared = [_shared_tensor(group, network) for group in unique]
+    shared = [tensor for tensor in shared if tensor.producers]  # not a parameter, moved
     shared = [
         tensor for tensor in shared if not tensor.readers or not raw.issuperset(tensor.readers)
     ]
@@ -209,7 +210,8 @@ def is_nonnegative(tensor: SharedTensor, network: fx.GraphModule) -> bool:
         if kind in SUMS and "alpha" in node.kwargs:
             return False  # the factor of torch.add may be negative
         if kind in SUMS:
-            return all(isinstance(term, fx.Node) and nonnegative(term) for term in node.args)
+            terms = [*node.args, *node.kwargs.values()]
+            return all(isinstance(term, fx.Node) and nonnegative(term) for term in terms)
         sources = [source for source in node.all_input_nodes if is_float_tensor(source)]
         return kind in AVERAGES | MOVERS and bool(sources) and all(map(nonnegative, sources))
 
@@ -252,9 +254,14 @@ def _shared_tensor(group: list[fx.Node], network: fx.GraphModule) -> SharedTenso
         user
         for node in group
         for user in node.users
-        if user.op != "output" and not is_mover(user, network)
+        if computes(user) and not is_mover(user, network)
     ]
     return SharedTensor(producers, readers)
+
+
+def computes(node: fx.Node) -> bool:
+    """Whether values come of it: not of the output, nor of what asks for a shape."""
+    return node.op != "output" and (is_float_tensor(node) or is_tuple(node))
 
 
 def rectifiers_first(network: fx.GraphModule) -> None:

@@ -305,7 +305,9 @@ def value_of(node: Any, network: fx.GraphModule) -> Any:
 
 
 def per_channel(constant: Any, node: fx.Node, axis: int) -> Any:
-    """The constant as a number or as [C]; None if it differs along another axis."""
+    """The constant as a number or as [C]; None if it differs along another axis, or is a mask of -inf."""
+    if isinstance(constant, Tensor) and not constant.isfinite().all():
+        return None
     if not isinstance(constant, Tensor) or constant.numel() == 1:
         return float(constant)
     shape = [1] * len(shape_of(node))

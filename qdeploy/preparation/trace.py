@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import inspect
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
@@ -46,6 +47,7 @@ def trace(model: nn.Module, example_input: Inputs, leaves: Iterable[str] = ()) -
     """
     inputs = as_inputs(example_input)
     check_leaves(model, leaves)
+    check_modules(model)
     check_input(copy.deepcopy(model), inputs)
     training, evaluation = copy.deepcopy(model), copy.deepcopy(model).eval()
     for copied in (training, evaluation):
@@ -66,6 +68,7 @@ def traced(
     model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str] = ()
 ) -> fx.GraphModule:
     """The graph of the model in the mode that it is in."""
+    without_further_arguments(model, len(inputs))
     try:
         graph = graph_of(model, inputs, leaves)
     except Exception as error:
@@ -75,6 +78,21 @@ def traced(
     network = fx.GraphModule(model, graph, type(model).__name__)
     dropout_as_module(network)
     return network
+
+
+def without_further_arguments(model: nn.Module, count: int) -> None:
+    """Makes forward take so many arguments and leave the others at their defaults, in place.
+
+    torch.fx would make an input of every argument, and take none of them for None.
+    """
+    kind, forward = type(model), type(model).forward
+    names = list(inspect.signature(model.forward).parameters)
+    if len(names) <= count or not all(map(str.isidentifier, names)):
+        return
+    given = ", ".join(["self", *names[:count]])
+    space: dict[str, Any] = {"whole": forward}
+    exec(f"def forward({given}): return whole({given})", space)
+    model.__class__ = type(kind.__name__, (kind,), {"forward": space["forward"]})
 
 
 def graph_of(model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str]) -> fx.Graph:
@@ -91,6 +109,22 @@ def check_leaves(model: nn.Module, leaves: Iterable[str]) -> None:
         if not fnmatch.filter(names, glob):
             raise QdeployError(
                 f"leaves: {glob!r} matches no module; the network's modules are {', '.join(names)}"
+            )
+
+
+def check_modules(model: nn.Module) -> None:
+    """Errors: QdeployError for weights that are not float32, and for hooks, which a graph has not."""
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            raise QdeployError(
+                f"{name} is {parameter.dtype}; prepare takes float32 networks: call network.float()"
+            )
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise QdeployError(
+                f"{name or type(model).__name__} has forward hooks, which the traced network would "
+                "lose. Remove them: weight_norm, spectral_norm and pruning by remove_weight_norm, "
+                "remove_spectral_norm and prune.remove, others by their handle"
             )
 
 

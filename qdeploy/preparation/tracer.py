@@ -29,6 +29,13 @@ class TrainingOnly(nn.Module):
         return self.module(x) if self.training else x
 
 
+# Modules of torch.nn that are made of others.
+TRANSFORMERS = (
+    nn.Transformer, nn.TransformerEncoder, nn.TransformerEncoderLayer, nn.TransformerDecoder,
+    nn.TransformerDecoderLayer,
+)  # fmt: skip
+
+
 class NetworkTracer(fx.Tracer):
     """torch.fx's tracer; modules whose name matches one of the globs `leaves` stay whole."""
 
@@ -39,6 +46,8 @@ class NetworkTracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         chosen = any(fnmatch.fnmatchcase(module_qualified_name, glob) for glob in self.leaves)
         whole = chosen or isinstance(m, TrainingOnly)
+        if isinstance(m, TRANSFORMERS) and not whole:
+            return False
         return whole or super().is_leaf_module(m, module_qualified_name)
 
 

@@ -87,6 +87,26 @@ def test_sigmoids_compute_in_float_there_and_all_else_in_codes(gated, tmp_path):
     assert {maker[name].op_type for node in layers for name in node.input} == {"DequantizeLinear"}
 
 
+class GateAsOutput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        gate = torch.sigmoid(self.conv(x))
+        return x * gate, gate
+
+
+def test_a_gate_that_is_an_output_as_well_is_left_as_it_is(tmp_path):
+    x = networks.images(16, seed=7)
+    prepared = qdeploy.prepare(GateAsOutput().eval(), x[:2], "simqat")
+    qdeploy.calibrate(prepared, [x])
+    path = qdeploy.export(prepared, tmp_path / "m.onnx", x[:2], target="openvino")
+    with torch.no_grad():
+        wanted = prepared.eval()(torch.from_numpy(IMAGES))[0].numpy()
+    np.testing.assert_allclose(in_onnx_runtime(path), wanted, atol=0.02 * np.abs(wanted).max())
+
+
 def test_float_gates_are_at_least_as_near_to_the_unrounded_network(gated, tmp_path):
     """Against the same network whose sigmoids were never quantized, in ONNX Runtime."""
     files = {

@@ -197,3 +197,17 @@ class TestRefusals:
             qdeploy.export(
                 networks.build("plain"), tmp_path / "m", networks.images(2), target="tpu"
             )
+
+
+def test_a_linear_over_sequences_loads_and_computes(tmp_path):
+    """Rows of one matrix would not: ONNX Runtime cannot load such a product between signed codes."""
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 5))
+    x = torch.randn(16, 4, 8)
+    prepared = qdeploy.prepare(network.eval(), x[:2], "simqat", act_symmetric=True)
+    qdeploy.calibrate(prepared, [x])
+    path = qdeploy.export(prepared, tmp_path / "m.onnx", x[:2], target="tensorrt")
+    found = session(onnx.load(path)).run(None, {"input": x.numpy()})[0]
+    with torch.no_grad():
+        wanted = prepared.eval()(x).numpy()
+    np.testing.assert_allclose(found, wanted, atol=0.01 * np.abs(wanted).max())

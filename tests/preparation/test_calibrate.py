@@ -120,3 +120,12 @@ def test_evaluation_needs_ranges_and_touches_no_statistics():
     with torch.no_grad():
         prepared(100 * images())
     assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())
+
+
+@pytest.mark.parametrize("ranges", ["mean", "minmax", "mse"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_values_without_bounds_are_refused(ranges, bad):
+    prepared, x = qdeploy.prepare(build("plain"), images(2), "simqat"), images(8)
+    x[0, 0, 0, 0] = bad
+    with pytest.raises(QdeployError, match="look for nan and inf"):
+        qdeploy.calibrate(prepared, [x], ranges)

@@ -206,3 +206,52 @@ def test_progress_reaches_every_layer():
     assert prepared.searching
     prepared.set_progress(9, 10)
     assert not prepared.searching
+
+
+def test_arguments_that_are_not_given_keep_their_defaults():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x, mask=None, scale: float = 2.0):
+            x = x if mask is None else x * mask
+            return self.fc(x) * scale
+
+    network, x = Masked().eval(), torch.randn(8, 4)
+    prepared = qdeploy.prepare(network, x, "simqat")
+    qdeploy.calibrate(prepared, [x])
+    assert prepared.arguments == 1
+    with torch.no_grad():
+        torch.testing.assert_close(prepared.eval()(x), network(x), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16])
+def test_weights_of_another_type_are_refused(kind):
+    with pytest.raises(QdeployError, match=rf"0.weight is {kind}; .* network\.float\(\)"):
+        qdeploy.prepare(nn.Sequential(nn.Linear(4, 3)).to(kind), torch.randn(2, 4), "simqat")
+
+
+def test_hooks_that_would_be_lost_are_refused():
+    network = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    handle = network[1].register_forward_hook(lambda module, inputs, output: output * 2)
+    with pytest.raises(QdeployError, match="1 has forward hooks"):
+        qdeploy.prepare(network, torch.randn(2, 4), "simqat")
+    handle.remove()
+    qdeploy.prepare(network, torch.randn(2, 4), "simqat")
+
+
+def test_an_infinite_constant_does_not_fold_into_a_bias():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 8)
+            self.register_buffer("mask", torch.zeros(8).index_fill(0, torch.tensor(3), -torch.inf))
+
+        def forward(self, x):
+            return (self.fc(x) + self.mask).softmax(-1)
+
+    prepared = qdeploy.prepare(Masked().eval(), torch.randn(4, 6), "simqat")
+    (layer,) = [layer for _, layer in prepared.quantized_layers()]
+    _, bias = layer.integers()
+    assert bias.isfinite().all()

@@ -170,6 +170,31 @@ def test_what_a_concat_joins_shares_one_quantizer():
     assert len({found["x"], found["relu"], found["relu_2"]}) == 3
 
 
+def test_who_asks_for_a_shape_reads_no_values():
+    def forward(self, x):
+        y = self.norm(self.first(torch.flatten(x, 2)))
+        return self.second(y).reshape(y.shape[0], -1)
+
+    parts = {"first": nn.Linear(64, 8), "norm": nn.LayerNorm(8), "second": nn.Linear(8, 5)}
+    prepared = qdeploy.prepare(Network(forward, **parts), images(2), "lsq")
+    assert not [name for name, _ in prepared.named_modules() if name.endswith("_narrow")]
+
+
+def test_a_parameter_that_is_moved_and_added_stays_a_float():
+    network = Network(
+        lambda self, x: self.last(self.first(x) + torch.flip(self.shift, (0,)).t()).mean((2, 3)),
+        first=conv(3, 4), last=conv(4, 5),
+    )  # fmt: skip
+    network.shift = nn.Parameter(torch.randn(8, 8))
+    network.first.padding = (1, 1)
+    with torch.no_grad():
+        wanted = network.eval()(images(4))
+        prepared = qdeploy.prepare(network, images(2), "simqat")
+        qdeploy.calibrate(prepared, [images(4)])
+        found = prepared.eval()(images(4))
+    assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
 SOFTMAXES = {
     "nn.Softmax": lambda self, x: self.softmax(x),
     "torch.softmax": lambda self, x: torch.softmax(x, -1),
@@ -337,6 +362,12 @@ NONNEGATIVE = {
     "difference of relus": (
         lambda self, x: torch.add(F.relu(y := self.conv(x)), F.relu(-y), alpha=-1),
         False,
+    ),
+    "sum by keyword": (lambda self, x: torch.add(F.relu(y := self.conv(x)), other=y), False),
+    "in place by keyword": (lambda self, x: F.relu(y := self.conv(x)).add_(other=y), False),
+    "relus by keyword": (
+        lambda self, x: torch.add(F.relu(y := self.conv(x)), other=F.relu(-y)),
+        True,
     ),
     "bare": (lambda self, x: self.conv(x), False),
     "hardtanh": (lambda self, x: F.hardtanh(self.conv(x)), False),
