@@ -68,13 +68,27 @@ def observe(
 ) -> None:
     with calibration_mode(prepared, batch_norm), measured(prepared, ranges, percentile):
         for inputs in batches:
-            prepared(*inputs)
+            run(prepared, inputs)
     for name, quantizer in prepared.named_modules():
         if isinstance(quantizer, MovingRange) and not quantizer.is_finite:
             raise QdeployError(
                 f"calibration met values without bounds at {name.removeprefix('network.')}: look for "
                 "nan and inf in the images, in masks that are inputs, and in the network's weights"
             )
+
+
+def run(prepared: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Errors: QdeployError for a batch that the network does not take."""
+    try:
+        prepared(*inputs)
+    except (AttributeError, RuntimeError, TypeError) as error:
+        shapes = ", ".join(
+            f"{x.dtype} {[*x.shape]}" if isinstance(x, Tensor) else type(x).__name__ for x in inputs
+        )
+        raise QdeployError(
+            f"the network does not take a calibration batch of {shapes}: {error}. Give batches like "
+            "the example input of prepare, as float32 tensors"
+        ) from error
 
 
 def started(batches: Iterable[tuple[Tensor, ...]]) -> Iterable[tuple[Tensor, ...]]:

@@ -86,7 +86,7 @@ def test_parameters_modes_and_momenta_are_as_before(options):
 
 def test_the_mode_comes_back_when_a_batch_is_wrong():
     prepared = pointwise().train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(QdeployError, match="7 channels"):
         qdeploy.calibrate(prepared, [images(2), torch.zeros(2, 7, 8, 8)])
     assert all(module.training for module in prepared.modules())
     norm = prepared.network.get_submodule("0").norm
@@ -129,3 +129,17 @@ def test_values_without_bounds_are_refused(ranges, bad):
     x[0, 0, 0, 0] = bad
     with pytest.raises(QdeployError, match="look for nan and inf"):
         qdeploy.calibrate(prepared, [x], ranges)
+
+
+BATCHES = {
+    "channels": (torch.zeros(4, 5, 8, 8), r"torch\.float32 \[4, 5, 8, 8\]"),
+    "type": (torch.zeros(4, 3, 8, 8, dtype=torch.float64), r"torch\.float64 \[4, 3, 8, 8\]"),
+    "numpy": ((np.zeros((4, 3, 8, 8), np.float32),), "ndarray"),
+}
+
+
+@pytest.mark.parametrize(("batch", "named"), BATCHES.values(), ids=BATCHES)
+def test_a_batch_that_the_network_does_not_take_is_named(batch, named):
+    prepared = qdeploy.prepare(build("plain"), images(2), "simqat")
+    with pytest.raises(QdeployError, match=f"does not take a calibration batch of {named}"):
+        qdeploy.calibrate(prepared, [batch])
