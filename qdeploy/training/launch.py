@@ -14,6 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
+from torch import distributed
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
@@ -70,7 +71,7 @@ AUTOCAST: dict[str, Any] = {"bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 def _numbers(devices: int | None, num_nodes: int | None) -> tuple[int, int]:
     """Devices on each machine and machines: torchrun's if it started this process."""
-    if not torch.distributed.is_torchelastic_launched():
+    if not distributed.is_torchelastic_launched():
         return devices or 1, num_nodes or 1
     here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
     started = here, everywhere // here
@@ -100,6 +101,9 @@ def launched(fabric: Fabric) -> Iterator[None]:
         for process in getattr(fabric.strategy.launcher, "procs", ()):
             process.kill()
         raise
+    if processes.count() > 1:
+        fabric.barrier()
+        distributed.destroy_process_group()
 
 
 @contextmanager
