@@ -1,81 +1,147 @@
-"""Trains, exports and validates recipes, and keeps their figures in one JSON file.
+"""Trains, exports and validates the rows of a table, and keeps their figures in results/PLAN.json.
 
-    python tools/reproduce.py results/mnist.json --data-root DATA lenet5-mnist-float lenet5-mnist-simqat
+    python tools/reproduce.py mnist --data-root DATA                   # all rows, all seeds
+    python tools/reproduce.py mnist slb-w1a8 --seed 0 --data-root DATA # one row, one seed
 
-A run that is there already is gone on with, so a long list survives an interruption.
-tools/tables.py makes the README's tables of the file.
+tools/plans/PLAN.toml names the rows. One that is there already is skipped, a run that was cut off
+goes on, and several of these commands may run at once. tools/tables.py makes tables of the file.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import click
-import torch
+from filelock import FileLock
+from plans import Figures, Plan, Row, plans
 
+import qdeploy
+from qdeploy.files import atomic_write
 from qdeploy.pipeline.export import export_run
 from qdeploy.pipeline.train import train
 from qdeploy.recipe import Recipe
 from qdeploy.report.record import Record
+from qdeploy.training.device import pick_device
+from qdeploy.training.run import RunFolder
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the runs of a plan are, and what they run on."""
+
+    runs: Path
+    data_root: Path | None
+    device: str
+
+    def run(self, plan: Plan, row: str, seed: int) -> RunFolder:
+        return RunFolder(self.runs / plan.name / f"{row}-s{seed}")
 
 
 @click.command()
-@click.argument("results", type=click.Path(path_type=Path))
-@click.argument("recipes", nargs=-1, required=True)
-@click.option("--set", "overrides", multiple=True, help="Change a setting of all recipes.")
-@click.option("--label", default="", help="Added to the name of each run.")
-@click.option("--data-root", type=click.Path(path_type=Path))
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"))
-@click.option("--device", default="auto")
+@click.argument("plan", type=click.Choice(plans()))
+@click.argument("rows", nargs=-1)
+@click.option("--seed", "seeds", type=int, multiple=True, help="In place of the plan's seeds.")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Where the data sets are.")
+@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
+@click.option("--device", default="auto", show_default=True)
 def main(
-    results: Path,
-    recipes: tuple[str, ...],
-    overrides: tuple[str, ...],
-    label: str,
+    plan: str,
+    rows: tuple[str, ...],
+    seeds: tuple[int, ...],
     data_root: Path | None,
     runs: Path,
     device: str,
 ) -> None:
-    """Adds one row a recipe to RESULTS."""
-    for name in recipes:
-        folder = runs / f"{name}{label}"
-        recipe = Recipe.load(name, overrides)
-        train(recipe, folder, data_root=data_root, device=device, resume=folder.exists())
-        record = export_run(folder, data_root=data_root, device=device)
-        keep(results, row(record, recipe, label, overrides))
+    """Adds the ROWS of PLAN, all of them by default, to its results."""
+    table = Plan.load(plan)
+    if unknown := set(rows) - set(table.rows):
+        raise click.UsageError(
+            f"{plan} has no row {', '.join(sorted(unknown))}; it has {', '.join(table.rows)}"
+        )
+    place = Place(runs, data_root, device)
+    for name in rows or table.rows:
+        for seed in seeds or table.seeds:
+            measure(table, name, seed, place)
 
 
-def row(record: Record, recipe: Recipe, label: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """The figures of one recipe."""
-    assert record.accuracy.trained is not None
-    return {
-        "recipe": f"{recipe.name}{label}",
+def measure(plan: Plan, name: str, seed: int, place: Place) -> None:
+    """Adds one row to the results, and before it the one that it starts from."""
+    row = plan.rows[name]
+    if is_there(plan, name, seed):
+        click.echo(f"{name}, seed {seed}: in {plan.results.name} already")
+        return
+    overrides = plan.overrides(row, seed)
+    recipe = Recipe.load(row.recipe, (*overrides, *start(plan, row, seed, place)))
+    run = place.run(plan, name, seed)
+    train(
+        recipe, run.path, data_root=place.data_root, device=place.device, resume=run.path.exists()
+    )
+    record = export_run(run.path, data_root=place.data_root, device=place.device)
+    gpu = pick_device(place.device).type == "cuda"
+    figures = {
+        "row": name,
+        "seed": seed,
+        "command": f"python tools/reproduce.py {plan.name} {name} --seed {seed} --data-root DATA",
         "overrides": overrides,
+        "device": record.machine.gpu if gpu else record.machine.cpu,
+        **figures_of(record, recipe),
+    }
+    keep(plan.results, figures)
+
+
+def start(plan: Plan, row: Row, seed: int, place: Place) -> Iterator[str]:
+    """The override that names the weights which a row starts from."""
+    if row.starts_from is None:
+        return
+    file = place.run(plan, row.starts_from, seed).last
+    if not is_there(plan, row.starts_from, seed) or not file.exists():
+        measure(plan, row.starts_from, seed, place)
+    yield f"model.weights={file.resolve()}"
+
+
+def figures_of(record: Record, recipe: Recipe) -> Figures:
+    """The figures of a row, and what they were measured with and on."""
+    return {
+        "recipe": recipe.name,
+        "method": record.method,
+        "bits": [recipe.quantize.weight_bits, recipe.quantize.act_bits],
         "epochs": recipe.train.epochs,
         "float_epochs": recipe.train.float_epochs,
         "data": asdict(record.dataset),
         "accuracy": asdict(record.accuracy),
-        "best_epoch_top1": max(line["test_top1"] or 0 for line in record.training),
         "agreement": None if record.agreement is None else asdict(record.agreement),
         "size": asdict(record.size),
         "seconds": sum(line["seconds"] or 0 for line in record.training),
-        "trained_on": torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else record.machine.cpu,
-        "validated_on": record.latency[0].provider,
-        "qdeploy": record.version,
+        "provider": record.latency[0].provider,
+        "created": record.created,
+        "versions": {
+            "qdeploy": qdeploy.__version__,
+            **{name: version(name) for name in ("torch", "onnx")},
+            "onnxruntime": record.machine.onnxruntime,
+            "python": record.machine.python,
+        },
     }
 
 
-def keep(results: Path, new: dict[str, Any]) -> None:
-    """Adds a row, in the place of an older one of the same recipe."""
-    rows = json.loads(results.read_text()) if results.exists() else []
-    rows = [old for old in rows if old["recipe"] != new["recipe"]] + [new]
-    results.parent.mkdir(parents=True, exist_ok=True)
-    results.write_text(json.dumps(rows, indent=1) + "\n")
+def is_there(plan: Plan, row: str, seed: int) -> bool:
+    return any((figures["row"], figures["seed"]) == (row, seed) for figures in plan.figures())
+
+
+def keep(results: Path, new: Figures) -> None:
+    """Adds a row, in the place of an older one of the same name and seed."""
+    with FileLock(f"{results}.lock"):
+        old = json.loads(results.read_text()) if results.exists() else []
+        rows = sorted([*(row for row in old if _key(row) != _key(new)), new], key=_key)
+        with atomic_write(results) as file:
+            file.write((json.dumps(rows, indent=1) + "\n").encode())
+
+
+def _key(figures: Figures) -> tuple[str, int]:
+    return figures["row"], figures["seed"]
 
 
 if __name__ == "__main__":

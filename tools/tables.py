@@ -1,4 +1,4 @@
-"""Writes the README's tables from the files in results/, and files into docs/: python tools/tables.py
+"""Writes the tables of README, models/ and docs/ from the files in results/: python tools/tables.py
 
 Each table stands between `<!-- table: NAME -->` and `<!-- end -->`, each file between
 `<!-- file: PATH -->` and `<!-- end -->`; nothing there is typed by hand.
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import accuracy
 from rich.console import Console
 
 from qdeploy.report.record import Record
@@ -20,29 +21,6 @@ from qdeploy.report.table import record_table
 
 ROOT = Path(__file__).parent.parent
 Rows = list[tuple[str, ...]]
-
-
-def accuracy(results: list[dict[str, Any]]) -> Rows:
-    """Recipes as tools/reproduce.py measured them."""
-    head = ("recipe", "float", "trained", "ONNX", "agreement", "bytes", "smaller than float")
-    return [head, *(_recipe(row) for row in results)]
-
-
-def _recipe(row: dict[str, Any]) -> tuple[str, ...]:
-    tops = [_percent(row["accuracy"][name]) for name in ("float", "trained", "onnx")]
-    size = row["size"]
-    agreement = f"{row['agreement']['top1']:.2%}"
-    return (
-        row["recipe"],
-        *tops,
-        agreement,
-        f"{size['onnx']:,}",
-        f"{size['float'] / size['onnx']:.1f}x",
-    )
-
-
-def _percent(accuracy: dict[str, float] | None) -> str:
-    return "not measured" if accuracy is None else f"{accuracy['top1']:.2%}"
 
 
 def latency(results: dict[str, Any]) -> Rows:
@@ -146,8 +124,6 @@ def demo(results: dict[str, Any]) -> str:
 
 TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "demo": ("results/demo.json", demo),
-    "mnist": ("results/mnist.json", accuracy),
-    "cifar10": ("results/cifar10.json", accuracy),
     "latency": ("results/latency.json", latency),
     "inference": ("results/inference.json", inference),
     "training": ("results/training.json", training),
@@ -171,8 +147,17 @@ def filled(text: str) -> str:
 
 
 def _table(place: re.Match[str]) -> str:
-    file, make = TABLES[place[2]]
-    return f"{place[1]}\n{markdown(make(json.loads((ROOT / file).read_text())))}\n\n{place[3]}"
+    return f"{place[1]}\n{markdown(rows_of(place[2]))}\n\n{place[3]}"
+
+
+def rows_of(name: str) -> Rows | str:
+    """`zoo`, `accuracy:PLAN`, `accuracy:PLAN:QUESTION`, or one of TABLES."""
+    if name == "zoo":
+        return accuracy.of_zoo()
+    if name.startswith("accuracy:"):
+        return accuracy.of_plan(*name.split(":")[1:])
+    file, make = TABLES[name]
+    return make(json.loads((ROOT / file).read_text()))
 
 
 def _file(place: re.Match[str]) -> str:
@@ -182,5 +167,6 @@ def _file(place: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    pages = (ROOT / "README.md", ROOT / "models/README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for page in pages:
         page.write_text(filled(page.read_text()))

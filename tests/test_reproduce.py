@@ -1,0 +1,134 @@
+"""The rows of the accuracy tables: what is run, what is skipped, and what the tables say of it."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
+
+import accuracy
+import plans
+import reproduce
+
+from qdeploy.recipe import Recipe
+
+PLAN = """
+seeds = [0, 1]
+set = ["train.epochs=1", "train.float_epochs=0", "data.batch_size=200"]
+
+[rows.float]
+recipe = "lenet5-digits-slb-w1a8"
+set = ["quantize.method=float", "quantize.options={}", "quantize.layers={}"]
+
+[rows.one-bit]
+recipe = "lenet5-digits-slb-w1a8"
+starts_from = "float"
+about = "W1A8"
+"""
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A place with one plan, `small`, and no results."""
+    monkeypatch.setattr(plans, "ROOT", tmp_path)
+    monkeypatch.setattr(plans, "PLANS", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "small.toml").write_text(PLAN)
+    return tmp_path
+
+
+def reproduces(root, *rows):
+    """What the command prints."""
+    reproduce.main.params[0].type.choices = ["small"]
+    arguments = ["small", *rows, "--runs", str(root / "runs"), "--device", "cpu"]
+    result = CliRunner().invoke(reproduce.main, arguments)
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return result.output
+
+
+def figures(root):
+    return json.loads((root / "results" / "small.json").read_text())
+
+
+def test_a_row_is_run_once_after_the_one_that_it_starts_from(root):
+    assert "one-bit" in reproduces(root, "one-bit", "--seed", "1")
+    start, row = figures(root)
+    assert [(one["row"], one["seed"]) for one in (start, row)] == [("float", 1), ("one-bit", 1)]
+    report = json.loads((root / "runs/small/one-bit-s1/report.json").read_text())
+    assert row["accuracy"] == report["accuracy"]
+    assert row["agreement"] == report["agreement"]
+    assert row["size"]["onnx"] == (root / "runs/small/one-bit-s1/model.onnx").stat().st_size
+    # It started from those weights: they are the float network of its report.
+    assert report["accuracy"]["float"] == start["accuracy"]["trained"]
+    assert "--seed 1" in row["command"]
+    assert str(root) not in json.dumps(figures(root))
+
+    before = (root / "results" / "small.json").read_bytes()
+    assert "in small.json already" in reproduces(root, "one-bit", "--seed", "1")
+    assert (root / "results" / "small.json").read_bytes() == before
+
+
+def test_a_row_that_the_plan_has_otherwise_today_is_run_anew(root):
+    reproduces(root, "float", "--seed", "0")
+    (root / "small.toml").write_text(PLAN.replace("batch_size=200", "batch_size=100"))
+    assert plans.Plan.load("small").figures() == []
+    assert accuracy.of_plan("small")[1:] == []
+
+
+def test_a_row_that_is_not_in_the_plan(root):
+    reproduce.main.params[0].type.choices = ["small"]
+    result = CliRunner().invoke(reproduce.main, ["small", "two-bit"])
+    assert result.exit_code == 2
+    assert "small has no row two-bit; it has float, one-bit" in result.output
+
+
+def test_a_table_gives_mean_and_deviation_and_the_loss_against_float_of_the_same_seed(root):
+    plan = plans.Plan.load("small")
+
+    def measured(row, seed, top1):
+        exactly = {"top1": top1, "top5": 1.0}
+        quantized = row == "one-bit"
+        return {
+            "row": row,
+            "seed": seed,
+            "recipe": "lenet5-digits-slb-w1a8",
+            "overrides": list(plan.overrides(plan.rows[row], seed)),
+            "method": "slb" if quantized else "float",
+            "bits": [1, 8],
+            "epochs": 1,
+            "accuracy": {"float": exactly, "trained": exactly, "onnx": exactly},
+            "agreement": {"top1": 1.0},
+            "size": {"onnx": 1000 if quantized else 15500, "float": 15500},
+        }
+
+    rows = [
+        measured("float", 0, 0.98),
+        measured("float", 1, 0.96),
+        measured("one-bit", 0, 0.95),
+        measured("one-bit", 1, 0.94),
+    ]
+    (root / "results" / "small.json").write_text(json.dumps(rows))
+    head, row = accuracy.of_plan("small", "W1A8")
+    found = dict(zip(head, row, strict=True))
+    assert found["ONNX"] == "94.50% ± 0.71%"
+    assert found["drop"] == "+2.50 points ± 0.71"  # 3 and 2 points
+    assert found["bits"] == "W1A8"
+    assert found["epochs"] == "1 + 1"
+    assert found["smaller than float"] == "15.5x"
+    assert [row[0] for row in accuracy.of_plan("small")[1:]] == ["float"]
+
+
+@pytest.mark.parametrize("name", plans.plans())
+def test_every_row_of_every_plan_is_a_recipe(name):
+    plan = plans.Plan.load(name)
+    for row in plan.rows.values():
+        weights = ("model.weights=last.pt",) if row.starts_from else ()
+        recipe = Recipe.load(row.recipe, (*plan.overrides(row, 0), *weights))
+        if row.starts_from:
+            start = plan.rows[row.starts_from]
+            source = Recipe.load(start.recipe, plan.overrides(start, 0))
+            assert source.quantize.method == "float"
+            assert source.model == recipe.model.model_copy(update={"weights": None})

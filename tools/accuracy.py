@@ -1,0 +1,134 @@
+"""Tables of accuracy, from the figures that tools/reproduce.py kept."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+
+from plans import Figures, Plan, is_whole, plans
+
+from qdeploy.recipe import Recipe, zoo_recipes, zoo_summary
+
+Rows = list[tuple[str, ...]]
+PUBLISHED = re.compile(r"published ([\d.]+)")
+
+
+def of_plan(name: str, about: str | None = None) -> Rows:
+    """The rows of a plan that answer one question; without one, those that answer none."""
+    plan = Plan.load(name)
+    measured = by_row(plan.figures())
+    head = ("row", "bits", "epochs", "float", "trained", "ONNX", "drop", "agreement", "bytes")
+    baseline = measured.get(plan.baseline, [])
+    rows = [row for row in plan.rows if plan.rows[row].about == about and row in measured]
+    return [
+        (*head, "smaller than float"),
+        *(_row(row, measured[row], baseline, plan) for row in rows),
+    ]
+
+
+def by_row(figures: Iterable[Figures]) -> dict[str, list[Figures]]:
+    """{row: its figures, one of each seed}."""
+    found: dict[str, list[Figures]] = {}
+    for one in figures:
+        found.setdefault(one["row"], []).append(one)
+    return found
+
+
+def _row(
+    name: str, figures: Sequence[Figures], baseline: Sequence[Figures], plan: Plan
+) -> tuple[str, ...]:
+    size = figures[0]["size"]
+    start = plan.rows[name].starts_from
+    own = figures[0]["epochs"]
+    before = f"{by_row(plan.figures())[start][0]['epochs']} + " if start else ""
+    return (
+        name,
+        bits(figures[0]),
+        f"{before}{own}",
+        *(spread(top1(figures, which)) for which in ("float", "trained", "onnx")),
+        spread(drops(figures, baseline), "+.2f", " points"),
+        spread([one["agreement"]["top1"] for one in figures]),
+        f"{size['onnx']:,}",
+        f"{size['float'] / size['onnx']:.1f}x",
+    )
+
+
+def bits(figures: Figures) -> str:
+    """W2A8, or "float"."""
+    weights, acts = figures["bits"]
+    return "float" if figures["method"] == "float" else f"W{weights}A{acts or 'float'}"
+
+
+def top1(figures: Iterable[Figures], which: str) -> list[float]:
+    found = (one["accuracy"][which] for one in figures)
+    return [accuracy["top1"] for accuracy in found if accuracy is not None]
+
+
+def drops(figures: Sequence[Figures], baseline: Sequence[Figures]) -> list[float]:
+    """Points of top-1 that each seed's file loses against the baseline of its seed."""
+    files = {one["seed"]: one["accuracy"]["onnx"]["top1"] for one in baseline}
+    return [
+        100 * (files[one["seed"]] - one["accuracy"]["onnx"]["top1"])
+        for one in figures
+        if one["seed"] in files
+    ]
+
+
+def spread(values: Sequence[float], form: str = ".2%", unit: str = "") -> str:
+    """Mean and standard deviation over the seeds."""
+    if not values:
+        return "not measured"
+    mean = f"{statistics.mean(values):{form}}{unit}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):{form.lstrip('+')}}"
+
+
+def of_zoo() -> Rows:
+    """Every recipe: what was published, and what its whole run gave here.
+
+    Drops are points of top-1 below the float recipe of the same network and data.
+    """
+    measured: dict[str, list[Figures]] = {}
+    for one in (figures for name in plans() for figures in Plan.load(name).figures()):
+        if is_whole(one):
+            measured.setdefault(one["recipe"], []).append(one)
+    head = ("recipe", "bits", "epochs", "published", "drop", "ours, ONNX", "drop", "runs")
+    rows = (_recipe(name, measured) for name in zoo_recipes())
+    return [(*head, "device", "date"), *rows]
+
+
+def _recipe(name: str, measured: Mapping[str, Sequence[Figures]]) -> tuple[str, ...]:
+    recipe = Recipe.load(name)
+    quantize, figures = recipe.quantize, measured.get(name, [])
+    float_recipe = "-".join((*name.split("-")[:2], "float"))
+    intended = {
+        "method": quantize.method,
+        "bits": (quantize.weight_bits, quantize.act_bits),
+    }
+    known = (name, bits(intended), str(recipe.train.epochs), *_published(name, float_recipe))
+    if not figures:
+        return (*known, "not run", *[""] * 4)
+    return (
+        *known,
+        spread(top1(figures, "onnx")),
+        spread(drops(figures, measured.get(float_recipe, [])), "+.2f"),
+        str(len(figures)),
+        figures[0]["device"],
+        max(one["created"] for one in figures)[:10],
+    )
+
+
+def _published(name: str, float_recipe: str) -> tuple[str, str]:
+    """Top-1 as the first line of a recipe names it, and how far it is below that of float."""
+    own, whole = published(name), published(float_recipe)
+    return (
+        "" if own is None else f"{own:.2f}%",
+        "" if own is None or whole is None else f"{whole - own:+.2f}",
+    )
+
+
+def published(name: str) -> float | None:
+    found = PUBLISHED.search(zoo_summary(name)) if name in zoo_recipes() else None
+    return float(found[1]) if found else None
