@@ -20,13 +20,7 @@ import click
 import numpy as np
 import onnxruntime
 import torch
-from onnxruntime.quantization import (
-    CalibrationDataReader,
-    QuantFormat,
-    QuantType,
-    quantize_static,
-)
-from onnxruntime.quantization.shape_inference import quant_pre_process
+from static_quantization import quantized_statically
 from torch import Tensor, nn
 
 import qdeploy
@@ -203,7 +197,9 @@ def row(
         qdeploy.calibrate(prepared, images, **way.calibrate)
         top1[label] = top1_of(prepared, tests)
     with tempfile.TemporaryDirectory() as folder:
-        file = quantized_statically(network, images, bits, Path(folder))
+        model = qdeploy.export(network, Path(folder) / "float.onnx", images[0])
+        batches = [[batch.numpy()] for batch in images]
+        file = quantized_statically(model, Path(folder) / "int.onnx", batches, bits)
         top1["quantize_static"] = top1_of(of_session(open_session(file)), tests)
     return {
         "network": name,
@@ -223,32 +219,6 @@ def top1_of(classify: Callable[[Tensor], Any], tests: Tests) -> float:
         return evaluate(classify, tests).top1
     hits = [np.argmax(classify(images), 1) == labels.numpy() for images, labels in tests]
     return float(np.concatenate(hits).mean())
-
-
-class Reader(CalibrationDataReader):
-    """The calibration images, as quantize_static asks for them."""
-
-    def __init__(self, images: list[Tensor], name: str) -> None:
-        self.feeds = iter([{name: batch.numpy()} for batch in images])
-
-    def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-        return next(self.feeds, None)
-
-
-def quantized_statically(network: nn.Module, images: list[Tensor], bits: int, folder: Path) -> Path:
-    """The file of ONNX Runtime's own quantizer, with what suits its CPU provider; min-max ranges."""
-    model, prepared, quantized = (folder / f"{part}.onnx" for part in ("float", "ready", "int"))
-    qdeploy.export(network, model, images[0])
-    quant_pre_process(model, prepared)
-    name = onnxruntime.InferenceSession(prepared).get_inputs()[0].name
-    quantize_static(
-        *(prepared, quantized, Reader(images, name)),
-        quant_format=QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8 if bits == 8 else QuantType.QInt4,
-    )
-    return quantized
 
 
 if __name__ == "__main__":

@@ -11,12 +11,11 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import logging
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
 from contenders import Contender, measure, onnxruntime, openvino, torch_compile, torch_eager
 
 from qdeploy.benchmark import placement, this_machine
@@ -56,7 +54,7 @@ NETWORKS = {
 }
 Maker = Callable[[str, Path], dict[str, float]]  # to the seconds that its steps took
 CALIBRATION = (4, 8)  # batches, images in each
-PACKAGES = ("onnxruntime-gpu", "onnxruntime", "torch", "openvino", "nncf")
+PACKAGES = ("onnxruntime-gpu", "onnxruntime", "torch", "openvino", "nncf", "brevitas")
 
 
 @click.command()
@@ -100,13 +98,9 @@ def versions() -> Iterator[tuple[str, str]]:
             continue
 
 
-def absent() -> dict[str, str]:
+def absent(packages: Sequence[str] = ("openvino", "nncf")) -> dict[str, str]:
     """{package: why its contenders are missing}."""
-    return {
-        name: "not installed"
-        for name in ("openvino", "nncf")
-        if importlib.util.find_spec(name) is None
-    }
+    return {name: "not installed" for name in packages if importlib.util.find_spec(name) is None}
 
 
 def compared(
@@ -256,30 +250,12 @@ def calibration(network: str) -> list[Any]:
 
 
 def static_file(network: str, folder: Path) -> dict[str, float]:
-    """static.onnx: what ONNX Runtime's own tool makes of float.onnx, as its manual says."""
-    from onnxruntime import quantization as static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    """static.onnx: what ONNX Runtime's own tool makes of float.onnx."""
+    from static_quantization import quantized_statically
 
-    logging.disable(logging.WARNING)
     ended = Watch()
-    feeds = iter([{"input": batch.numpy()} for batch in calibration(network)])
-
-    class Reader(static.CalibrationDataReader):
-        def get_next(self) -> dict[str, np.ndarray[Any, Any]] | None:
-            return next(feeds, None)
-
-    ready = folder / "ready.onnx"
-    quant_pre_process(folder / "float.onnx", ready, skip_symbolic_shape=True)
-    static.quantize_static(
-        ready,
-        folder / "static.onnx",
-        Reader(),
-        quant_format=static.QuantFormat.QDQ,
-        per_channel=True,
-        activation_type=static.QuantType.QUInt8,
-        weight_type=static.QuantType.QInt8,
-    )
-    ready.unlink()
+    batches = [[batch.numpy()] for batch in calibration(network)]
+    quantized_statically(folder / "float.onnx", folder / "static.onnx", batches)
     ended("quantize")
     return ended.seconds
 

@@ -8,7 +8,6 @@ brevitas); what did not take part is in the results.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import statistics
 from concurrent.futures import ProcessPoolExecutor
@@ -19,7 +18,7 @@ from typing import Any
 
 import click
 import trainers
-from compare_inference import versions
+from compare_inference import absent, versions
 from contenders import Contender, measure
 
 from qdeploy.benchmark import this_machine
@@ -61,6 +60,7 @@ def main(
     content: dict[str, Any] = {
         "machine": asdict(this_machine()),
         "versions": dict(versions()),
+        "skipped": absent(["brevitas"]),
         "threads": threads,
         "steps": [],
     }
@@ -106,7 +106,7 @@ def contenders(work: Work) -> list[Contender]:
     if work.others:
         found.append(Contender("float NCHW", trainers.float_nchw, work.network))
         found.append(Contender("torch.ao W8A8", trainers.torch_ao, work.network))
-    if work.others and importlib.util.find_spec("brevitas"):
+    if work.others and not absent(["brevitas"]):
         found.append(Contender("brevitas W8A8", trainers.brevitas, work.network))
     for given in work.methods:
         method, weight_bits, act_bits = given.split()

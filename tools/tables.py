@@ -115,6 +115,49 @@ def feeding(results: dict[str, Any]) -> Rows:
     ]
 
 
+def processes(results: dict[str, Any]) -> Rows:
+    """An epoch by processes that share out each batch, as tools/compare_feeding.py measured it."""
+    measured = results["processes"]
+    head = ("processes", "s an epoch", "speed", "training loss of each epoch")
+    alone = measured["epoch_seconds"]["1"]
+    return [
+        head,
+        *(
+            (
+                count,
+                f"{seconds:.1f}",
+                f"{alone / seconds:.2f}x",
+                ", ".join(f"{loss:.4f}" for loss in measured["train_loss"][count]),
+            )
+            for count, seconds in measured["epoch_seconds"].items()
+        ),
+    ]
+
+
+def exports(results: dict[str, Any]) -> Rows:
+    """What writing the files took, as tools/compare_inference.py measured it."""
+    head = (
+        "network",
+        "export, s",
+        "peak memory, MB",
+        "float, MB",
+        "int8, MB",
+        "quantize_static, MB",
+    )
+    return [head, *(_exported(row) for row in results["files"])]
+
+
+def _exported(row: dict[str, Any]) -> tuple[str, ...]:
+    ours = row["made"]["int8_file"]
+    names = ("float.onnx", "int8.onnx", "static.onnx")
+    return (
+        row["network"],
+        f"{ours['seconds']['export']:.1f}",
+        f"{ours['peak_mb']:,.0f}",
+        *(f"{row['bytes'][name] / 1e6:.2f}" for name in names),
+    )
+
+
 def demo(results: dict[str, Any]) -> str:
     """What `qdeploy export` printed for the demo, from its report.json."""
     console = Console(width=80, file=io.StringIO(), record=True)
@@ -126,8 +169,10 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "demo": ("results/demo.json", demo),
     "latency": ("results/latency.json", latency),
     "inference": ("results/inference.json", inference),
+    "exports": ("results/inference.json", exports),
     "training": ("results/training.json", training),
     "feeding": ("results/feeding.json", feeding),
+    "processes": ("results/feeding.json", processes),
     "calibration": ("results/calibration.json", calibration),
 }
 

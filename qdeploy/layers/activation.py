@@ -160,7 +160,7 @@ class MovingRange(ActivationQuantizer):
 
     @property
     def can_rectify(self) -> bool:
-        return not self.symmetric and type(self).qparams is MovingRange.qparams
+        return not self.symmetric
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -218,6 +218,8 @@ class MovingRange(ActivationQuantizer):
 
 class GateRange(MovingRange):
     """The range of what a hardswish reads: -3 and 3 are on the grid, so that its gate is a clamp of codes."""
+
+    can_rectify = False  # its range reaches below 0
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         return gate_range(*super().qparams(), self.grid.lowest, self.grid.highest)

@@ -14,7 +14,7 @@ from qdeploy.layers.channel_affine import ChannelAffine
 from qdeploy.layers.product import product_of, weight_of
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.methods import ActivationSite, WeightSite
-from qdeploy.preparation import placement, rewrites
+from qdeploy.preparation import placement, rectifiers, rewrites
 from qdeploy.preparation.attention import open_fused_attention, with_open_attention
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -81,7 +81,7 @@ def prepare(
     replace_norms(network, default)
     everything = settings | dict.fromkeys(other_products(network))
     quantize_activations(network, everything, default)
-    placement.rectifiers_into_quantizers(network)
+    rectifiers.rectifiers_into_quantizers(network)
     network.graph.lint()
     network.recompile()
     return PreparedNetwork(network, everything).train(model.training)
@@ -96,7 +96,7 @@ def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
     rewrites.scalars_last(network)
     annotate_shapes(network, as_inputs(example_input))
     rewrites.channel_affines(network)
-    placement.rectifiers_first(network)
+    rectifiers.rectifiers_first(network)
     return network
 
 

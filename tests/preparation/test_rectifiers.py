@@ -10,8 +10,8 @@ from torch import nn
 import qdeploy
 from qdeploy import methods
 from qdeploy.layers.activation import ActivationQuantizer, Rectifier
-from qdeploy.preparation import placement
 
+INTO_QUANTIZERS = "qdeploy.preparation.rectifiers.rectifiers_into_quantizers"
 SETTINGS = [
     (name, max(methods.find(name).weight_bits), bits)
     for name in methods.available()
@@ -25,7 +25,7 @@ def prepared(monkeypatch, network, method, weight_bits, act_bits, *, fused, **op
     float_network = networks.build(network)
     with monkeypatch.context() as patch:
         if not fused:
-            patch.setattr(placement, "rectifiers_into_quantizers", lambda network: None)
+            patch.setattr(INTO_QUANTIZERS, lambda network: None)
         return qdeploy.prepare(
             float_network, networks.images(2), method, weight_bits, act_bits, **options
         )
