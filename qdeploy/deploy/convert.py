@@ -10,20 +10,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdeploy.deploy import operators
+from qdeploy.deploy.bias import deciding, finest_multiples, spread_factor, with_room_for_bias
 from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Array, Grid, QTensor
-from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.activation import ActivationQuantizer, Rectifier
 from qdeploy.layers.folding import gain_of, shift_of
 from qdeploy.layers.product import Convolution, Product, TiledConvolution, TransposedConvolution
 from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.preparation.placement import is_mover, is_rectifier
+from qdeploy.preparation.placement import PLAIN_RELUS, is_mover, is_rectifier, kind_of
 from qdeploy.preparation.prepare import insert_after
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.trace import called_module, is_float_tensor, is_silent, is_tuple, shape_of
-
-# Codes up to 63: two uint8 x int8 products fit the int16 sums of processors without VNNI.
-SPREAD_LIMIT = 63
-BIAS_LIMIT = 2**30
 
 
 class IntegerActivation(nn.Module):
@@ -54,6 +51,12 @@ class IntegerActivation(nn.Module):
         """Scale and zero point."""
         return self.scale.item(), int(self.zero.item())
 
+    def thresholds(self, rectified: bool) -> Array:
+        """Where the code changes, float64 [n]; behind a ReLU only those of positive values."""
+        scale, zero = self.step
+        lowest = max(zero, self.grid.lowest) if rectified else self.grid.lowest
+        return scale * (np.arange(lowest, self.grid.highest) + 0.5 - zero)
+
     def again(self) -> IntegerActivation:
         """The same for values that are on the grid already."""
         return IntegerActivation(self.scale, self.zero, self.grid, saturates=False)
@@ -69,14 +72,18 @@ class IntegerSign(IntegerActivation):
         result: Tensor = operators.sign(x)
         return result
 
+    def thresholds(self, rectified: bool) -> Array:
+        return np.zeros(1)
+
 
 class IntegerLayer(nn.Module):
     """A Conv or Linear of int8 (or int16) codes and, for an integer kernel, an int32 bias.
 
-    grid    the codes that the weight may take, before they are multiplied by `spread`
-    in_rows whether a Linear takes its input [..., in] as [rows, in]
-    bias    counts steps of input scale x weight scale, the unit in which an integer kernel adds
-            up its products; float32 where no such kernel runs (input_scale None)
+    source      the quantizer of what it reads; None where no integer kernel takes both
+    thresholds  where the code of the quantizer behind it changes, float64 [n]; None if there is none
+    grid        the codes that the weight may take, before they are multiplied by `spread`
+    in_rows     whether a Linear takes its input [..., in] as [rows, in]
+    bias        counts steps of input scale x weight scale, see bias.py; float32 without a source
     """
 
     codes: Tensor
@@ -87,26 +94,35 @@ class IntegerLayer(nn.Module):
     bias_zero: Tensor
 
     def __init__(
-        self, kind: str, product: Product, weight: QTensor, bias: Tensor, input_scale: float | None
+        self,
+        kind: str,
+        product: Product,
+        weight: QTensor,
+        bias: Tensor,
+        source: IntegerActivation | None,
+        thresholds: Array | None = None,
     ) -> None:
         super().__init__()
         self.kind = kind
         self.product = product
         self.in_rows = kind == "Linear"
         self.grid = weight.grid
-        self.spread = 1 if input_scale is None else spread_factor(weight.grid)
-        if input_scale is not None:
-            weight = with_room_for_bias(weight.spread(self.spread), bias, input_scale)
+        self.in_integers = source is not None
+        self.spread = 1
+        if source is not None:
+            self.spread = spread_factor(weight.grid, source.grid.highest)
+            weight = with_room_for_bias(weight.spread(self.spread), bias, source.step[0])
         for name, part in (("codes", weight.codes), ("scale", weight.scale), ("zero", weight.zero)):
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(part)))
-        self.in_integers = input_scale is not None
-        if input_scale is None:
+        if source is None:
             self.register_buffer("bias", bias.to(torch.float32))
             return
-        bias_scale = self.scale * torch.tensor(input_scale, dtype=torch.float32)
-        codes = torch.round(bias.to(torch.float64) / bias_scale.to(torch.float64))
-        self.register_buffer("bias", codes.to(torch.int32))
-        self.register_buffer("bias_scale", bias_scale)
+        self.register_buffer("bias_scale", self.scale * source.scale)
+        step = self.bias_scale.to(torch.float64).numpy()
+        codes = bias.to(torch.float64).numpy() / step
+        if thresholds is not None and self.spread > 1:
+            codes = deciding(codes, thresholds / step[:, None], self.spread)
+        self.register_buffer("bias", torch.from_numpy(np.rint(codes).astype(np.int32)))
         self.register_buffer("bias_zero", torch.zeros_like(self.bias))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -127,37 +143,6 @@ class IntegerLayer(nn.Module):
 
 class IntegerNorm(IntegerLayer):
     """A BatchNorm as a convolution of one weight a channel: nothing of it was rounded but its bias."""
-
-
-def spread_factor(grid: Grid) -> int:
-    """What few-level codes are multiplied by: the larger the codes, the finer the int32 bias."""
-    return max(1, SPREAD_LIMIT // max(abs(grid.lowest), grid.highest))
-
-
-def with_room_for_bias(weight: QTensor, bias: Tensor, input_scale: float) -> QTensor:
-    """Raises the scale of channels so small that their bias would overflow int32.
-
-    A dead channel (gamma 0) has scale 0 and a live bias. Its codes are rounded to the raised
-    scale, so nothing is lost but what the bias drowns. A grid without 0 keeps the signs, so that
-    what is left of the products cancels.
-    """
-    floor = bias.abs().to(torch.float64).numpy() / (BIAS_LIMIT * input_scale)
-    floor = np.maximum(floor, 1e-30 / input_scale)
-    small = weight.scale < floor
-    scale = np.where(small, floor, weight.scale).astype(np.float32)
-    column = (-1, *[1] * (weight.codes.ndim - 1))
-    shrink = np.maximum(weight.scale[small] / scale[small], 1e-9).reshape(column)
-    zero = weight.zero[small].reshape(column)
-    codes = weight.codes.copy()
-    codes[small] = nearest((codes[small].astype(np.float64) - zero) * shrink + zero, weight.grid)
-    return QTensor(codes, scale, weight.zero, weight.grid)
-
-
-def nearest(values: Array, grid: Grid) -> Array:
-    """The codes of the grid that are nearest to `values`."""
-    levels = np.array(grid.codes)
-    codes: Array = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, values)]
-    return codes.astype(grid.storage)
 
 
 def convert(prepared: PreparedNetwork) -> fx.GraphModule:
@@ -235,9 +220,24 @@ def integer_layers(network: fx.GraphModule) -> None:
         if isinstance(product, TransposedConvolution) and product.tiles:
             product, weight, bias = tiled(product, weight, bias)
         fits = quantizer is not None and has_kernel(quantizer, product, weight)
-        scale = quantizer.scale.item() if quantizer and fits else None
-        integers = IntegerLayer(layer.kind, product, weight, bias, scale)
+        source = quantizer if fits else None
+        thresholds = thresholds_behind(node, network)
+        integers = IntegerLayer(layer.kind, product, weight, bias, source, thresholds)
         network.add_submodule(node.target, integers)
+
+
+def thresholds_behind(node: fx.Node, network: fx.GraphModule) -> Array | None:
+    """Where the code changes to which a layer's output is rounded, if that is all that reads it."""
+    rectified = False
+    while len(node.users) == 1:
+        (node,) = node.users
+        module = called_module(node, network)
+        if isinstance(module, IntegerActivation):
+            return module.thresholds(rectified)
+        if kind_of(node, network) not in PLAIN_RELUS | {Rectifier}:
+            return None
+        rectified = True
+    return None
 
 
 def integer_norms(network: fx.GraphModule) -> None:
@@ -265,9 +265,7 @@ def integer_norms(network: fx.GraphModule) -> None:
         )
         product = Convolution.depthwise(len(gain), dimensions)
         name = type(norm).__name__
-        network.set_submodule(
-            str(node.target), IntegerNorm(name, product, weight, bias, source.scale.item())
-        )
+        network.set_submodule(str(node.target), IntegerNorm(name, product, weight, bias, source))
 
 
 def tiled(
@@ -280,17 +278,6 @@ def tiled(
     scale, zero = weight.scale.repeat(squares), weight.zero.repeat(squares)
     spread = QTensor(codes, scale, zero, weight.grid)
     return TiledConvolution(size), spread, bias.repeat_interleave(squares)
-
-
-def finest_multiples(bias: Tensor) -> Tensor:
-    """The code of each channel's one weight that leaves the least of its bias to be rounded off.
-
-    bias [C] counts steps of the input times the gain. Times a code of 1 to 63 it becomes an
-    integer, and one of these is far nearer to it than half of a step.
-    """
-    choices = torch.arange(1, SPREAD_LIMIT + 1)
-    products = bias.to(torch.float64).nan_to_num(0, 0, 0).unsqueeze(1) * choices
-    return choices[((products - products.round()).abs() / choices).argmin(1)]
 
 
 def is_rounded(node: fx.Node, network: fx.GraphModule) -> bool:

@@ -13,12 +13,8 @@ import qdeploy
 from qdeploy.deploy.convert import (
     IntegerActivation,
     IntegerLayer,
-    nearest,
-    spread_factor,
-    with_room_for_bias,
 )
 from qdeploy.errors import QdeployError
-from qdeploy.grid import Grid, QTensor
 
 
 class Recorded(fx.Interpreter):
@@ -156,55 +152,10 @@ def test_a_dead_channel_gives_its_shift_and_its_bias_fits(settings):
     torch.testing.assert_close(dead, torch.full_like(dead, DEAD_SHIFT), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("grid", "codes", "dead"),
-    [
-        (Grid.signed(8), [-128, -3, 0, 90], [0, 0, 0, 0]),
-        (Grid((-62, -31, 0, 31)), [-62, 31, 0, -31], [0, 0, 0, 0]),
-        (Grid.odd(2).spread(21), [-63, 63, -21, 21], [-21, 21, -21, 21]),
-    ],
-)
-def test_room_for_the_bias_is_made_in_dead_channels_alone(grid, codes, dead):
-    weight = QTensor(
-        np.array([codes, codes], np.int8),
-        np.array([0, 0.5], np.float32),
-        np.zeros(2, np.int8),
-        grid,
-    )
-    found = with_room_for_bias(weight, torch.tensor([DEAD_SHIFT, DEAD_SHIFT]), 0.01)
-    assert found.codes.tolist() == [dead, codes]
-    assert found.scale[1] == 0.5
-    assert DEAD_SHIFT / (found.scale[0] * 0.01) == pytest.approx(2**30, rel=1e-6)
-
-
 def test_a_dead_channel_on_a_grid_with_zero_keeps_nothing_of_its_weight():
     prepared = calibrated(build("residual"), "simqat w3a4")
     layer = qdeploy.convert(prepared).get_submodule("stem.0")
     assert (layer.codes[1] == layer.zero[1]).all()
-
-
-@pytest.mark.parametrize(
-    ("grid", "values", "codes"),
-    [
-        (Grid((-1, 1)), [-5, -0.001, 0.001, 7], [-1, -1, 1, 1]),
-        (Grid((-62, -31, 0, 31)), [-50, -40, -0.2, 16, 99], [-62, -31, 0, 31, 31]),
-        (Grid.signed(8), [-128.4, -0.6, 0.4, 126.7], [-128, -1, 0, 127]),
-    ],
-)
-def test_nearest_codes(grid, values, codes):
-    assert nearest(np.array(values, float), grid).tolist() == codes
-
-
-@pytest.mark.parametrize(
-    ("grid", "factor"),
-    [
-        (Grid.odd(1), 63), (Grid.odd(2), 21), (Grid.odd(4), 4), (Grid((-1, 0, 1)), 63),
-        (Grid.signed(2), 31), (Grid.signed(4), 7), (Grid.signed(8), 1), (Grid.signed(7), 1),
-    ],
-)  # fmt: skip
-def test_few_levels_are_spread_to_at_most_63(grid, factor):
-    assert spread_factor(grid) == factor
-    assert factor == 1 or max(map(abs, grid.spread(factor).codes)) <= 63
 
 
 def test_a_layer_called_twice_has_one_weight_and_a_bias_for_each_input():
