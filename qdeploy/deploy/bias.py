@@ -19,13 +19,15 @@ BIAS_LIMIT = 2**30
 NORM_LIMIT = PAIR_LIMIT // (2 * 255)
 
 
-def spread_factor(grid: Grid, input_highest: int) -> int:
+def spread_factor(weight: QTensor, input_highest: int) -> int:
     """What few-level codes are multiplied by: the larger the codes, the finer the bias.
 
     input_highest   the highest code of what they are multiplied with
     """
     limit = min(CODE_LIMIT, PAIR_LIMIT // (2 * input_highest))
-    return max(1, limit // max(abs(grid.lowest), grid.highest))
+    grid, column = weight.grid, (-1, *[1] * (weight.codes.ndim - 1))
+    centred = np.abs(weight.codes.astype(np.int32) - weight.zero.reshape(column))
+    return max(1, limit // max(abs(grid.lowest), grid.highest, int(centred.max())))
 
 
 def with_room_for_bias(weight: QTensor, bias: Tensor, input_scale: float) -> QTensor:

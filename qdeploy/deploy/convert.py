@@ -110,7 +110,7 @@ class IntegerLayer(nn.Module):
         self.in_integers = source is not None
         self.spread = 1
         if source is not None:
-            self.spread = spread_factor(weight.grid, source.grid.highest)
+            self.spread = spread_factor(weight, source.grid.highest)
             weight = with_room_for_bias(weight.spread(self.spread), bias, source.step[0])
         for name, part in (("codes", weight.codes), ("scale", weight.scale), ("zero", weight.zero)):
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(part)))

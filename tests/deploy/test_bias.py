@@ -54,11 +54,23 @@ def test_nearest_codes(grid, values, codes):
     ],
 )  # fmt: skip
 def test_few_levels_are_spread_as_far_as_two_products_fit_16_bits(grid, input_highest, factor):
-    assert spread_factor(grid, input_highest) == factor
+    assert spread_factor(weight_of(grid, zero=0), input_highest) == factor
     if factor > 1:
         largest = max(map(abs, grid.spread(factor).codes))
         assert largest <= 127
         assert 2 * input_highest * largest <= 32767
+
+
+def test_the_distance_from_a_zero_point_counts_too():
+    """-4 around a zero point of 3 is 7 steps away: 18 times as far is still within 127."""
+    assert spread_factor(weight_of(Grid.signed(3), zero=0), 3) == 31
+    assert spread_factor(weight_of(Grid.signed(3), zero=3), 3) == 18
+
+
+def weight_of(grid, zero):
+    """One channel that holds every code of the grid."""
+    codes = np.array([grid.codes], grid.storage)
+    return QTensor(codes, np.ones(1, np.float32), np.array([zero], grid.storage), grid)
 
 
 def codes(sums, bias, thresholds):
