@@ -27,6 +27,11 @@ set = ["quantize.method=float", "quantize.options={}", "quantize.layers={}"]
 recipe = "lenet5-digits-slb-w1a8"
 starts_from = "float"
 about = "W1A8"
+
+[rows.worse]
+recipe = "lenet5-digits-slb-w1a8"
+starts_from = "float"
+about = "W1A8"
 """
 
 
@@ -82,7 +87,7 @@ def test_a_row_that_is_not_in_the_plan(root):
     reproduce.main.params[0].type.choices = ["small"]
     result = CliRunner().invoke(reproduce.main, ["small", "two-bit"])
     assert result.exit_code == 2
-    assert "small has no row two-bit; it has float, one-bit" in result.output
+    assert "small has no row two-bit; it has float, one-bit, worse" in result.output
 
 
 def test_a_table_gives_mean_and_deviation_and_the_loss_against_float_of_the_same_seed(root):
@@ -90,7 +95,7 @@ def test_a_table_gives_mean_and_deviation_and_the_loss_against_float_of_the_same
 
     def measured(row, seed, top1):
         exactly = {"top1": top1, "top5": 1.0}
-        quantized = row == "one-bit"
+        quantized = row != "float"
         return {
             "row": row,
             "seed": seed,
@@ -109,16 +114,17 @@ def test_a_table_gives_mean_and_deviation_and_the_loss_against_float_of_the_same
         measured("float", 1, 0.96),
         measured("one-bit", 0, 0.95),
         measured("one-bit", 1, 0.94),
+        measured("worse", 0, 0.93),
     ]
     (root / "results" / "small.json").write_text(json.dumps(rows))
-    head, row = accuracy.of_plan("small", "W1A8")
+    head, row, _ = accuracy.of_plan("small", "W1A8")
     found = dict(zip(head, row, strict=True))
     assert found["ONNX"] == "94.50% ± 0.71%"
     assert found["drop"] == "+2.50 points ± 0.71"  # 3 and 2 points
     assert found["bits"] == "W1A8"
     assert found["epochs"] == "1 + 1"
     assert found["smaller than float"] == "15.5x"
-    assert [row[0] for row in accuracy.of_plan("small")[1:]] == ["float"]
+    assert [row[0] for row in accuracy.of_plan("small")[1:]] == ["float", "one-bit"]
 
 
 @pytest.mark.parametrize("name", plans.plans())

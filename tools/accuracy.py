@@ -15,16 +15,28 @@ PUBLISHED = re.compile(r"published ([\d.]+)")
 
 
 def of_plan(name: str, about: str | None = None) -> Rows:
-    """The rows of a plan that answer one question; without one, those that answer none."""
+    """The rows of a plan that answer one question; without one, the others and the best of each."""
     plan = Plan.load(name)
     measured = by_row(plan.figures())
-    head = ("row", "bits", "epochs", "float", "trained", "ONNX", "drop", "agreement", "bytes")
     baseline = measured.get(plan.baseline, [])
-    rows = [row for row in plan.rows if plan.rows[row].about == about and row in measured]
+    rows = asked(plan, measured, about)
+    if about is None:
+        questions = dict.fromkeys(row.about for row in plan.rows.values() if row.about)
+        answers = (asked(plan, measured, question) for question in questions)
+        rows += [max(found, key=lambda row: mean_top1(measured[row])) for found in answers if found]
+    head = ("row", "bits", "epochs", "float", "trained", "ONNX", "drop", "agreement", "bytes")
     return [
         (*head, "smaller than float"),
-        *(_row(row, measured[row], baseline, plan) for row in rows),
+        *(_row(row, measured, baseline, plan.rows[row].starts_from) for row in rows),
     ]
+
+
+def asked(plan: Plan, measured: Mapping[str, Sequence[Figures]], about: str | None) -> list[str]:
+    return [name for name, row in plan.rows.items() if row.about == about and name in measured]
+
+
+def mean_top1(figures: Iterable[Figures]) -> float:
+    return statistics.mean(top1(figures, "onnx"))
 
 
 def by_row(figures: Iterable[Figures]) -> dict[str, list[Figures]]:
@@ -36,17 +48,19 @@ def by_row(figures: Iterable[Figures]) -> dict[str, list[Figures]]:
 
 
 def _row(
-    name: str, figures: Sequence[Figures], baseline: Sequence[Figures], plan: Plan
+    name: str,
+    measured: Mapping[str, Sequence[Figures]],
+    baseline: Sequence[Figures],
+    start: str | None,
 ) -> tuple[str, ...]:
-    size = figures[0]["size"]
-    start = plan.rows[name].starts_from
-    own = figures[0]["epochs"]
-    before = f"{by_row(plan.figures())[start][0]['epochs']} + " if start else ""
+    figures = measured[name]
+    size, own = figures[0]["size"], figures[0]["epochs"]
     return (
         name,
         bits(figures[0]),
-        f"{before}{own}",
-        *(spread(top1(figures, which)) for which in ("float", "trained", "onnx")),
+        f"{measured[start][0]['epochs']} + {own}" if start else str(own),
+        spread(top1(of_seeds(baseline, figures), "onnx")),
+        *(spread(top1(figures, which)) for which in ("trained", "onnx")),
         spread(drops(figures, baseline), "+.2f", " points"),
         spread([one["agreement"]["top1"] for one in figures]),
         f"{size['onnx']:,}",
@@ -67,12 +81,15 @@ def top1(figures: Iterable[Figures], which: str) -> list[float]:
 
 def drops(figures: Sequence[Figures], baseline: Sequence[Figures]) -> list[float]:
     """Points of top-1 that each seed's file loses against the baseline of its seed."""
-    files = {one["seed"]: one["accuracy"]["onnx"]["top1"] for one in baseline}
-    return [
-        100 * (files[one["seed"]] - one["accuracy"]["onnx"]["top1"])
-        for one in figures
-        if one["seed"] in files
-    ]
+    known = of_seeds(figures, baseline)
+    pairs = zip(top1(of_seeds(baseline, known), "onnx"), top1(known, "onnx"), strict=True)
+    return [100 * (whole - own) for whole, own in pairs]
+
+
+def of_seeds(figures: Iterable[Figures], others: Iterable[Figures]) -> list[Figures]:
+    """Those of the seeds that the others have too, in the order of the seeds."""
+    seeds = {one["seed"] for one in others}
+    return sorted((one for one in figures if one["seed"] in seeds), key=lambda one: one["seed"])
 
 
 def spread(values: Sequence[float], form: str = ".2%", unit: str = "") -> str:

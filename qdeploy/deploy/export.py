@@ -28,7 +28,7 @@ from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.targets import find_target
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.preparation.trace import Inputs, as_inputs
+from qdeploy.preparation.trace import Inputs, as_inputs, described
 
 OPSET = 21
 IR_VERSION = 10
@@ -56,7 +56,8 @@ def export(
     uint8_input  mean and std per channel, of pixels scaled to 0..1: the file then takes uint8
                  images and normalises them itself
 
-    Errors: QdeployError for a network that torch.onnx cannot export, or that the target lacks.
+    Errors: QdeployError for an example input that the network does not take, a network that
+    torch.onnx cannot export, or that the target lacks.
     """
     given = prepared_or_converted
     runtime = find_target(target)
@@ -116,8 +117,15 @@ def input_names(network: nn.Module, count: int) -> list[str]:
 
 def output_names(network: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
     """ "logits", or of several outputs their keys, or "output_0" and so on."""
-    with torch.inference_mode():
-        paths = [path for path, _ in pytree.tree_leaves_with_path(network(*inputs))]
+    try:
+        with torch.inference_mode():
+            outputs = network(*inputs)
+    except Exception as error:
+        raise QdeployError(
+            f"{type(network).__name__} does not take an example input of {described(inputs)}: {error}. "
+            "Give export one batch as the network is called with, [N, C, H, W] for images"
+        ) from error
+    paths = [path for path, _ in pytree.tree_leaves_with_path(outputs)]
     if len(paths) == 1 and not paths[0]:
         return ["logits"]
     keys = ["_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path in paths]

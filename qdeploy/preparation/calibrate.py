@@ -15,6 +15,7 @@ from qdeploy.layers.activation import ActivationQuantizer, MovingRange
 from qdeploy.preparation.bias_correction import float_moments, restore_moments
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.ranges import MEAN, check_ranges, measured
+from qdeploy.preparation.trace import described
 
 
 @torch.no_grad()
@@ -42,8 +43,9 @@ def calibrate(
     correct_bias  makes each layer's mean output, and its deviation if it has a norm, what it was
                   in float (see bias_correction.py); all batches are kept in memory
 
-    Errors: QdeployError if `batches` is empty or one tensor, a range is not known, a value is not
-    finite, or biases are to be corrected after a method without float weights.
+    Errors: QdeployError if `batches` is empty or one tensor, one of them is not what forward takes,
+    a range is not known, a value is not finite, or biases are to be corrected after a method
+    without float weights.
     """
     check_ranges(ranges, percentile)
     if isinstance(batches, Tensor):
@@ -82,12 +84,9 @@ def run(prepared: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     try:
         prepared(*inputs)
     except (AttributeError, RuntimeError, TypeError) as error:
-        shapes = ", ".join(
-            f"{x.dtype} {[*x.shape]}" if isinstance(x, Tensor) else type(x).__name__ for x in inputs
-        )
         raise QdeployError(
-            f"the network does not take a calibration batch of {shapes}: {error}. Give batches like "
-            "the example input of prepare, as float32 tensors"
+            f"the network does not take a calibration batch of {described(inputs)}: {error}. Give "
+            "batches like the example input of prepare, as float32 tensors"
         ) from error
 
 

@@ -64,6 +64,13 @@ def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
     return (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
 
 
+def described(inputs: Sequence[object]) -> str:
+    """Types and shapes, for errors."""
+    return ", ".join(
+        f"{x.dtype} {[*x.shape]}" if isinstance(x, Tensor) else type(x).__name__ for x in inputs
+    )
+
+
 def traced(
     model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str] = ()
 ) -> fx.GraphModule:

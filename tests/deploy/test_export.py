@@ -280,6 +280,23 @@ def test_a_network_that_torch_cannot_export_leaves_the_old_file(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]
 
 
+@pytest.mark.parametrize("prepared_first", [False, True])
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        (torch.zeros(2, 5, 8, 8), r"torch.float32 \[2, 5, 8, 8\]"),  # 5 channels, not 3
+        (torch.zeros(2, 3), r"torch.float32 \[2, 3\]"),
+        ((images(2), images(2)), r"torch.float32 \[2, 3, 8, 8\], torch.float32 \[2, 3, 8, 8\]"),
+    ],
+)
+def test_an_example_input_that_does_not_fit_is_named(given, named, prepared_first, tmp_path):
+    network = build("residual").eval()
+    network = calibrated(network) if prepared_first else network
+    with pytest.raises(QdeployError, match=f"does not take an example input of {named}"):
+        qdeploy.export(network, tmp_path / "model.onnx", given)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("where", ["missing/model.onnx", "file/model.onnx", "folder"])
 def test_nothing_is_written_where_it_cannot_be(where, tmp_path):
     (tmp_path / "file").write_text("")
