@@ -20,6 +20,7 @@ from filelock import FileLock
 from plans import Figures, Plan, Row, plans
 
 import qdeploy
+from qdeploy.cli import reports_errors
 from qdeploy.files import atomic_write
 from qdeploy.pipeline.export import export_run
 from qdeploy.pipeline.train import train
@@ -48,6 +49,7 @@ class Place:
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where the data sets are.")
 @click.option("--runs", type=click.Path(path_type=Path), default=Path("runs"), show_default=True)
 @click.option("--device", default="auto", show_default=True)
+@reports_errors
 def main(
     plan: str,
     rows: tuple[str, ...],

@@ -158,6 +158,15 @@ def _exported(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def statistics(results: dict[str, Any]) -> Rows:
+    """Top-1 by batches of calibration, as tools/compare_statistics.py measured it."""
+    head = ("run", *(f"{count} batches" for count in results["batches"]))
+    return [
+        head,
+        *((row["run"], *(f"{top1:.2%}" for top1 in row["top1"])) for row in results["runs"]),
+    ]
+
+
 def demo(results: dict[str, Any]) -> str:
     """What `qdeploy export` printed for the demo, from its report.json."""
     console = Console(width=80, file=io.StringIO(), record=True)
@@ -174,6 +183,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "feeding": ("results/feeding.json", feeding),
     "processes": ("results/feeding.json", processes),
     "calibration": ("results/calibration.json", calibration),
+    "statistics": ("results/statistics.json", statistics),
 }
 
 

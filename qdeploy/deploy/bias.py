@@ -17,6 +17,7 @@ PAIR_LIMIT = 2**15 - 1
 CODE_LIMIT = 2**7 - 1
 BIAS_LIMIT = 2**30
 NORM_LIMIT = PAIR_LIMIT // (2 * 255)
+MARGIN = 0.1  # of a step
 
 
 def spread_factor(weight: QTensor, input_highest: int) -> int:
@@ -57,24 +58,24 @@ def nearest(values: Array, grid: Grid) -> Array:
 
 
 def deciding(bias: Array, thresholds: Array, spread: int) -> Array:
-    """Integers near `bias` [out], with which a layer's output falls on the same codes as with it.
+    """The integer below or above each `bias` [out] that changes the fewest codes behind the layer.
 
     thresholds  [out, n] where the quantizer behind the layer changes its code; all in bias steps
     spread      the sums of products are multiples of it
 
-    Only where a multiple of `spread` crosses a threshold does a code change, so a whole interval
-    of biases gives the same codes, and an integer in it loses nothing. With several thresholds
-    the intervals may have none in common: then the fewest thresholds are wronged.
+    A code changes only where another multiple of `spread` is the first to cross a threshold, so a
+    whole interval of biases around the true one gives the same codes. Both integers may lie in
+    it: then the one with MARGIN to its ends is taken, which no rounding of floats tips over, and
+    of two such the nearer one.
     """
-    crossed = np.ceil((thresholds - bias[:, None]) / spread)  # the first multiple behind each
-    lowest = np.sort(thresholds - spread * crossed, axis=1)  # of the biases that keep it
-    near = np.rint(bias)[:, None] + np.arange(-spread, spread + 1)
-    chosen = np.empty(len(bias))
-    for channel, (choices, low) in enumerate(zip(near, lowest, strict=True)):
-        wronged = np.searchsorted(low + spread, choices, "right") + len(low)
-        wronged -= np.searchsorted(low, choices, "right")
-        distance = np.abs(choices - bias[channel])
-        chosen[channel] = choices[np.lexsort((distance, wronged))[0]]
+    crossing = np.ceil((thresholds - bias[:, None]) / spread)  # the first multiple behind each
+    lowest = thresholds - spread * crossing  # of the biases that leave it the first
+    choices = np.stack([np.floor(bias), np.ceil(bias)])
+    inside = choices[..., None] - lowest
+    changed = ((inside < 0) | (inside >= spread)).sum(-1)
+    close = ((inside < MARGIN) | (inside > spread - MARGIN)).sum(-1)
+    rank = changed * (thresholds.shape[1] + 1) + close + np.abs(choices - bias) / 2
+    chosen: Array = choices[rank.argmin(0), np.arange(len(bias))]
     return chosen
 
 

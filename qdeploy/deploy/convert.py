@@ -14,6 +14,7 @@ from qdeploy.deploy.bias import deciding, finest_multiples, spread_factor, with_
 from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Array, Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer, Rectifier
+from qdeploy.layers.fake_quantize import SIGN_STEP
 from qdeploy.layers.folding import gain_of, shift_of
 from qdeploy.layers.product import Convolution, Product, TiledConvolution, TransposedConvolution
 from qdeploy.layers.quantized import QuantizedLayer
@@ -73,7 +74,7 @@ class IntegerSign(IntegerActivation):
         return result
 
     def thresholds(self, rectified: bool) -> Array:
-        return np.zeros(1)
+        return np.full(1, -SIGN_STEP / 2)  # as sign_of has it
 
 
 class IntegerLayer(nn.Module):
@@ -233,7 +234,8 @@ def thresholds_behind(node: fx.Node, network: fx.GraphModule) -> Array | None:
         (node,) = node.users
         module = called_module(node, network)
         if isinstance(module, IntegerActivation):
-            return module.thresholds(rectified)
+            # Of 16 bits there are too many to mind, and one step of them is nothing.
+            return module.thresholds(rectified) if module.zero.dtype == torch.uint8 else None
         if kind_of(node, network) not in PLAIN_RELUS | {Rectifier}:
             return None
         rectified = True

@@ -120,6 +120,8 @@ def output_names(network: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
     try:
         with torch.inference_mode():
             outputs = network(*inputs)
+    except QdeployError:
+        raise
     except Exception as error:
         raise QdeployError(
             f"{type(network).__name__} does not take an example input of {described(inputs)}: {error}. "

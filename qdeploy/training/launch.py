@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -103,6 +104,12 @@ def launched(fabric: Fabric) -> Iterator[None]:
         raise
     if processes.count() > 1:
         fabric.barrier()
+        atexit.register(_part)
+
+
+def _part() -> None:
+    """Before the interpreter is torn down: threads of a group that outlive it can abort the process."""
+    if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
