@@ -1,11 +1,14 @@
 """The rows of the accuracy tables: what is run, what is skipped, and what the tables say of it."""
 
+import io
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from pydantic import ValidationError
 
 sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
@@ -13,7 +16,11 @@ import accuracy
 import plans
 import reproduce
 
+from qdeploy.errors import QdeployError
+from qdeploy.pipeline.train import train
 from qdeploy.recipe import Recipe
+from qdeploy.training.record import read_metrics
+from qdeploy.training.run import RunFolder
 
 PLAN = """
 seeds = [0, 1]
@@ -40,6 +47,7 @@ def root(tmp_path, monkeypatch):
     """A place with one plan, `small`, and no results."""
     monkeypatch.setattr(plans, "ROOT", tmp_path)
     monkeypatch.setattr(plans, "PLANS", tmp_path)
+    monkeypatch.setattr(reproduce.main.params[0].type, "choices", ["small"])
     (tmp_path / "results").mkdir()
     (tmp_path / "small.toml").write_text(PLAN)
     return tmp_path
@@ -47,7 +55,6 @@ def root(tmp_path, monkeypatch):
 
 def reproduces(root, *rows):
     """What the command prints."""
-    reproduce.main.params[0].type.choices = ["small"]
     arguments = ["small", *rows, "--runs", str(root / "runs"), "--device", "cpu"]
     result = CliRunner().invoke(reproduce.main, arguments)
     assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
@@ -76,15 +83,72 @@ def test_a_row_is_run_once_after_the_one_that_it_starts_from(root):
     assert (root / "results" / "small.json").read_bytes() == before
 
 
-def test_a_row_that_the_plan_has_otherwise_today_is_run_anew(root):
-    reproduces(root, "float", "--seed", "0")
-    (root / "small.toml").write_text(PLAN.replace("batch_size=200", "batch_size=100"))
+def test_rows_that_the_plan_has_otherwise_today_are_run_anew(root):
+    """The row itself, and one that starts from a row that is another today."""
+    reproduces(root, "one-bit", "--seed", "0")
+    (root / "small.toml").write_text(PLAN.replace("quantize.layers={}", "train.lr=0.2"))
     assert plans.Plan.load("small").figures() == []
     assert accuracy.of_plan("small")[1:] == []
+    before = figures(root)
+    assert "already" not in reproduces(root, "one-bit", "--seed", "0")
+    start, row = figures(root)
+    assert start["overrides"] != before[0]["overrides"]
+    assert row["accuracy"]["float"] != before[1]["accuracy"]["float"]
+
+
+def test_a_start_whose_figures_are_there_but_not_its_run_is_trained_again(root):
+    reproduces(root, "float", "--seed", "0")
+    shutil.rmtree(root / "runs")
+    reproduces(root, "one-bit", "--seed", "0")
+    start, row = figures(root)
+    assert row["accuracy"]["float"] == start["accuracy"]["trained"]
+
+
+def test_a_start_that_was_cut_off_is_trained_to_its_end(root):
+    (root / "small.toml").write_text(
+        PLAN.replace('set = ["quantize', 'set = ["train.epochs=2", "quantize')
+    )
+    plan = plans.Plan.load("small")
+    recipe = Recipe.load("lenet5-digits-slb-w1a8", plan.overrides(plan.rows["float"], 0))
+    run = RunFolder(root / "runs" / "small" / "float-s0")
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, run.path, device="cpu", stream=Interrupts())
+    assert len(read_metrics(run.metrics)) == 1
+    reproduces(root, "one-bit", "--seed", "0")
+    assert len(read_metrics(run.metrics)) == 2
+
+
+class Interrupts(io.StringIO):
+    """Ctrl+C when the first epoch is told."""
+
+    def write(self, text):
+        if text.startswith("epoch   1"):
+            raise KeyboardInterrupt
+        return super().write(text)
+
+
+def test_a_row_that_fails_does_not_end_the_others(root):
+    diverges = 'set = ["train.lr=1e30"]\n\n[rows.worse]'
+    (root / "small.toml").write_text(PLAN.replace('about = "W1A8"\n\n[rows.worse]', diverges))
+    result = CliRunner().invoke(
+        reproduce.main, ["small", "--seed", "0", "--runs", str(root / "runs"), "--device", "cpu"]
+    )
+    assert result.exit_code == 1
+    assert "one-bit, seed 0: training diverged" in result.output
+    assert [one["row"] for one in figures(root)] == ["float", "worse"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [("seeds =", "seed =", "seed"), ('"float"\nabout', '"start"\nabout', "no row 'start'")],
+)
+def test_a_plan_with_a_slip_is_refused(root, old, new, said):
+    (root / "small.toml").write_text(PLAN.replace(old, new, 1))
+    with pytest.raises((QdeployError, ValidationError), match=said):
+        plans.Plan.load("small")
 
 
 def test_a_row_that_is_not_in_the_plan(root):
-    reproduce.main.params[0].type.choices = ["small"]
     result = CliRunner().invoke(reproduce.main, ["small", "two-bit"])
     assert result.exit_code == 2
     assert "small has no row two-bit; it has float, one-bit, worse" in result.output
@@ -99,8 +163,7 @@ def test_a_table_gives_mean_and_deviation_and_the_loss_against_float_of_the_same
         return {
             "row": row,
             "seed": seed,
-            "recipe": "lenet5-digits-slb-w1a8",
-            "overrides": list(plan.overrides(plan.rows[row], seed)),
+            **plan.identity(row, seed),
             "method": "slb" if quantized else "float",
             "bits": [1, 8],
             "epochs": 1,

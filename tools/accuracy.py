@@ -24,7 +24,18 @@ def of_plan(name: str, about: str | None = None) -> Rows:
         questions = dict.fromkeys(row.about for row in plan.rows.values() if row.about)
         answers = (asked(plan, measured, question) for question in questions)
         rows += [max(found, key=lambda row: mean_top1(measured[row])) for found in answers if found]
-    head = ("row", "bits", "epochs", "float", "trained", "ONNX", "drop", "agreement", "bytes")
+    head = (
+        "row",
+        "seeds",
+        "bits",
+        "epochs",
+        "float",
+        "trained",
+        "ONNX",
+        "drop",
+        "agreement",
+        "bytes",
+    )
     return [
         (*head, "smaller than float"),
         *(_row(row, measured, baseline, plan.rows[row].starts_from) for row in rows),
@@ -57,12 +68,13 @@ def _row(
     size, own = figures[0]["size"], figures[0]["epochs"]
     return (
         name,
+        str(len(figures)),
         bits(figures[0]),
         f"{measured[start][0]['epochs']} + {own}" if start else str(own),
         spread(top1(of_seeds(baseline, figures), "onnx")),
         *(spread(top1(figures, which)) for which in ("trained", "onnx")),
         spread(drops(figures, baseline), "+.2f", " points"),
-        spread([one["agreement"]["top1"] for one in figures]),
+        spread([one["agreement"]["top1"] for one in figures if one["agreement"]]),
         f"{size['onnx']:,}",
         f"{size['float'] / size['onnx']:.1f}x",
     )
@@ -111,7 +123,7 @@ def of_zoo() -> Rows:
     for one in (figures for name in plans() for figures in Plan.load(name).figures()):
         if is_whole(one):
             measured.setdefault(one["recipe"], []).append(one)
-    head = ("recipe", "bits", "epochs", "published", "drop", "ours, ONNX", "drop", "runs")
+    head = ("recipe", "bits", "epochs", "published", "drop", "ours, ONNX", "drop", "seeds", "data")
     rows = (_recipe(name, measured) for name in zoo_recipes())
     return [(*head, "device", "date"), *rows]
 
@@ -126,12 +138,13 @@ def _recipe(name: str, measured: Mapping[str, Sequence[Figures]]) -> tuple[str, 
     }
     known = (name, bits(intended), str(recipe.train.epochs), *_published(name, float_recipe))
     if not figures:
-        return (*known, "not run", *[""] * 4)
+        return (*known, "not run", *[""] * 5)
     return (
         *known,
         spread(top1(figures, "onnx")),
         spread(drops(figures, measured.get(float_recipe, [])), "+.2f"),
         str(len(figures)),
+        figures[0]["data"]["title"],
         figures[0]["device"],
         max(one["created"] for one in figures)[:10],
     )

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import ConfigDict, TypeAdapter
+
+from qdeploy.errors import QdeployError
 
 ROOT = Path(__file__).parent.parent
 PLANS = ROOT / "tools" / "plans"
@@ -26,6 +28,8 @@ class Row:
     about         the question that the row answers; tables of what was tried go by it
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     recipe: str
     set: tuple[str, ...] = ()
     starts_from: str | None = None
@@ -41,6 +45,8 @@ class Plan:
     set        changes every recipe
     """
 
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
     rows: dict[str, Row]
     baseline: str = "float"
     seeds: tuple[int, ...] = (0,)
@@ -50,7 +56,11 @@ class Plan:
     @classmethod
     def load(cls, name: str) -> Plan:
         values = tomllib.loads((PLANS / f"{name}.toml").read_text())
-        return TypeAdapter(cls).validate_python({**values, "name": name})
+        plan = TypeAdapter(cls).validate_python({**values, "name": name})
+        for row in plan.rows.values():
+            if row.starts_from is not None and row.starts_from not in plan.rows:
+                raise QdeployError(f"{name}: no row {row.starts_from!r} to start from")
+        return plan
 
     def overrides(self, row: Row, seed: int) -> tuple[str, ...]:
         """What the row changes in its recipe, as `qdeploy train --set` takes it."""
@@ -61,19 +71,23 @@ class Plan:
     def results(self) -> Path:
         return ROOT / "results" / f"{self.name}.json"
 
+    def identity(self, name: str, seed: int) -> Figures:
+        """What a row is made of: its recipe, what that is changed to, and the same of its start."""
+        row = self.rows[name]
+        start = None if row.starts_from is None else self.identity(row.starts_from, seed)
+        overrides = list(self.overrides(row, seed))
+        return {"recipe": row.recipe, "overrides": overrides, "starts_from": start}
+
     def figures(self) -> list[Figures]:
         """What was measured of the rows as the plan has them today, in its order."""
         found = json.loads(self.results.read_text()) if self.results.exists() else []
-        of_today = [figures for figures in found if self._is_of_today(figures)]
         names = list(self.rows)
-        return sorted(of_today, key=lambda figures: names.index(figures["row"]))
-
-    def _is_of_today(self, figures: Figures) -> bool:
-        row = self.rows.get(figures["row"])
-        if row is None:
-            return False
-        overrides = list(self.overrides(row, figures["seed"]))
-        return (figures["recipe"], figures["overrides"]) == (row.recipe, overrides)
+        of_today = [
+            one
+            for one in found
+            if one["row"] in names and self.identity(one["row"], one["seed"]).items() <= one.items()
+        ]
+        return sorted(of_today, key=lambda one: (names.index(one["row"]), one["seed"]))
 
 
 def plans() -> list[str]:

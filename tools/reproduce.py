@@ -10,20 +10,21 @@ goes on, and several of these commands may run at once. tools/tables.py makes ta
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import click
 from filelock import FileLock
-from plans import Figures, Plan, Row, plans
+from plans import ROOT, Figures, Plan, plans
 
 import qdeploy
 from qdeploy.cli import reports_errors
+from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.pipeline.export import export_run
-from qdeploy.pipeline.train import train
+from qdeploy.pipeline.train import differing, train
 from qdeploy.recipe import Recipe
 from qdeploy.report.record import Record
 from qdeploy.training.device import pick_device
@@ -65,50 +66,76 @@ def main(
             f"{plan} has no row {', '.join(sorted(unknown))}; it has {', '.join(table.rows)}"
         )
     place = Place(runs, data_root, device)
+    failed = []
     for name in rows or table.rows:
         for seed in seeds or table.seeds:
-            measure(table, name, seed, place)
+            try:
+                measure(table, name, seed, place)
+            except QdeployError as error:
+                failed.append(f"{name}, seed {seed}: {error}")
+    if failed:
+        raise QdeployError("\n".join(failed))
 
 
 def measure(plan: Plan, name: str, seed: int, place: Place) -> None:
-    """Adds one row to the results, and before it the one that it starts from."""
-    row = plan.rows[name]
-    if is_there(plan, name, seed):
-        click.echo(f"{name}, seed {seed}: in {plan.results.name} already")
-        return
-    overrides = plan.overrides(row, seed)
-    recipe = Recipe.load(row.recipe, (*overrides, *start(plan, row, seed, place)))
-    run = place.run(plan, name, seed)
-    train(
-        recipe, run.path, data_root=place.data_root, device=place.device, resume=run.path.exists()
-    )
-    record = export_run(run.path, data_root=place.data_root, device=place.device)
+    """Adds one row to the results, and before it the one that it starts from, unless they are there."""
+    run, start = place.run(plan, name, seed), plan.rows[name].starts_from
+    if start is not None:
+        measure(plan, start, seed, place)
+    with locked(run):
+        if is_there(plan, name, seed):
+            click.echo(f"{name}, seed {seed}: in {plan.results.name} already")
+            return
+        recipe = trained(plan, name, seed, place)
+        record = export_run(run.path, data_root=place.data_root, device=place.device)
     gpu = pick_device(place.device).type == "cuda"
     figures = {
         "row": name,
         "seed": seed,
         "command": f"python tools/reproduce.py {plan.name} {name} --seed {seed} --data-root DATA",
-        "overrides": overrides,
+        **plan.identity(name, seed),
         "device": record.machine.gpu if gpu else record.machine.cpu,
         **figures_of(record, recipe),
     }
     keep(plan.results, figures)
 
 
-def start(plan: Plan, row: Row, seed: int, place: Place) -> Iterator[str]:
-    """The override that names the weights which a row starts from."""
-    if row.starts_from is None:
-        return
-    file = place.run(plan, row.starts_from, seed).last
-    if not is_there(plan, row.starts_from, seed) or not file.exists():
-        measure(plan, row.starts_from, seed, place)
-    yield f"model.weights={file.resolve()}"
+def trained(plan: Plan, name: str, seed: int, place: Place) -> Recipe:
+    """Trains a row's run to its end, after the one that it starts from; gives its recipe.
+
+    What is there already is gone on with; a run of another recipe, as after a change of the plan,
+    is made anew. The results may be there without the runs: they come with the repository.
+    """
+    row, run = plan.rows[name], place.run(plan, name, seed)
+    overrides = list(plan.overrides(row, seed))
+    if row.starts_from is not None:
+        start = place.run(plan, row.starts_from, seed)
+        with locked(start):
+            trained(plan, row.starts_from, seed, place)
+        overrides.append(f"model.weights={start.last.resolve()}")
+    recipe = Recipe.load(row.recipe, overrides)
+    began = Recipe.load(run.recipe).model_dump() if run.recipe.is_file() else None
+    same = began is not None and not list(differing(began, recipe.model_dump()))
+    train(
+        recipe,
+        run.path,
+        data_root=place.data_root,
+        device=place.device,
+        resume=same,
+        force=not same,
+    )
+    return recipe
+
+
+def locked(run: RunFolder) -> FileLock:
+    """Several commands may want one run: the others wait until it is trained."""
+    run.path.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(f"{run.path}.lock")
 
 
 def figures_of(record: Record, recipe: Recipe) -> Figures:
     """The figures of a row, and what they were measured with and on."""
     return {
-        "recipe": recipe.name,
         "method": record.method,
         "bits": [recipe.quantize.weight_bits, recipe.quantize.act_bits],
         "epochs": recipe.train.epochs,
@@ -125,8 +152,20 @@ def figures_of(record: Record, recipe: Recipe) -> Figures:
             **{name: version(name) for name in ("torch", "onnx")},
             "onnxruntime": record.machine.onnxruntime,
             "python": record.machine.python,
+            "commit": commit(),
         },
     }
+
+
+def commit() -> str:
+    """The commit of the code that was run, with a "+" if it was changed since."""
+    changed = git("status", "--porcelain", "--", "qdeploy", "models")
+    return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
+
+
+def git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 def is_there(plan: Plan, row: str, seed: int) -> bool:

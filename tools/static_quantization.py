@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnx
 from onnxruntime import quantization
 from onnxruntime.quantization.shape_inference import quant_pre_process
 
+WEIGHTS = {8: quantization.QuantType.QInt8, 4: quantization.QuantType.QInt4}
 Arrays = Sequence[np.ndarray[Any, Any]]
 
 
@@ -33,8 +34,8 @@ def quantized_statically(
 
     QDQ, uint8 activations with min-max ranges, weights of 8 or 4 bits per channel.
     """
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    names = [given.name for given in session.get_inputs()]
+    names = [given.name for given in onnx.load(model, load_external_data=False).graph.input]
+    level = logging.root.manager.disable
     logging.disable(logging.WARNING)  # advice to do what is done here
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -45,10 +46,8 @@ def quantized_statically(
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
                 activation_type=quantization.QuantType.QUInt8,
-                weight_type=quantization.QuantType.QInt8
-                if bits == 8
-                else quantization.QuantType.QInt4,
+                weight_type=WEIGHTS[bits],
             )
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(level)
     return output
