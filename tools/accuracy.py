@@ -24,7 +24,7 @@ def of_plan(name: str, about: str | None = None) -> Rows:
         questions = dict.fromkeys(row.about for row in plan.rows.values() if row.about)
         answers = (asked(plan, measured, question) for question in questions)
         rows += [max(found, key=lambda row: mean_top1(measured[row])) for found in answers if found]
-    head = (
+    head = [
         "row",
         "seeds",
         "bits",
@@ -35,7 +35,7 @@ def of_plan(name: str, about: str | None = None) -> Rows:
         "drop",
         "agreement",
         "bytes",
-    )
+    ]
     return [
         (*head, "smaller than float"),
         *(_row(row, measured, baseline, plan.rows[row].starts_from) for row in rows),

@@ -2,7 +2,8 @@
 
     python tools/compare_statistics.py results/statistics.json runs/cifar10-short/*-w1a1-s0
 
-0 batches are the running averages of training; a recipe's train.calibration_batches is 50.
+0 batches are the running averages of training, which ship unless a search for weights still goes on; then
+they are those of soft weights, and train.calibration_batches (50) replace them after each epoch.
 """
 
 from __future__ import annotations
