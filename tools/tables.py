@@ -160,7 +160,7 @@ def _exported(row: dict[str, Any]) -> tuple[str, ...]:
 
 def statistics(results: dict[str, Any]) -> Rows:
     """Top-1 by batches of calibration, as tools/compare_statistics.py measured it."""
-    head = ("run", *(f"{count} batches" for count in results["batches"]))
+    head = ("run", *(f"batches: {count}" for count in results["batches"]))
     return [
         head,
         *((row["run"], *(f"{top1:.2%}" for top1 in row["top1"])) for row in results["runs"]),
