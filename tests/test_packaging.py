@@ -39,13 +39,13 @@ def wheel(tmp_path_factory):
 
 
 def checked_out():
-    """The files that the package is made of, relative to the checkout."""
+    """The files that the package is made of, relative to the checkout; the zoo's README is not."""
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).is_file():
             yield Path(name)
     for folder in NAMES_IN_A_CHECKOUT:
         for file in sorted((ROOT / folder).rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts:
+            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".md":
                 yield file.relative_to(ROOT)
 
 
