@@ -11,6 +11,10 @@ from plans import Figures, Plan, is_whole, plans
 from qdeploy.recipe import Recipe, zoo_recipes, zoo_summary
 
 Rows = list[tuple[str, ...]]
+HEAD = (
+    "row", "seeds", "bits", "epochs", "float", "trained", "ONNX", "drop", "agreement", "bytes",
+    "smaller than float",
+)  # fmt: skip
 PUBLISHED = re.compile(r"published ([\d.]+)")
 
 
@@ -24,20 +28,8 @@ def of_plan(name: str, about: str | None = None) -> Rows:
         questions = dict.fromkeys(row.about for row in plan.rows.values() if row.about)
         answers = (asked(plan, measured, question) for question in questions)
         rows += [max(found, key=lambda row: mean_top1(measured[row])) for found in answers if found]
-    head = [
-        "row",
-        "seeds",
-        "bits",
-        "epochs",
-        "float",
-        "trained",
-        "ONNX",
-        "drop",
-        "agreement",
-        "bytes",
-    ]
     return [
-        (*head, "smaller than float"),
+        HEAD,
         *(_row(row, measured, baseline, plan.rows[row].starts_from) for row in rows),
     ]
 
@@ -69,7 +61,7 @@ def _row(
     return (
         name,
         str(len(figures)),
-        bits(figures[0]),
+        bits(figures[0]["method"], *figures[0]["bits"]),
         f"{measured[start][0]['epochs']} + {own}" if start else str(own),
         spread(top1(of_seeds(baseline, figures), "onnx")),
         *(spread(top1(figures, which)) for which in ("trained", "onnx")),
@@ -80,10 +72,9 @@ def _row(
     )
 
 
-def bits(figures: Figures) -> str:
+def bits(method: str, weights: int, acts: int | None) -> str:
     """W2A8, or "float"."""
-    weights, acts = figures["bits"]
-    return "float" if figures["method"] == "float" else f"W{weights}A{acts or 'float'}"
+    return "float" if method == "float" else f"W{weights}A{acts or 'float'}"
 
 
 def top1(figures: Iterable[Figures], which: str) -> list[float]:
@@ -132,11 +123,8 @@ def _recipe(name: str, measured: Mapping[str, Sequence[Figures]]) -> tuple[str, 
     recipe = Recipe.load(name)
     quantize, figures = recipe.quantize, measured.get(name, [])
     float_recipe = "-".join((*name.split("-")[:2], "float"))
-    intended = {
-        "method": quantize.method,
-        "bits": (quantize.weight_bits, quantize.act_bits),
-    }
-    known = (name, bits(intended), str(recipe.train.epochs), *_published(name, float_recipe))
+    widths = bits(quantize.method, quantize.weight_bits, quantize.act_bits)
+    known = (name, widths, str(recipe.train.epochs), *_published(name, float_recipe))
     if not figures:
         return (*known, "not run", *[""] * 5)
     return (

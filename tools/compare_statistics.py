@@ -1,6 +1,6 @@
 """Top-1 of trained runs by the batches that BatchNorm statistics and ranges are estimated from.
 
-    python tools/compare_statistics.py results/statistics.json runs/cifar10-short/*-w1a1-s0
+    python tools/compare_statistics.py results/statistics.json runs/cifar10-short/slb-w1a8-*-s0
 
 0 batches are the running averages of training, which ship unless a search for weights still goes on; then
 they are those of soft weights, and train.calibration_batches (50) replace them after each epoch.
