@@ -23,6 +23,8 @@ from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 # Standard deviations of a normal distribution that the outermost level of the best uniform
 # quantizer stands at (Max, IRE Trans. Information Theory, 1960, table II).
 OUTERMOST = {2: 1.494, 4: 2.513}
+# What the published temperature has risen to, in forty of a hundred epochs, when it turns hard.
+PUBLISHED_END = 1.2**40
 # A softmax is one-hot long before this, and float32 overflows not long after.
 HOTTEST = 1e30
 # Logits whose probabilities are computed at a time: a megabyte, which stays in a CPU's cache.
@@ -30,11 +32,12 @@ PART = 1 << 18
 
 
 class SlbOptions(Options):
-    """Names and defaults of the published implementation, and `linear` and `start`.
+    """Those of the published implementation, and `linear` and `start`.
 
     t_start_val         temperature of the first epochs
     t_start_time        share of the epochs after which it rises
-    t_factor            by which it is multiplied in each epoch from then on
+    t_factor            by which it is multiplied in each epoch from then on; if not given, so
+                        that it rises as far as published in any number of epochs: 1.2 in 100
     t_end_time          share of the epochs after which the best levels are kept for good
     epoch_size          epochs in all; if not given, those of this run and has_trained_epoch
     has_trained_epoch   epochs of the schedule that earlier runs have done
@@ -47,7 +50,7 @@ class SlbOptions(Options):
     t_start_val: PositiveFloat = 1.0
     t_start_time: float = Field(default=0.2, ge=0, le=1)
     t_end_time: float = Field(default=0.6, ge=0, le=1)
-    t_factor: PositiveFloat = 1.2
+    t_factor: PositiveFloat | None = None
     epoch_size: PositiveInt | None = None
     has_trained_epoch: NonNegativeInt = 0
     linear: bool = False
@@ -81,10 +84,16 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
     start, end = int(epochs * options.t_start_time), int(epochs * options.t_end_time)
     if epoch >= end:
         return math.inf
+    factor = options.t_factor or published_factor(end - start, options.t_start_val)
     rises = max(0, epoch - start)
-    if rises * math.log(options.t_factor) > math.log(HOTTEST / options.t_start_val):
+    if rises * math.log(factor) > math.log(HOTTEST / options.t_start_val):
         return HOTTEST
-    return max(options.t_start_val * options.t_factor**rises, 1 / HOTTEST)
+    return max(options.t_start_val * factor**rises, 1 / HOTTEST)
+
+
+def published_factor(rises: int, first: float) -> float:
+    """What takes the temperature from `first` to PUBLISHED_END in so many rises."""
+    return max(1.0, PUBLISHED_END / first) ** (1 / max(1, rises))
 
 
 class _ExpectedLevel(torch.autograd.Function):

@@ -54,6 +54,29 @@ def test_the_published_temperatures(epochs, start, end, factor, goldens, hard):
     assert all(math.isinf(temperature(e, epochs, options)) for e in range(hard, epochs + 1))
 
 
+@pytest.mark.parametrize("epochs", [4, 5, 7, 10, 20, 30, 90, 100, 300])
+@pytest.mark.parametrize("first", [0.5, 1.0, 2.5])
+def test_without_a_factor_every_schedule_rises_as_far_as_the_published_one(epochs, first):
+    """Evenly in its logarithm, to the 1469.77 that the end epoch would have if it were soft."""
+    options = SLB.options(t_start_val=first)
+    start, end = int(0.2 * epochs), int(0.6 * epochs)
+    soft = [temperature(e, epochs, options) for e in range(1, end)]
+    line = np.interp(range(1, end), [start, end], np.log([first, 1469.77]))
+    np.testing.assert_allclose(np.log(soft), line, atol=1e-5)
+    assert math.isinf(temperature(end, epochs, options))
+
+
+def test_without_a_factor_a_start_above_the_end_stays():
+    options = SLB.options(t_start_val=2000.0)
+    assert [temperature(e, 10, options) for e in range(1, 6)] == [2000.0] * 5
+
+
+def test_in_a_hundred_epochs_the_factor_is_the_published_one():
+    given, published = SLB.options(), SLB.options(t_factor=1.2)
+    for epoch in range(1, 101):
+        assert temperature(epoch, 100, given) == pytest.approx(temperature(epoch, 100, published))
+
+
 def test_the_temperature_at_which_the_published_schedules_turn_hard():
     """One more factor at the end epoch would be 1469.77 and 289.00."""
     for start, end, factor, last in ((0.2, 0.6, 1.2, 1469.77), (0.4, 0.9, 1.12, 289.00)):
@@ -74,7 +97,7 @@ def test_the_boundaries_of_the_times(start, end, soft_epochs):
     options = SLB.options(t_start_time=start, t_end_time=end)
     soft = [e for e in range(1, 11) if math.isfinite(temperature(e, 10, options))]
     assert soft == list(range(1, soft_epochs + 1))
-    assert temperature(1, 10, options) in (1.0, 1.2, math.inf)
+    assert start or math.isinf(temperature(1, 10, options)) or end == 1.0
 
 
 @given(st.integers(1, 5000), st.floats(0, 1), st.floats(0, 1), st.floats(0.5, 8), st.data())
@@ -152,8 +175,7 @@ def test_equal_times_and_the_last_epoch_but_one_are_allowed():
 
 def test_published_defaults():
     options = SLB.options()
-    times = options.t_start_val, options.t_start_time, options.t_end_time, options.t_factor
-    assert times == (1.0, 0.2, 0.6, 1.2)
+    assert (options.t_start_val, options.t_start_time, options.t_end_time) == (1.0, 0.2, 0.6)
     assert (options.has_trained_epoch, options.quant_delay) == (0, 900)
     assert (SLB.weight_bits, SLB.act_bits) == ((1, 2, 4), (8,))
 

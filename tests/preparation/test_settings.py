@@ -59,7 +59,7 @@ def test_the_order_decides_between_float_and_bits():
 def test_another_method_starts_from_its_own_options():
     found = settings({"conv1": {"method": "slb", "weight_bits": 2}}, fold="two-conv")
     assert words(found)["conv1"] == "slb w2a8"
-    assert found["conv1"].options.t_factor == 1.2
+    assert found["conv1"].options.t_end_time == 0.6
     assert found["conv2"].options.fold == "two-conv"
 
 
