@@ -5,7 +5,6 @@ Heavy libraries are imported inside the commands, so that --help answers at once
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -18,6 +17,8 @@ import click
 from qdeploy.errors import QdeployError
 
 if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
     from qdeploy.methods import Method
 
 DEFAULT_RECIPE = "lenet5-digits-slb-w1a8"
@@ -368,24 +369,32 @@ def explained(method: Method) -> str:
     """What it is, and its options as a recipe has them, in TOML with their defaults."""
     lines = [method.summary, method.paper, widths(method)]
     if fields := method.options.model_fields:
-        lines += ["", "[quantize.options]"]
-        defaults = method.options().model_dump(mode="json")
         lines += [
-            f"{name} = {json.dumps(defaults[name])}"
-            if defaults[name] is not None
-            else f"# {name} ="
-            for name in fields
+            "",
+            "[quantize.options]",
+            *(option(name, field) for name, field in fields.items()),
         ]
         lines += ["", cleandoc(method.options.__doc__ or "")]
     return "\n".join(lines)
 
 
+def option(name: str, field: FieldInfo) -> str:
+    if field.is_required():
+        return f"# {name}: has to be given"
+    import tomli_w
+
+    default = field.get_default(call_default_factory=True)
+    return f"# {name}: not given" if default is None else tomli_w.dumps({name: default}).rstrip()
+
+
 def widths(method: Method) -> str:
-    return f"weights {spans(method.weight_bits)}; activations {spans(method.act_bits)} or float"
+    weights, acts = spans(method.weight_bits), spans(method.act_bits)
+    return f"weights {weights} bits; activations {acts} bits or float"
 
 
 def spans(bits: Sequence[int]) -> str:
-    """Ascending numbers, those in a row as one span: 1-8, 16."""
+    """The numbers, those in a row as one span: 1-8, 16."""
+    bits = sorted(set(bits))
     starts = [bit for bit in bits if bit - 1 not in bits]
     ends = [bit for bit in bits if bit + 1 not in bits]
     pairs = zip(starts, ends, strict=True)

@@ -400,8 +400,8 @@ class Recipe(_Section):
         """
         file = _recipe_file(str(source))
         table = _with_base(_parse(file), [os.path.normpath(source)])
-        for override in overrides:
-            if _key_path(override) == ["quantize", "method"]:
+        for override in sorted(overrides, key=_names_method, reverse=True):
+            if _names_method(override):
                 _set_method(table, _value(override.partition("=")[2]))
             _assign(table, override)
         table.setdefault("name", Path(file.name).stem)
@@ -432,6 +432,11 @@ class Recipe(_Section):
     def _table(self, defaults: bool = True) -> dict[str, Any]:
         unused = {"calibrate"} if self.train.epochs else None
         return self.model_dump(exclude=unused, exclude_defaults=not defaults)
+
+
+def _names_method(override: str) -> bool:
+    """Such an override goes first: those of its options would be lost to the method before."""
+    return _key_path(override) == ["quantize", "method"]
 
 
 def zoo_recipes() -> list[str]:

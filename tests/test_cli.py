@@ -2,14 +2,18 @@
 
 import re
 import tomllib
+from dataclasses import replace
 from importlib.metadata import version
 
 import click
 import pytest
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import Field
 
-from qdeploy.cli import DEFAULT_RECIPE, main
-from qdeploy.methods import available, find
+from qdeploy.cli import DEFAULT_RECIPE, explained, main, spans
+from qdeploy.methods import Options, available, find
 from qdeploy.recipe import zoo_recipes
 
 
@@ -19,7 +23,7 @@ def printed(*arguments, code=0):
     return result.output
 
 
-@pytest.mark.parametrize("command", ["train", "export", "benchmark", "report", "methods", "models"])
+@pytest.mark.parametrize("command", sorted(main.commands))
 def test_every_command_explains_itself(command):
     assert f"{command} " in printed("--help")
     text = printed(command, "--help")
@@ -51,18 +55,39 @@ def test_methods_are_listed_with_what_they_can_do():
     assert [line.split()[0] for line in lines] == available()
     slb = next(line for line in lines if line.startswith("slb"))
     assert find("slb").summary in slb
-    assert slb.endswith("[weights 1-2, 4; activations 8 or float]")
+    assert slb.endswith("[weights 1-2, 4 bits; activations 8 bits or float]")
 
 
 @pytest.mark.parametrize("name", available())
 def test_a_method_is_explained_and_its_options_are_those_of_a_recipe(name):
     method, text = find(name), printed("methods", name)
     assert text.startswith(f"{method.summary}\n{method.paper}\n")
-    options = text.partition("[quantize.options]")[2]
-    toml = re.findall(r"^\w+ = .*$", options, re.MULTILINE)
-    assert method.options(**tomllib.loads("\n".join(toml))) == method.options()
+    options, explanation = text.partition("[quantize.options]")[2].split("\n\n", 1)
+    defaults = method.options().model_dump(mode="json", exclude_none=True)
+    assert tomllib.loads(options) == defaults
     for option in method.options.model_fields:
-        assert len(re.findall(rf"\b{option}\b", options)) >= 2, f"{option} is not explained"
+        assert f"{option}" in options
+        named = rf"^(\w+, )*{option}(, \w+)*(   |: )"
+        assert re.search(named, explanation, re.MULTILINE), f"{option} is not explained"
+
+
+def test_options_of_another_package_are_shown_whatever_they_are():
+    class Others(Options):
+        steps: int
+        names: tuple[str, ...] = ("é", "🙂")
+        table: dict[str, float] = Field(default_factory=lambda: {"a": 1e-05})
+        rest: float | None = None
+
+    text = explained(replace(find("lsq"), options=Others)).partition("[quantize.options]\n")[2]
+    assert tomllib.loads(text) == {"names": ["é", "🙂"], "table": {"a": 1e-05}}
+    assert "# steps: has to be given\n" in text
+    assert "# rest: not given" in text
+
+
+@given(st.sets(st.integers(1, 16), min_size=1))
+def test_spans_hold_what_they_are_given(bits):
+    spoken = [span.split("-") for span in spans([*bits, *bits]).split(", ")]
+    assert {b for span in spoken for b in range(int(span[0]), int(span[-1]) + 1)} == bits
 
 
 def test_an_unknown_method_is_told_the_nearest():

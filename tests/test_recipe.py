@@ -180,6 +180,12 @@ class TestOverrides:
         section, key = override.partition("=")[0].strip().split(".")
         assert getattr(getattr(recipe, section), key) == expected
 
+    def test_options_are_those_of_a_method_that_is_set_beside_them(self, write):
+        given = ["quantize.options.grad_bits=4", "quantize.method=dorefa"]
+        for overrides in (given, given[::-1]):
+            recipe = Recipe.load(write(FULL), overrides)
+            assert recipe.quantize.options == {"grad_bits": 4}
+
     def test_deeper_keys_and_globs(self, write):
         recipe = Recipe.load(
             write(FULL),
@@ -592,7 +598,7 @@ class TestExtends:
         recipe = Recipe.load(name)
         short = recipe.to_toml(defaults=False)
         assert Recipe.load(write("short.toml", short)) == recipe
-        assert len(short) < 400 < len(recipe.to_toml())
+        assert len(short) < 450 < len(recipe.to_toml())
 
     def test_a_circle_is_an_error_that_shows_it(self, write):
         first = write("first.toml", 'extends = "second.toml"')

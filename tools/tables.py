@@ -20,6 +20,7 @@ from qdeploy.report.record import Record
 from qdeploy.report.table import record_table
 
 ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "README.md", ROOT / "models/README.md", *sorted((ROOT / "docs").glob("*.md")))
 Rows = list[tuple[str, ...]]
 
 
@@ -222,6 +223,5 @@ def _file(place: re.Match[str]) -> str:
 
 
 if __name__ == "__main__":
-    pages = (ROOT / "README.md", ROOT / "models/README.md", *sorted((ROOT / "docs").glob("*.md")))
-    for page in pages:
+    for page in PAGES:
         page.write_text(filled(page.read_text()))

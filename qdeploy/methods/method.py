@@ -24,6 +24,9 @@ class Options(BaseModel):
         """Whether the method quantizes this Conv or Linear; others become 8-bit SimQAT."""
         return True
 
+    def check(self, act_bits: int | None) -> None:
+        """Errors: QdeployError for activations, None in float, that these options do not go with."""
+
     @property
     def fold_mode(self) -> Fold:
         """How BatchNorm takes part in training, see layers/folding.py."""

@@ -16,9 +16,9 @@ from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
 
 class SimQatOptions(Options):
-    """Defaults are the effective ones of the published implementation.
+    """Defaults are the effective ones of the published implementation (Golden Stick).
 
-    weight_symmetric, act_symmetric         zero points are 0
+    weight_symmetric, act_symmetric         0 is the middle code
     weight_per_channel                      a scale for each output channel
     weight_narrow_range, act_narrow_range   leave out the lowest code
     weight_range   scales reach the extremes ("minmax") or lose least in squares ("mse")
@@ -26,7 +26,8 @@ class SimQatOptions(Options):
     ema_decay      of the moving average of activation ranges
     fold           BatchNorm beside the weight ("none") or inside of it while training
                    ("one-conv", "two-conv"), see layers/folding.py
-    freeze_bn      training steps after which a folded BatchNorm keeps its statistics
+    freeze_bn      training steps after which a folded BatchNorm keeps its statistics; if not
+                   given, never
     """
 
     weight_symmetric: bool = True

@@ -32,13 +32,15 @@ PART = 1 << 18
 
 
 class SlbOptions(Options):
-    """Those of the published implementation, and `linear` and `start`.
+    """Those of the published implementation (Golden Stick), and `linear` and `start`.
 
-    t_start_val         temperature of the first epochs
-    t_start_time        share of the epochs after which it rises
+    t_start_val         temperature before it rises
+    t_start_time        share of the epochs, rounded down, after which it rises
     t_factor            by which it is multiplied in each epoch from then on; if not given, so
-                        that it rises as far as published in any number of epochs: 1.2 in 100
-    t_end_time          share of the epochs after which the best levels are kept for good
+                        that it rises to the 1,470 of the published hundred epochs, in as many
+                        as there are: the published 1.2 in 100, 6.2 in 10
+    t_end_time          share of the epochs, rounded down; the last of them keeps the best levels
+                        for good, and so do all that follow
     epoch_size          epochs in all; if not given, those of this run and has_trained_epoch
     has_trained_epoch   epochs of the schedule that earlier runs have done
     linear              search Linear weights too; otherwise they are 8-bit SimQAT
@@ -47,7 +49,7 @@ class SlbOptions(Options):
     ema_decay           of the moving average of activation ranges
     """
 
-    t_start_val: PositiveFloat = 1.0
+    t_start_val: float = Field(default=1.0, ge=1e-30)
     t_start_time: float = Field(default=0.2, ge=0, le=1)
     t_end_time: float = Field(default=0.6, ge=0, le=1)
     t_factor: PositiveFloat | None = None
@@ -79,7 +81,7 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
 
     With start = int(epochs * t_start_time) and end = int(epochs * t_end_time):
     t_start_val up to `start`, then times t_factor an epoch (at most HOTTEST, at least 1 / HOTTEST),
-    and inf (one-hot) from `end` on.
+    and inf (one-hot) from `end` on. Without a t_factor it heads for PUBLISHED_END in `end`.
     """
     start, end = int(epochs * options.t_start_time), int(epochs * options.t_end_time)
     if epoch >= end:

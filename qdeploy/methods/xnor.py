@@ -38,7 +38,7 @@ class XnorOptions(Options):
     gradient    as the paper has it or as the published code. The code's is larger by about the
                 weights of a filter: made for Adam, which divides by a gradient's size, and too
                 large for SGD at the usual learning rates
-    k_map       sign the inputs and multiply by their sizes, in float; with act_bits = 8
+    k_map       sign the inputs and multiply by their sizes, in float; needs act_bits = 8
     """
 
     gradient: Gradient = "paper"
@@ -46,6 +46,13 @@ class XnorOptions(Options):
 
     def covers(self, layer: nn.Module) -> bool:
         return not isinstance(layer, TransposedLayer)
+
+    def check(self, act_bits: int | None) -> None:
+        if self.k_map and act_bits != 8:
+            raise QdeployError(
+                "xnor with k_map multiplies by the sizes of what a layer reads, of which it keeps "
+                "8 bits: set act_bits = 8; the layer itself takes the signs"
+            )
 
 
 class XnorWeight(WeightQuantizer):
@@ -171,11 +178,6 @@ class ScaledSigns:
 
 def activation(site: ActivationSite, bits: int, options: XnorOptions) -> ActivationQuantizer:
     """Signs at 1 bit. With k_map the layer reads sizes, 8 bits of them, and takes the signs itself."""
-    if options.k_map and bits == 1:
-        raise QdeployError(
-            "xnor with k_map multiplies by the sizes of what a layer reads, which 1 bit does not "
-            "hold: set act_bits = 8; the layer itself takes the signs"
-        )
     if site.nonnegative and (bits == 1 or options.k_map):
         raise QdeployError(
             "xnor takes the sign of what a layer reads, and here a ReLU made it: every sign would "

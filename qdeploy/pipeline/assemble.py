@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qdeploy.data import WHOLE, Data, PhasedBatches, Share, open_data
 from qdeploy.errors import QdeployError
 from qdeploy.networks import load_network
+from qdeploy.preparation.bias_correction import float_weights
 from qdeploy.preparation.prepare import prepare
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe
@@ -90,7 +91,7 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
         return float_network
     check_options(quantize.options)
     torch.manual_seed(recipe.train.seed)
-    return prepare(
+    network = prepare(
         float_network,
         example_input(data),
         quantize.method,
@@ -102,6 +103,9 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
         leaves=quantize.leaves,
         **quantize.options,
     )
+    if recipe.train.epochs == 0 and recipe.calibrate.correct_bias:
+        float_weights(network)  # finds what has none before hours in float
+    return network
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -23,6 +23,24 @@ from qdeploy.layers.uniform import UniformWeight
 Moments = dict[str, list[tuple[Tensor, Tensor]]]
 
 
+def float_weights(prepared: nn.Module) -> dict[str, UniformWeight]:
+    """The weight of each quantized layer, by the layer's name.
+
+    Errors: QdeployError for a layer whose method trains something other than the weight.
+    """
+    found = {}
+    for name, layer in quantized_layers(prepared):
+        if not isinstance(layer.quantizer, UniformWeight):
+            raise QdeployError(
+                "correct_bias compares with the float weight, and "
+                f"{name.removeprefix('network.')} trains another one "
+                f"({type(layer.quantizer).__name__}); set calibrate.correct_bias to false, or take "
+                "method simqat"
+            )
+        found[name] = layer.quantizer
+    return found
+
+
 def float_moments(prepared: nn.Module, batches: Sequence[tuple[Tensor, ...]]) -> Moments:
     """Mean and deviation of what each layer that has a bias gives in float.
 
@@ -32,14 +50,8 @@ def float_moments(prepared: nn.Module, batches: Sequence[tuple[Tensor, ...]]) ->
     for name, module in list(network.named_modules()):
         if isinstance(module, ActivationQuantizer):
             network.set_submodule(name, nn.Identity())
-    for name, layer in quantized_layers(network):
-        if not isinstance(layer.quantizer, UniformWeight):
-            raise QdeployError(
-                "correct_bias compares with the float weight, and "
-                f"{name.removeprefix('network.')} trains another one "
-                f"({type(layer.quantizer).__name__}); set it to false, or take method simqat"
-            )
-        network.set_submodule(f"{name}.quantizer", FloatWeight(layer.quantizer))
+    for name, weight in float_weights(network).items():
+        network.set_submodule(f"{name}.quantizer", FloatWeight(weight))
     moments: Moments = {}
 
     def note(name: str, y: Tensor) -> None:

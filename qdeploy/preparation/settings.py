@@ -38,7 +38,7 @@ class LayerSettings:
 def layer_settings(
     method: str, weight_bits: int, act_bits: int | None, options: Mapping[str, Any]
 ) -> LayerSettings:
-    """Checked settings; errors: unknown method, bits it cannot do, options it does not have."""
+    """Checked settings; errors: unknown method, bits or options that it has not, or not together."""
     found = methods.find(method)
     _check_bits(method, "weight_bits", weight_bits, found.weight_bits)
     if act_bits is not None:
@@ -47,6 +47,7 @@ def layer_settings(
         checked = found.options(**options)
     except ValidationError as error:
         raise QdeployError(explain(error, found.options, f"options of method {method!r}")) from None
+    checked.check(act_bits)
     return LayerSettings(method, found, weight_bits, act_bits, checked)
 
 

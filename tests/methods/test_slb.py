@@ -54,7 +54,7 @@ def test_the_published_temperatures(epochs, start, end, factor, goldens, hard):
     assert all(math.isinf(temperature(e, epochs, options)) for e in range(hard, epochs + 1))
 
 
-@pytest.mark.parametrize("epochs", [4, 5, 7, 10, 20, 30, 90, 100, 300])
+@pytest.mark.parametrize("epochs", [1, 2, 3, 4, 5, 7, 10, 20, 30, 90, 100, 300])
 @pytest.mark.parametrize("first", [0.5, 1.0, 2.5])
 def test_without_a_factor_every_schedule_rises_as_far_as_the_published_one(epochs, first):
     """Evenly in its logarithm, to the 1469.77 that the end epoch would have if it were soft."""
@@ -91,23 +91,35 @@ def test_the_start_value_multiplies_every_temperature():
 
 
 @pytest.mark.parametrize(
-    ("start", "end", "soft_epochs"), [(0.5, 0.5, 4), (1.0, 1.0, 9), (0.0, 0.0, 0), (0.0, 1.0, 9)]
+    ("start", "end", "soft_epochs", "first"),
+    [(0.5, 0.5, 4, 1), (1.0, 1.0, 9, 1), (0.0, 0.0, 0, math.inf), (0.0, 1.0, 9, 1469.77**0.1)],
 )
-def test_the_boundaries_of_the_times(start, end, soft_epochs):
+def test_the_boundaries_of_the_times(start, end, soft_epochs, first):
     options = SLB.options(t_start_time=start, t_end_time=end)
+    assert temperature(1, 10, options) == pytest.approx(first)
     soft = [e for e in range(1, 11) if math.isfinite(temperature(e, 10, options))]
     assert soft == list(range(1, soft_epochs + 1))
-    assert start or math.isinf(temperature(1, 10, options)) or end == 1.0
 
 
-@given(st.integers(1, 5000), st.floats(0, 1), st.floats(0, 1), st.floats(0.5, 8), st.data())
-def test_temperatures_never_overflow_and_rise_with_a_factor_above_1(epochs, a, b, factor, data):
-    options = SLB.options(t_start_time=min(a, b), t_end_time=max(a, b), t_factor=factor)
+@given(
+    st.integers(1, 5000),
+    st.floats(0, 1),
+    st.floats(0, 1),
+    st.none() | st.floats(0.5, 8),
+    st.floats(1e-30, 1e30),
+    st.data(),
+)
+def test_temperatures_never_overflow_and_rise_unless_the_factor_is_below_1(
+    epochs, a, b, factor, first, data
+):
+    options = SLB.options(
+        t_start_val=first, t_start_time=min(a, b), t_end_time=max(a, b), t_factor=factor
+    )
     epoch = data.draw(st.integers(1, epochs))
     now, then = temperature(epoch, epochs, options), temperature(epoch + 1, epochs, options)
     assert now > 0
     assert math.isinf(now) or now < 1e31
-    assert then >= now or factor < 1
+    assert then >= now or (factor is not None and factor < 1)
 
 
 @pytest.mark.parametrize("bits", BITS)

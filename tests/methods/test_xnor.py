@@ -184,7 +184,6 @@ def test_activations_by_bits():
 REFUSED = [
     (True, 1, False, "BatchNorm in front"),
     (True, 8, True, "BatchNorm in front"),
-    (False, 1, True, "act_bits = 8"),
 ]
 
 
@@ -192,6 +191,12 @@ REFUSED = [
 def test_signs_that_would_say_nothing_are_refused(nonnegative, bits, k_map, way_out):
     with pytest.raises(QdeployError, match=way_out):
         METHOD.activation(ActivationSite(nonnegative), bits, XnorOptions(k_map=k_map))
+
+
+@pytest.mark.parametrize("act_bits", [1, "float"])
+def test_the_map_needs_activations_of_8_bits(act_bits):
+    with pytest.raises(QdeployError, match="set act_bits = 8"):
+        prepared(BatchNormFirst, act_bits, k_map=True)
 
 
 def scaled_by_hand(x, weight, stride, padding, dilation, groups):
