@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.data import WHOLE, Data, PhasedBatches, Share, open_data
+from qdeploy.deploy.convert import convert
 from qdeploy.errors import QdeployError
 from qdeploy.networks import load_network
 from qdeploy.preparation.bias_correction import float_weights
@@ -106,6 +107,17 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
     if recipe.train.epochs == 0 and recipe.calibrate.correct_bias:
         float_weights(network)  # finds what has none before hours in float
     return network
+
+
+def as_shipped(network: nn.Module) -> nn.Module:
+    """The integers that the file would have, where the network is; a float network is itself.
+
+    A bias is rounded to what the integers of its layer count, and the codes of low-bit activations
+    tip over by that: what is tested in training is what ships, to the last code.
+    """
+    if not isinstance(network, PreparedNetwork):
+        return network
+    return convert(network).to(next(network.parameters()).device)
 
 
 def check_options(options: Mapping[str, Any]) -> None:

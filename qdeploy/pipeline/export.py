@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -125,7 +126,7 @@ def export_run(
     write(files.model, file)
     write(files.float, run.float_model)
     runtime, classifiers = runtimes(trained, file, provider)
-    predictions = predict(trained, classifiers, device, samples)
+    predictions = predict(trained, integers, classifiers, device, samples)
     accuracy = Accuracies(*(predictions.accuracy(name) for name in ("float", "trained", "onnx")))
     agreement = predictions.agreement("trained", "onnx")
     timed = benchmark_files([run.float_model, file], provider)
@@ -345,13 +346,15 @@ def rounded_coarser(trained: TrainedRun, integers: fx.GraphModule) -> tuple[int,
 
 def predict(
     trained: TrainedRun,
+    integers: nn.Module,
     classifiers: dict[str, validate.Classifier],
     device: str,
     samples: int | None,
 ) -> validate.Predictions:
-    """The trained network, the file and, if it is trained, the float network, on the test set."""
+    """What training tested, the file and, if it is trained, the float network, on the test set."""
     torch_device = pick_device(device)
-    networks = {"trained": validate.of_network(trained.network, torch_device)}
+    # A copy: what goes to the device stays there.
+    networks = {"trained": validate.of_network(copy.deepcopy(integers), torch_device)}
     if trained.float_is_trained:
         networks["float"] = validate.of_network(trained.float_network, torch_device)
     images = first(trained.data.test, samples)

@@ -15,6 +15,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.networks import network_source
 from qdeploy.pipeline.assemble import (
+    as_shipped,
     data_of,
     fingerprint,
     float_network_of,
@@ -211,7 +212,8 @@ def fit_and_plot(
     teacher: nn.Module | None = None,
 ) -> None:
     if recipe.train.epochs == 0:
-        only_calibrate(network, data, recipe, run, console, fingerprint(recipe), fabric, resume)
+        name = fingerprint(recipe)
+        only_calibrate(network, data, recipe, run, console, name, fabric, resume, as_shipped)
         return
     with live_page(run, recipe) as rewrite:
         fit(
@@ -224,6 +226,7 @@ def fit_and_plot(
             fabric=fabric,
             resume=resume,
             teacher=teacher,
+            as_shipped=as_shipped,
             after_epoch=rewrite,
         )
 

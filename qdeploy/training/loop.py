@@ -32,7 +32,14 @@ from qdeploy.training.record import EpochRecord, Running, write_metrics
 from qdeploy.training.rng import seed_epoch
 from qdeploy.training.run import RunFolder
 from qdeploy.training.schedule import set_lr
-from qdeploy.training.search import is_searching, progress_of, set_progress, shipped
+from qdeploy.training.search import (
+    AsShipped,
+    is_searching,
+    itself,
+    progress_of,
+    set_progress,
+    shipped,
+)
 from qdeploy.training.weights import load_network_state
 
 
@@ -64,6 +71,7 @@ def fit(
     fabric: Fabric,
     resume: bool = False,
     teacher: nn.Module | None = None,
+    as_shipped: AsShipped = itself,
     after_epoch: Callable[[], object] = lambda: None,
 ) -> Result:
     """Train `network` in place; after each epoch `run` holds all that is needed to go on.
@@ -72,14 +80,14 @@ def fit(
     devices: every process of it calls `fit`, with its share of `data`, and the first one writes.
     `resume` goes on from the run's last checkpoint, if there is one, and ends, on a CPU, in the
     very weights of a run that was never interrupted. `teacher` is the trained float network that
-    `settings.distill` learns from; it stays as it is. `after_epoch` is called in the first process
-    when the files of an epoch are in place.
+    `settings.distill` learns from; it stays as it is. `as_shipped` makes what is tested of the
+    network. `after_epoch` is called in the first process when the files of an epoch are in place.
 
     Raises QdeployError if the loss is no longer finite, and passes KeyboardInterrupt on; the
     checkpoint of the last finished epoch stays in either case.
     """
     checkpoint = _last_checkpoint(run, fingerprint) if resume else None
-    training = Training(network, data, settings, fabric, checkpoint, teacher)
+    training = Training(network, data, settings, fabric, checkpoint, teacher, as_shipped)
     history = checkpoint.history if checkpoint else []
     if checkpoint:
         console.log(f"resumed after epoch {checkpoint.epoch} of {settings.epochs}")
@@ -132,6 +140,7 @@ class Training:
         fabric: Fabric,
         checkpoint: Checkpoint | None,
         teacher: nn.Module | None,
+        as_shipped: AsShipped,
     ) -> None:
         self.data = data
         self.settings = settings
@@ -144,6 +153,7 @@ class Training:
         if teacher:
             fabric.to_device(channels_last(teacher.eval().requires_grad_(False)))
         self.teacher = teacher
+        self.as_shipped = as_shipped
         self.phase = self.settings_after(checkpoint.epoch if checkpoint else 0)
         optimizer = make_optimizer(network, self.phase)
         if checkpoint:
@@ -252,7 +262,7 @@ class Training:
     def evaluate(self, epoch: int) -> tuple[Metrics, dict[str, Tensor]]:
         """Metrics of the weights that would ship now, and those of their buffers that differ."""
         with shipped(self.network, self.calibration_batches(epoch)) as buffers:
-            metrics = evaluate(self.network, self.data.test.epoch(0))
+            metrics = evaluate(self.as_shipped(self.network), self.data.test.epoch(0))
         if not math.isfinite(metrics.loss):
             raise _diverged(f"test loss {metrics.loss} after epoch {epoch + 1}", self.lr)
         return metrics, buffers

@@ -16,6 +16,7 @@ from qdeploy.training.console import Console
 from qdeploy.training.evaluate import evaluate
 from qdeploy.training.record import write_metrics
 from qdeploy.training.run import RunFolder
+from qdeploy.training.search import AsShipped, itself
 
 
 def only_calibrate(
@@ -27,6 +28,7 @@ def only_calibrate(
     fingerprint: str,
     fabric: Fabric,
     resume: bool,
+    as_shipped: AsShipped = itself,
 ) -> None:
     """Calibrates `network` in place, by the first training batches, and keeps it in `run`.
 
@@ -41,7 +43,7 @@ def only_calibrate(
     with norms_over_processes(network):
         if isinstance(network, PreparedNetwork):
             calibrate(network, batches, **recipe.calibrate.model_dump())
-        tested = evaluate(network, data.test.epoch(0))
+        tested = evaluate(as_shipped(network), data.test.epoch(0))
     console.log(f"without training  test loss {tested.loss:.4f}  top-1 {tested.top1:.2%}")
     if processes.rank() == 0:
         write_metrics(run.metrics, [])
