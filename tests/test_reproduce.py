@@ -96,6 +96,23 @@ def test_rows_that_the_plan_has_otherwise_today_are_run_anew(root):
     assert row["accuracy"]["float"] != before[1]["accuracy"]["float"]
 
 
+def test_rows_of_a_recipe_that_says_something_else_today_are_run_anew(root):
+    recipe = root / "own.toml"
+    own = 'extends = "lenet5-digits-slb-w1a8"\n'
+    recipe.write_text(own)
+    (root / "small.toml").write_text(PLAN.replace("lenet5-digits-slb-w1a8", str(recipe)))
+    plan, fingerprint = plans.Plan.load("small"), plans.fingerprint.__wrapped__(str(recipe))
+    row = {"row": "worse", "seed": 0, **plan.identity("worse", 0)}
+    (root / "results" / "small.json").write_text(json.dumps([row]))
+    assert len(plan.figures()) == 1
+
+    recipe.write_text(own + "# Said otherwise.\n[train]\nlr = 0.05\n")
+    assert plans.fingerprint.__wrapped__(str(recipe)) == fingerprint
+    recipe.write_text(own + "[train]\nlr = 0.06\n")
+    plans.fingerprint.cache_clear()
+    assert plan.figures() == []
+
+
 def test_a_start_whose_figures_are_there_but_not_its_run_is_trained_again(root):
     reproduces(root, "float", "--seed", "0")
     shutil.rmtree(root / "runs")
