@@ -79,6 +79,7 @@ def to_onnx(
     outputs   their names in the file; as `export` says by default
     """
     network, inputs = network.eval().cpu(), tuple(x.cpu() for x in as_inputs(example_input))
+    check_floats(inputs)
     runtime = find_target(target)
     for layer in network.modules():
         if isinstance(layer, IntegerLayer) and not runtime.in_rows:
@@ -88,6 +89,15 @@ def to_onnx(
     exported = _simplified(traced)
     runtime.rewrite(exported)
     return exported
+
+
+def check_floats(inputs: Sequence[Tensor]) -> None:
+    """A quantizer would take bytes, and the layer that reads its codes would not."""
+    if any(x.dtype == torch.uint8 for x in inputs):
+        raise QdeployError(
+            f"export takes an example input as the network does, not {described(inputs)}: give it "
+            "normalised float32 images. For a file that takes uint8, add uint8_input=(mean, std)"
+        )
 
 
 def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onnx.ModelProto:

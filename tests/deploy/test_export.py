@@ -281,6 +281,16 @@ def test_a_network_that_torch_cannot_export_leaves_the_old_file(tmp_path):
 
 
 @pytest.mark.parametrize("prepared_first", [False, True])
+def test_bytes_are_refused_with_the_way_to_a_file_that_takes_them(prepared_first, tmp_path):
+    network = build("residual").eval()
+    network = calibrated(network) if prepared_first else network
+    pixels = (255 * torch.rand(2, 3, 8, 8)).to(torch.uint8)
+    with pytest.raises(QdeployError, match=r"not torch.uint8 \[2, 3, 8, 8\].*uint8_input"):
+        qdeploy.export(network, tmp_path / "model.onnx", pixels)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("prepared_first", [False, True])
 @pytest.mark.parametrize(
     ("given", "named"),
     [
