@@ -19,7 +19,10 @@ PUBLISHED = re.compile(r"published ([\d.]+)")
 
 
 def of_plan(name: str, about: str | None = None) -> Rows:
-    """The rows of a plan that answer one question; without one, the others and the best of each."""
+    """The rows of a plan that answer one question; without one, the others and the best of each.
+
+    The best is sought among the rows of the most seeds.
+    """
     plan = Plan.load(name)
     measured = by_row(plan.figures())
     baseline = measured.get(plan.baseline, [])
@@ -27,7 +30,7 @@ def of_plan(name: str, about: str | None = None) -> Rows:
     if about is None:
         questions = dict.fromkeys(row.about for row in plan.rows.values() if row.about)
         answers = (asked(plan, measured, question) for question in questions)
-        rows += [max(found, key=lambda row: mean_top1(measured[row])) for found in answers if found]
+        rows += [max(found, key=lambda row: standing(measured[row])) for found in answers if found]
     return [
         HEAD,
         *(_row(row, measured, baseline, plan.rows[row].starts_from) for row in rows),
@@ -38,8 +41,9 @@ def asked(plan: Plan, measured: Mapping[str, Sequence[Figures]], about: str | No
     return [name for name, row in plan.rows.items() if row.about == about and name in measured]
 
 
-def mean_top1(figures: Iterable[Figures]) -> float:
-    return statistics.mean(top1(figures, "onnx"))
+def standing(figures: Sequence[Figures]) -> tuple[int, float]:
+    """The number of seeds, then the mean top-1 of their files."""
+    return len(figures), statistics.mean(top1(figures, "onnx"))
 
 
 def by_row(figures: Iterable[Figures]) -> dict[str, list[Figures]]:
