@@ -5,15 +5,20 @@ Heavy libraries are imported inside the commands, so that --help answers at once
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
 from functools import wraps
+from inspect import cleandoc
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from qdeploy.errors import QdeployError
+
+if TYPE_CHECKING:
+    from qdeploy.methods import Method
 
 DEFAULT_RECIPE = "lenet5-digits-slb-w1a8"
 INTERRUPTED = 130
@@ -341,19 +346,42 @@ def report(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
 
 
 @main.command()
+@click.argument("method", required=False)
 @reports_errors
-def methods() -> None:
-    """List the quantization methods."""
+def methods(method: str | None) -> None:
+    """List the quantization methods, or explain METHOD and its options."""
     from qdeploy.methods import available, find
 
+    if method is not None:
+        click.echo(explained(find(method)))
+        return
     for name in available():
         try:
-            method = find(name)
+            found = find(name)
         except QdeployError as error:  # of another package; ours are listed all the same
             click.echo(f"{name:14} {error}", err=True)
             continue
-        weights, acts = spans(method.weight_bits), spans(method.act_bits)
-        click.echo(f"{name:14} {method.summary}  [weights {weights}; activations {acts} or float]")
+        click.echo(f"{name:14} {found.summary}  [{widths(found)}]")
+
+
+def explained(method: Method) -> str:
+    """What it is, and its options as a recipe has them, in TOML with their defaults."""
+    lines = [method.summary, method.paper, widths(method)]
+    if fields := method.options.model_fields:
+        lines += ["", "[quantize.options]"]
+        defaults = method.options().model_dump(mode="json")
+        lines += [
+            f"{name} = {json.dumps(defaults[name])}"
+            if defaults[name] is not None
+            else f"# {name} ="
+            for name in fields
+        ]
+        lines += ["", cleandoc(method.options.__doc__ or "")]
+    return "\n".join(lines)
+
+
+def widths(method: Method) -> str:
+    return f"weights {spans(method.weight_bits)}; activations {spans(method.act_bits)} or float"
 
 
 def spans(bits: Sequence[int]) -> str:

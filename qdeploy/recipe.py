@@ -311,13 +311,12 @@ class TrainSection(_Phased):
     calibration_batches: PositiveInt = 50
     distill: Annotated[float, Field(ge=0, le=1)] = 0.0
     regime: Annotated[tuple[TrainPhase, ...], Field(strict=False)] = ()
+    precision: Literal["32", "bf16", "fp16"] = "32"
+    deterministic: bool = False
 
     @property
     def regime_gives_lr(self) -> bool:
         return any(phase.lr is not None for phase in self.regime)
-
-    precision: Literal["32", "bf16", "fp16"] = "32"
-    deterministic: bool = False
 
     @model_validator(mode="after")
     def _steps_have_milestones(self) -> "TrainSection":

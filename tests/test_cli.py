@@ -1,6 +1,7 @@
 """What the command line says without training anything; tests/pipeline has the long way."""
 
 import re
+import tomllib
 from importlib.metadata import version
 
 import click
@@ -51,6 +52,21 @@ def test_methods_are_listed_with_what_they_can_do():
     slb = next(line for line in lines if line.startswith("slb"))
     assert find("slb").summary in slb
     assert slb.endswith("[weights 1-2, 4; activations 8 or float]")
+
+
+@pytest.mark.parametrize("name", available())
+def test_a_method_is_explained_and_its_options_are_those_of_a_recipe(name):
+    method, text = find(name), printed("methods", name)
+    assert text.startswith(f"{method.summary}\n{method.paper}\n")
+    options = text.partition("[quantize.options]")[2]
+    toml = re.findall(r"^\w+ = .*$", options, re.MULTILINE)
+    assert method.options(**tomllib.loads("\n".join(toml))) == method.options()
+    for option in method.options.model_fields:
+        assert len(re.findall(rf"\b{option}\b", options)) >= 2, f"{option} is not explained"
+
+
+def test_an_unknown_method_is_told_the_nearest():
+    assert "Did you mean lsq?" in printed("methods", "lsqq", code=1)
 
 
 def test_models_lists_networks_and_recipes_with_their_first_line():

@@ -1,5 +1,6 @@
 """Recipes: what is read, what overrides change, and what is said of mistakes."""
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -607,3 +608,19 @@ class TestExtends:
     def test_a_base_that_is_not_there_is_named(self, write, base, said):
         with pytest.raises(QdeployError, match=said):
             Recipe.load(write("own.toml", f"extends = {base}"))
+
+
+EVERY_KEY = (Path(__file__).parents[1] / "docs" / "every-key.toml").read_text()
+
+
+@pytest.mark.parametrize("name", ["model", "data", "quantize", "calibrate", "train", "export"])
+def test_the_page_of_recipes_has_every_key_with_its_default(name):
+    section = next(part for part in EVERY_KEY.split("\n[") if part.startswith(f"{name}]"))
+    kind = Recipe.model_fields[name].annotation
+    named = re.findall(r"^(?:# )?(\w+) = ", section, re.MULTILINE)
+    assert sorted(named) == sorted(kind.model_fields)
+    given = tomllib.loads(EVERY_KEY)[name]
+    needed = {key: given[key] for key, field in kind.model_fields.items() if field.is_required()}
+    assert kind.model_validate(given) == kind.model_validate(needed)
+    without_default = {key for key, value in kind.model_validate(needed) if value is None}
+    assert without_default == set(named) - set(given)

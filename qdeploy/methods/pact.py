@@ -25,10 +25,10 @@ LEAST = 1e-3
 
 
 class PactOptions(Options):
-    """alpha, alpha_decay.
+    """Of alpha, where activations are clipped.
 
-    alpha         where it starts; None: from the first batch, see `first_alpha`. The paper's 10
-                  leaves values of unit variance one or two levels at 2 and 3 bits, and alpha no
+    alpha         where it starts; if not given, from the first batch. The paper's 10 leaves
+                  values of unit variance one or two levels at 2 and 3 bits, and alpha no
                   gradient to shrink by
     alpha_decay   weight of alpha^2 / 2 in the loss; the paper's is that of the weights
     """

@@ -16,7 +16,18 @@ from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
 
 class SimQatOptions(Options):
-    """Defaults are the effective ones of the published implementation."""
+    """Defaults are the effective ones of the published implementation.
+
+    weight_symmetric, act_symmetric         zero points are 0
+    weight_per_channel                      a scale for each output channel
+    weight_narrow_range, act_narrow_range   leave out the lowest code
+    weight_range   scales reach the extremes ("minmax") or lose least in squares ("mse")
+    quant_delay    training steps in which nothing is rounded yet
+    ema_decay      of the moving average of activation ranges
+    fold           BatchNorm beside the weight ("none") or inside of it while training
+                   ("one-conv", "two-conv"), see layers/folding.py
+    freeze_bn      training steps after which a folded BatchNorm keeps its statistics
+    """
 
     weight_symmetric: bool = True
     weight_per_channel: bool = True

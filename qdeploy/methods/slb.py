@@ -32,11 +32,16 @@ PART = 1 << 18
 class SlbOptions(Options):
     """Names and defaults of the published implementation, and `linear` and `start`.
 
-    t_start_val, t_start_time, t_end_time, t_factor   see `temperature`
-    epoch_size          epochs in all; None: those of this run and has_trained_epoch
+    t_start_val         temperature of the first epochs
+    t_start_time        share of the epochs after which it rises
+    t_factor            by which it is multiplied in each epoch from then on
+    t_end_time          share of the epochs after which the best levels are kept for good
+    epoch_size          epochs in all; if not given, those of this run and has_trained_epoch
     has_trained_epoch   epochs of the schedule that earlier runs have done
     linear              search Linear weights too; otherwise they are 8-bit SimQAT
     start               logits from the float weight ("weight") or from He-normal noise ("random")
+    quant_delay         training steps in which activations are watched and stay float
+    ema_decay           of the moving average of activation ranges
     """
 
     t_start_val: PositiveFloat = 1.0

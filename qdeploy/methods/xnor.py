@@ -35,10 +35,10 @@ SEVERAL = 4
 class XnorOptions(Options):
     """The two choices that the paper and its code leave.
 
-    gradient    as the paper has it or as the published code, see `binarize`. The code's is larger
-                by about the weights of a filter: made for Adam, which divides by a gradient's
-                size, and too large for SGD at the usual learning rates
-    k_map       sign the inputs and multiply by their sizes, see `ScaledSigns`; with act_bits = 8
+    gradient    as the paper has it or as the published code. The code's is larger by about the
+                weights of a filter: made for Adam, which divides by a gradient's size, and too
+                large for SGD at the usual learning rates
+    k_map       sign the inputs and multiply by their sizes, in float; with act_bits = 8
     """
 
     gradient: Gradient = "paper"
