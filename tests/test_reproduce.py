@@ -205,6 +205,10 @@ def test_a_table_gives_mean_and_deviation_and_the_loss_against_float_of_the_same
     assert found["epochs"] == "1 + 1"
     assert found["smaller than float"] == "15.5x"
     assert [row[0] for row in accuracy.of_plan("small")[1:]] == ["float", "one-bit"]
+    assert [row[:2] for row in accuracy.of_widths("small")[1:]] == [
+        ("float", "float"),
+        ("W1A8", "one-bit"),
+    ]
 
 
 @pytest.mark.parametrize("name", plans.plans())

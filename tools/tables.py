@@ -206,9 +206,11 @@ def _table(place: re.Match[str]) -> str:
 
 
 def rows_of(name: str) -> Rows | str:
-    """`zoo`, `accuracy:PLAN`, `accuracy:PLAN:QUESTION`, or one of TABLES."""
+    """`zoo`, `widths:PLAN`, `accuracy:PLAN`, `accuracy:PLAN:QUESTION`, or one of TABLES."""
     if name == "zoo":
         return accuracy.of_zoo()
+    if name.startswith("widths:"):
+        return accuracy.of_widths(name.partition(":")[2])
     if name.startswith("accuracy:"):
         return accuracy.of_plan(*name.split(":")[1:])
     file, make = TABLES[name]
