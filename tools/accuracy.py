@@ -45,7 +45,8 @@ def of_widths(name: str) -> Rows:
     measured = by_row(plan.figures())
     baseline = measured.get(plan.baseline, [])
     by_width = {
-        widths(measured[row][0]): row for row in sorted(measured, key=lambda row: standing(measured[row]))
+        widths(measured[row][0]): row
+        for row in sorted(measured, key=lambda row: standing(measured[row]))
     }
     best = sorted(by_width.values(), key=lambda row: breadth(measured[row][0]), reverse=True)
     rows = (_row(row, measured, baseline, plan.rows[row].starts_from) for row in best)
