@@ -3,7 +3,7 @@
     python tools/compare_calibration.py results/calibration.json --data-root DATA
 
 Trains small float networks, unless their run folders are there already, and quantizes each in every
-way, all from the same images. tools/tables.py makes the README's table of the file.
+way, all from the same images. tools/tables.py makes a table of the file.
 """
 
 from __future__ import annotations
