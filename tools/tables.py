@@ -27,7 +27,7 @@ def latency(results: dict[str, Any]) -> Rows:
     """Files as tools/latency.py timed them."""
     head = ("file", "bytes", "load ms", "p50 ms", "speed", "integer kernels")
     kernels = {placed["file"]: placed["operators"] or {} for placed in results["placements"]}
-    rows = [head]
+    rows: Rows = [head]
     for row in results["latency"]:
         numbers = (f"{row['file_bytes']:,}", f"{row['load_ms']:.0f}", f"{row['p50_ms']:.2f}")
         found = ", ".join(
