@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,11 +16,15 @@ HEAD = (
     "row", "seeds", "bits", "epochs", "float", "trained", "ONNX", "drop", "agreement", "bytes",
     "smaller than float",
 )  # fmt: skip
+OF_A_WIDTH = ("bits", "row", "seeds", "ONNX", "drop", "agreement", "bytes", "smaller than float")
 PUBLISHED = re.compile(r"published ([\d.]+)")
 
 
 def of_plan(name: str, about: str | None = None) -> Rows:
-    """The rows of a plan that answer one question; without one, the others and the best of each."""
+    """The rows of a plan that answer one question; without one, the others and the best of each.
+
+    The best is sought among the rows of the most seeds.
+    """
     plan = Plan.load(name)
     measured = by_row(plan.figures())
     baseline = measured.get(plan.baseline, [])
@@ -27,19 +32,34 @@ def of_plan(name: str, about: str | None = None) -> Rows:
     if about is None:
         questions = dict.fromkeys(row.about for row in plan.rows.values() if row.about)
         answers = (asked(plan, measured, question) for question in questions)
-        rows += [max(found, key=lambda row: mean_top1(measured[row])) for found in answers if found]
+        rows += [max(found, key=lambda row: standing(measured[row])) for found in answers if found]
     return [
         HEAD,
         *(_row(row, measured, baseline, plan.rows[row].starts_from) for row in rows),
     ]
 
 
+def of_widths(name: str) -> Rows:
+    """Of each width the best row of a plan, sought as `of_plan` does, widest first."""
+    plan = Plan.load(name)
+    measured = by_row(plan.figures())
+    baseline = measured.get(plan.baseline, [])
+    by_width = {
+        widths(measured[row][0]): row
+        for row in sorted(measured, key=lambda row: standing(measured[row]))
+    }
+    best = sorted(by_width.values(), key=lambda row: breadth(measured[row][0]), reverse=True)
+    rows = (_row(row, measured, baseline, plan.rows[row].starts_from) for row in best)
+    return [OF_A_WIDTH, *(tuple(cells[HEAD.index(name)] for name in OF_A_WIDTH) for cells in rows)]
+
+
 def asked(plan: Plan, measured: Mapping[str, Sequence[Figures]], about: str | None) -> list[str]:
     return [name for name, row in plan.rows.items() if row.about == about and name in measured]
 
 
-def mean_top1(figures: Iterable[Figures]) -> float:
-    return statistics.mean(top1(figures, "onnx"))
+def standing(figures: Sequence[Figures]) -> tuple[int, float]:
+    """The number of seeds, then the mean top-1 of their files."""
+    return len(figures), statistics.mean(top1(figures, "onnx"))
 
 
 def by_row(figures: Iterable[Figures]) -> dict[str, list[Figures]]:
@@ -61,7 +81,7 @@ def _row(
     return (
         name,
         str(len(figures)),
-        bits(figures[0]["method"], *figures[0]["bits"]),
+        widths(figures[0]),
         f"{measured[start][0]['epochs']} + {own}" if start else str(own),
         spread(top1(of_seeds(baseline, figures), "onnx")),
         *(spread(top1(figures, which)) for which in ("trained", "onnx")),
@@ -70,6 +90,18 @@ def _row(
         f"{size['onnx']:,}",
         f"{size['float'] / size['onnx']:.1f}x",
     )
+
+
+def widths(figures: Figures) -> str:
+    return bits(figures["method"], *figures["bits"])
+
+
+def breadth(figures: Figures) -> tuple[float, ...]:
+    """Ascends from 1 bit to float."""
+    if figures["method"] == "float":
+        return math.inf, math.inf
+    weights, acts = figures["bits"]
+    return weights, math.inf if acts is None else acts
 
 
 def bits(method: str, weights: int, acts: int | None) -> str:
@@ -123,8 +155,8 @@ def _recipe(name: str, measured: Mapping[str, Sequence[Figures]]) -> tuple[str, 
     recipe = Recipe.load(name)
     quantize, figures = recipe.quantize, measured.get(name, [])
     float_recipe = "-".join((*name.split("-")[:2], "float"))
-    widths = bits(quantize.method, quantize.weight_bits, quantize.act_bits)
-    known = (name, widths, str(recipe.train.epochs), *_published(name, float_recipe))
+    own = bits(quantize.method, quantize.weight_bits, quantize.act_bits)
+    known = (name, own, str(recipe.train.epochs), *_published(name, float_recipe))
     if not figures:
         return (*known, "not run", *[""] * 5)
     return (

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import qdeploy
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Data
-from qdeploy.deploy.validate import of_session
+from qdeploy.deploy.validate import of_runtime
 from qdeploy.pipeline.assemble import data_of, float_network_of
 from qdeploy.pipeline.export import first
 from qdeploy.pipeline.train import train
@@ -200,7 +200,7 @@ def row(
         model = qdeploy.export(network, Path(folder) / "float.onnx", images[0])
         batches = [[batch.numpy()] for batch in images]
         file = quantized_statically(model, Path(folder) / "int.onnx", batches, bits)
-        top1["quantize_static"] = top1_of(of_session(open_session(file)), tests)
+        top1["quantize_static"] = top1_of(of_runtime(open_session(file).run), tests)
     return {
         "network": name,
         "data": title,

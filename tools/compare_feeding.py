@@ -31,6 +31,7 @@ from qdeploy.benchmark import this_machine
 from qdeploy.data.batches import ArrayBatches, Batches, Normalisation, Shuffling
 from qdeploy.data.contents import LabelledImages
 from qdeploy.data.open import open_data
+from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection
 
 MEAN, STD = (0.5,) * 3, (0.25,) * 3
@@ -96,8 +97,12 @@ def compared(
     name: str, batches: Batches, network: str, shape: tuple[int, int, int, int]
 ) -> dict[str, Any]:
     alone = [rate(batches, epoch) for epoch in range(3)]
-    steps = measure([Contender("float", trainers.float_channels_last, network)], shape, 2, 4)
-    training = shape[0] / statistics.median(steps["float"]) * 1e3  # type: ignore[arg-type]
+    steps = measure([Contender("float", trainers.float_channels_last, network)], shape, 2, 4)[
+        "float"
+    ]
+    if isinstance(steps, str):
+        raise QdeployError(f"float training failed: {steps}")
+    training = shape[0] / statistics.median(steps) * 1e3
     loader = statistics.median(alone)
     return {
         "data": name,

@@ -35,11 +35,11 @@ BATCHES = (0, 1, 5, 20, 50, 200)
 @click.option("--data-root", type=click.Path(path_type=Path))
 @click.option("--device", default="auto", show_default=True)
 def main(results: Path, runs: tuple[Path, ...], data_root: Path | None, device: str) -> None:
-    content = {"machine": asdict(this_machine()), "batches": list(BATCHES), "runs": []}
+    rows: list[dict[str, Any]] = []
+    content = {"machine": asdict(this_machine()), "batches": list(BATCHES), "runs": rows}
     for path in runs:
-        row = {"run": path.name, **measured(RunFolder(path), data_root, device)}
-        click.echo(row)
-        content["runs"].append(row)
+        rows.append({"run": path.name, **measured(RunFolder(path), data_root, device)})
+        click.echo(rows[-1])
         with atomic_write(results) as file:
             file.write((json.dumps(content, indent=1) + "\n").encode())
 

@@ -77,7 +77,7 @@ def compared(work: Work, threads: int, turns: int, only: str) -> list[dict[str, 
     """A row for each contender: a step's time and memory over those of float channels_last."""
     chosen = [c for c in contenders(work) if only in c.name or c.name == BASELINE]
     times = measure(chosen, work.shape, threads, turns)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for contender in chosen:
         found = times[contender.name]
         row = {"network": work.network, "batch": work.shape[0], "contender": contender.name}

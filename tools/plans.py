@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter
 
 from qdeploy.errors import QdeployError
+from qdeploy.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 PLANS = ROOT / "tools" / "plans"
@@ -75,8 +78,12 @@ class Plan:
         """What a row is made of: its recipe, what that is changed to, and the same of its start."""
         row = self.rows[name]
         start = None if row.starts_from is None else self.identity(row.starts_from, seed)
-        overrides = list(self.overrides(row, seed))
-        return {"recipe": row.recipe, "overrides": overrides, "starts_from": start}
+        return {
+            "recipe": row.recipe,
+            "recipe_sha256": fingerprint(row.recipe),
+            "overrides": list(self.overrides(row, seed)),
+            "starts_from": start,
+        }
 
     def figures(self) -> list[Figures]:
         """What was measured of the rows as the plan has them today, in its order."""
@@ -88,6 +95,12 @@ class Plan:
             if one["row"] in names and self.identity(one["row"], one["seed"]).items() <= one.items()
         ]
         return sorted(of_today, key=lambda one: (names.index(one["row"]), one["seed"]))
+
+
+@cache
+def fingerprint(recipe: str) -> str:
+    """SHA-256 of what a recipe says, however it is written: another one, another row."""
+    return hashlib.sha256(Recipe.load(recipe).to_toml(defaults=False).encode()).hexdigest()
 
 
 def plans() -> list[str]:

@@ -28,7 +28,7 @@ def latency(results: dict[str, Any]) -> Rows:
     """Files as tools/latency.py timed them."""
     head = ("file", "bytes", "load ms", "p50 ms", "speed", "integer kernels")
     kernels = {placed["file"]: placed["operators"] or {} for placed in results["placements"]}
-    rows = [head]
+    rows: Rows = [head]
     for row in results["latency"]:
         numbers = (f"{row['file_bytes']:,}", f"{row['load_ms']:.0f}", f"{row['p50_ms']:.2f}")
         found = ", ".join(
@@ -207,9 +207,11 @@ def _table(place: re.Match[str]) -> str:
 
 
 def rows_of(name: str) -> Rows | str:
-    """`zoo`, `accuracy:PLAN`, `accuracy:PLAN:QUESTION`, or one of TABLES."""
+    """`zoo`, `widths:PLAN`, `accuracy:PLAN`, `accuracy:PLAN:QUESTION`, or one of TABLES."""
     if name == "zoo":
         return accuracy.of_zoo()
+    if name.startswith("widths:"):
+        return accuracy.of_widths(name.partition(":")[2])
     if name.startswith("accuracy:"):
         return accuracy.of_plan(*name.split(":")[1:])
     file, make = TABLES[name]

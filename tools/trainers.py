@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +39,7 @@ def ours(given: str, shape: tuple[int, ...], threads: int) -> Call:
     images = _images(shape)
     binary = act_bits == "1"
     model = _float_network(network, threads, norm_first=binary)
-    options = {"quant_delay": 0} if method == "slb" else {}
+    options: dict[str, Any] = {"quant_delay": 0} if method == "slb" else {}
     prepared = qdeploy.prepare(
         model,
         images[:2],
