@@ -79,11 +79,16 @@ every_layer = pytest.mark.parametrize("case", CASES)
 with_and_without_norm = pytest.mark.parametrize("with_norm", [True, False], ids=["norm", "bare"])
 
 
+def settings(name, bits, options):
+    """Of a layer alone; activations as wide as any options go with."""
+    return layer_settings(name, bits, max(methods.find(name).act_bits), options)
+
+
 def quantized(name, bits, options, case, with_norm, seed=0):
     """(the quantized layer, the float layer it was made of, a batch of inputs)."""
     layer, norm, x = build(case, seed)
     joined = norm if with_norm else None
-    made = quantized_layer(copy.deepcopy(layer), joined, layer_settings(name, bits, None, options))
+    made = quantized_layer(copy.deepcopy(layer), joined, settings(name, bits, options))
     return made, layer, x
 
 
@@ -156,7 +161,7 @@ def test_a_float_weight_with_dead_channels_can_be_trained(name, bits, options):
     """All-zero channels, with no BatchNorm: no division by their range, size or deviation."""
     layer, _, x = build("conv2d-bias")
     nn.init.zeros_(layer.weight[:3])
-    made = quantized_layer(layer, None, layer_settings(name, bits, None, options))
+    made = quantized_layer(layer, None, settings(name, bits, options))
     y = made.train()(x)
     (y * torch.randn_like(y)).sum().backward()
     assert made.quantizer.latent.grad.abs().max() < 1e4
