@@ -389,7 +389,7 @@ def option(name: str, field: FieldInfo) -> str:
 
 def widths(method: Method) -> str:
     weights, acts = spans(method.weight_bits), spans(method.act_bits)
-    return f"weights {weights} bits; activations {acts} bits or float"
+    return f"bits of weights {weights}; of activations {acts} or float"
 
 
 def spans(bits: Sequence[int]) -> str:

@@ -55,7 +55,7 @@ def test_methods_are_listed_with_what_they_can_do():
     assert [line.split()[0] for line in lines] == available()
     slb = next(line for line in lines if line.startswith("slb"))
     assert find("slb").summary in slb
-    assert slb.endswith("[weights 1-2, 4 bits; activations 8 bits or float]")
+    assert slb.endswith("[bits of weights 1-2, 4; of activations 8 or float]")
 
 
 @pytest.mark.parametrize("name", available())

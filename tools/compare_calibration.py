@@ -27,7 +27,7 @@ import qdeploy
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Data
 from qdeploy.deploy.validate import of_runtime
-from qdeploy.pipeline.assemble import data_of, float_network_of
+from qdeploy.pipeline.assemble import as_shipped, data_of, float_network_of
 from qdeploy.pipeline.export import first
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.ranges import RANGES
@@ -214,9 +214,9 @@ def row(
 
 
 def top1_of(classify: Callable[[Tensor], Any], tests: Tests) -> float:
-    """A prepared network in evaluation mode computes what ships."""
+    """Of a network what ships of it."""
     if isinstance(classify, nn.Module):
-        return evaluate(classify, tests).top1
+        return evaluate(as_shipped(classify), tests).top1
     hits = [np.argmax(classify(images), 1) == labels.numpy() for images, labels in tests]
     return float(np.concatenate(hits).mean())
 

@@ -97,9 +97,8 @@ def compared(
     name: str, batches: Batches, network: str, shape: tuple[int, int, int, int]
 ) -> dict[str, Any]:
     alone = [rate(batches, epoch) for epoch in range(3)]
-    steps = measure([Contender("float", trainers.float_channels_last, network)], shape, 2, 4)[
-        "float"
-    ]
+    contender = Contender("float", trainers.float_channels_last, network)
+    steps = measure([contender], shape, 2, 4)[contender.name]
     if isinstance(steps, str):
         raise QdeployError(f"float training failed: {steps}")
     training = shape[0] / statistics.median(steps) * 1e3

@@ -212,8 +212,17 @@ def fit_and_plot(
     teacher: nn.Module | None = None,
 ) -> None:
     if recipe.train.epochs == 0:
-        name = fingerprint(recipe)
-        only_calibrate(network, data, recipe, run, console, name, fabric, resume, as_shipped)
+        only_calibrate(
+            network,
+            data,
+            recipe,
+            run,
+            console,
+            fingerprint=fingerprint(recipe),
+            fabric=fabric,
+            resume=resume,
+            as_shipped=as_shipped,
+        )
         return
     with live_page(run, recipe) as rewrite:
         fit(

@@ -1,6 +1,6 @@
 """Loss and accuracy of a network that is left exactly as it was."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -9,6 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qdeploy import processes
+
+# Makes of a trained network what ships of it, to be tested; the network stays as it is.
+AsShipped = Callable[[nn.Module], nn.Module]
+
+
+def itself(network: nn.Module) -> nn.Module:
+    return network
 
 
 @dataclass(frozen=True)

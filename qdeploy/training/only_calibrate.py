@@ -13,10 +13,9 @@ from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe
 from qdeploy.training.checkpoint import Checkpoint, save_checkpoint
 from qdeploy.training.console import Console
-from qdeploy.training.evaluate import evaluate
+from qdeploy.training.evaluate import AsShipped, evaluate
 from qdeploy.training.record import write_metrics
 from qdeploy.training.run import RunFolder
-from qdeploy.training.search import AsShipped, itself
 
 
 def only_calibrate(
@@ -25,13 +24,15 @@ def only_calibrate(
     recipe: Recipe,
     run: RunFolder,
     console: Console,
+    *,
     fingerprint: str,
     fabric: Fabric,
     resume: bool,
-    as_shipped: AsShipped = itself,
+    as_shipped: AsShipped,
 ) -> None:
     """Calibrates `network` in place, by the first training batches, and keeps it in `run`.
 
+    What is tested is what `as_shipped` makes of it.
     The files are those of a trained run, with no epoch in them. A run that is resumed has done all
     there is to do.
     """

@@ -5,20 +5,13 @@ A quantized network may have `set_progress(epoch, epochs)`, called before each e
 that are trained are not yet those that ship. A float network has none of them.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from qdeploy.preparation.calibrate import calibrate
-
-# Makes of a trained network what ships of it, to be tested; it stays as it is.
-AsShipped = Callable[[nn.Module], nn.Module]
-
-
-def itself(network: nn.Module) -> nn.Module:
-    return network
 
 
 def set_progress(network: nn.Module, epoch: int, epochs: int) -> None:

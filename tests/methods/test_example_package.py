@@ -40,7 +40,7 @@ def python(tmp_path_factory):
 def test_its_method_is_listed(python):
     listed = python("-c", "from qdeploy.cli import main; main(['methods'])")
     line = next(line for line in listed.splitlines() if line.startswith("binaryconnect "))
-    assert "[weights 1 bits; activations 8 bits or float]" in line
+    assert "[bits of weights 1; of activations 8 or float]" in line
 
 
 def test_the_contract_tests_find_it_and_pass(python):

@@ -187,7 +187,8 @@ def test_equal_times_and_the_last_epoch_but_one_are_allowed():
 
 def test_published_defaults():
     options = SLB.options()
-    assert (options.t_start_val, options.t_start_time, options.t_end_time) == (1.0, 0.2, 0.6)
+    times = options.t_start_val, options.t_start_time, options.t_end_time, options.t_factor
+    assert times == (1.0, 0.2, 0.6, None)  # 1.2 in a hundred epochs, see above
     assert (options.has_trained_epoch, options.quant_delay) == (0, 900)
     assert (SLB.weight_bits, SLB.act_bits) == ((1, 2, 4), (8,))
 
