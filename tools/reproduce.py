@@ -10,6 +10,7 @@ goes on, and several of these commands may run at once. tools/tables.py makes ta
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -158,7 +159,12 @@ def figures_of(record: Record, recipe: Recipe) -> Figures:
 
 
 def commit() -> str:
-    """The commit of the code that was run, with a "+" if it was changed since."""
+    """The commit of the code that was run, with a "+" if it was changed since.
+
+    A copy of the tree without its history is told by QDEPLOY_COMMIT.
+    """
+    if told := os.environ.get("QDEPLOY_COMMIT"):
+        return told
     changed = git("status", "--porcelain", "--", "qdeploy", "models")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 

@@ -1,7 +1,7 @@
 """Latency of several networks, measured in turns so that a slow minute hits all alike."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ def measure(
 
 
 def run_in_turns(
-    calls: list[Callable[[], object]],
+    calls: Sequence[Callable[[], object]],
     rounds: int,
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,

@@ -1,0 +1,430 @@
+"""What a GPU user does, done once and measured, a stage at a time.
+
+    python tools/gpu_checks.py FOLDER --data-root DATA             # every stage
+    python tools/gpu_checks.py FOLDER latency steps                # these stages
+    python tools/gpu_checks.py FOLDER --data-root DATA --dry-run   # on a CPU, in a few minutes
+
+Each stage is a process of its own, ends by its time limit and leaves FOLDER/STAGE.json as soon as
+it is done, so one that fails costs only its own figures. With --dry-run the same code runs on the
+CPU with small networks and few rounds: whatever would break on the borrowed GPU breaks here first.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+import torch
+from compare_inference import versions
+from latency import exported
+from plans import ROOT
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from trainers import SETTINGS
+
+import qdeploy
+from qdeploy.benchmark import benchmark_files, this_machine
+from qdeploy.benchmark.latency import run_in_turns
+from qdeploy.benchmark.providers import PROVIDERS, works
+from qdeploy.benchmark.runtime import open_session
+from qdeploy.deploy.export import finished, to_onnx
+from qdeploy.deploy.layer_trace import expose, quantized_tensors
+from qdeploy.files import atomic_write
+from qdeploy.pipeline.export import export_run
+from qdeploy.pipeline.train import train
+from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.recipe import Recipe
+from qdeploy.training.device import channels_last
+from qdeploy.training.optimizer import make_optimizer
+
+Figures = dict[str, Any]
+Shape = tuple[int, int, int, int]
+
+METHODS = (
+    "simqat 8 8", "simqat 4 4", "slb 1 8", "slb 2 8", "slb 4 8", "dorefa 8 8", "dorefa 4 4",
+    "dorefa 1 8", "xnor 1 1", "ternary 2 8", "pact 4 4", "lsq 8 8", "lsq 4 4", "int8_training 8 8",
+)  # fmt: skip
+COMPILED = ("simqat 8 8", "slb 1 8", "lsq 4 4", "dorefa 4 4")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where a stage runs, and how much of its work."""
+
+    dry: bool
+    data_root: Path | None
+
+    @property
+    def device(self) -> str:
+        return "cpu" if self.dry else "cuda"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A check, its time limit in seconds, and the question that it answers."""
+
+    run: Callable[[Setup], Figures]
+    limit: int
+    question: str
+
+
+@click.command(help=__doc__)
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("stages", nargs=-1)
+@click.option("--data-root", type=click.Path(path_type=Path), help="Where the data sets are.")
+@click.option("--dry-run", is_flag=True, help="On the CPU, with less of everything.")
+@click.option("--here", is_flag=True, hidden=True, help="Run one stage in this process.")
+def main(
+    folder: Path, stages: tuple[str, ...], data_root: Path | None, dry_run: bool, here: bool
+) -> None:
+    if unknown := set(stages) - set(STAGES):
+        raise click.UsageError(
+            f"no stage {', '.join(sorted(unknown))}; there are {', '.join(STAGES)}"
+        )
+    if not dry_run and not torch.cuda.is_available():
+        raise click.UsageError("torch finds no CUDA device; --dry-run tries the stages on the CPU")
+    folder.mkdir(parents=True, exist_ok=True)
+    if here:
+        setup = Setup(dry_run, data_root)
+        keep(STAGES[stages[0]].run(setup), folder / f"{stages[0]}.json")
+        return
+    for name in stages or STAGES:
+        started = time.monotonic()
+        ended = in_a_process(name, folder, data_root, dry_run)
+        click.echo(f"{name}: {ended} after {time.monotonic() - started:.0f} s")
+
+
+def in_a_process(name: str, folder: Path, data_root: Path | None, dry_run: bool) -> str:
+    """Runs a stage; says how it ended. Its own words are in FOLDER/STAGE.log."""
+    command = [sys.executable, __file__, str(folder), name, "--here"]
+    command += ["--dry-run"] if dry_run else []
+    command += ["--data-root", str(data_root)] if data_root else []
+    log = folder / f"{name}.log"
+    with log.open("wb") as out:
+        try:
+            code = subprocess.run(
+                command, stdout=out, stderr=subprocess.STDOUT, timeout=STAGES[name].limit
+            ).returncode
+        except subprocess.TimeoutExpired:
+            return f"stopped at its limit of {STAGES[name].limit} s"
+    if code:
+        return "failed: " + log.read_text(errors="replace").strip().rpartition("\n")[2]
+    return "done"
+
+
+def keep(figures: Figures, file: Path) -> None:
+    """Writes a stage's figures with the machine and the versions that they were taken with."""
+    taken = {"machine": asdict(this_machine()), "versions": dict(versions())}
+    with atomic_write(file) as out:
+        out.write((json.dumps(taken | figures, indent=1) + "\n").encode())
+
+
+# --- what there is
+
+
+def there_is(setup: Setup) -> Figures:
+    """The providers that really run a network, and what torch sees."""
+    return {
+        "providers": {name: works(name) for name in PROVIDERS},
+        "torch_cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+# --- latency
+
+
+def latency(setup: Setup) -> Figures:
+    """Float32, float16, int8 and 1-bit files of one network under the GPU's provider and the CPU's."""
+    network = (
+        ("resnet20", {}, (3, 32, 32))
+        if setup.dry
+        else ("resnet18", {"num_classes": 1000, "stem": "imagenet"}, (3, 224, 224))
+    )
+    batches, rounds = ((1, 2), 5) if setup.dry else ((1, 8, 64), 200)
+    with tempfile.TemporaryDirectory() as name:
+        files, seconds = exported(*network, Path(name))
+        files.insert(1, float16(files[0]))
+        measured = {
+            provider: asdict(benchmark_files(files, provider, threads, batches, rounds))
+            for provider, threads in (("cpu", 1), ("cuda", 1), ("tensorrt", 1))
+            if works(provider)
+        }
+    return {"network": network, "export_seconds": seconds, "providers": measured}
+
+
+def float16(file: Path) -> Path:
+    """The file's network in float16, with float32 input and output, as ONNX Runtime converts it."""
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    half = file.with_name("float16.onnx")
+    onnx.save(convert_float_to_float16(onnx.load(file), keep_io_types=True), half)
+    return half
+
+
+# --- training steps
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train: "float", or "METHOD WEIGHT_BITS ACT_BITS"."""
+
+    given: str
+    precision: str = "32"
+    layout: torch.memory_format = field(default=torch.channels_last)
+    compiled: bool = False
+
+    @property
+    def name(self) -> str:
+        words = [self.given, self.precision]
+        words += ["NCHW"] if self.layout is torch.contiguous_format else []
+        return ", ".join(words + (["compiled"] if self.compiled else []))
+
+
+def steps(setup: Setup) -> Figures:
+    """A training step of each method against float, stored channels last, in turns."""
+    if setup.dry:
+        return {"steps": list(compared("lenet5", (8, 1, 28, 28), ways_of(METHODS[:3]), setup))}
+    small = compared("resnet20s", (128, 3, 32, 32), ways_of(METHODS), setup)
+    large = compared(
+        "resnet18", (128, 3, 32, 32), ways_of(("simqat 8 8", "slb 1 8", "slb 4 8")), setup
+    )
+    return {"steps": [*small, *large]}
+
+
+def ways_of(methods: Sequence[str]) -> list[Way]:
+    """Float first, with which the others are compared; bf16 of the widest methods."""
+    plain = [Way("float"), Way("float", layout=torch.contiguous_format), *map(Way, methods)]
+    return [*plain, *(Way(given, "bf16") for given in ("float", *methods[:3]))]
+
+
+def compiled_steps(setup: Setup) -> Figures:
+    """The same under torch.compile, which must give the losses of the plain step."""
+    given = ("float", *(COMPILED[:1] if setup.dry else COMPILED))
+    ways = [Way(name) for name in given] + [Way(name, compiled=True) for name in given]
+    network, shape = ("lenet5", (8, 1, 28, 28)) if setup.dry else ("resnet20s", (128, 3, 32, 32))
+    return {"steps": list(compared(network, shape, ways, setup))}
+
+
+def compared(network: str, shape: Shape, ways: list[Way], setup: Setup) -> Iterator[Figures]:
+    """A row for each way: median step, memory at its peak, ratio to the first way."""
+    rows, calls = [], []
+    for way in ways:
+        row: Figures = {"network": network, "batch": shape[0], "way": way.name}
+        try:
+            calls.append(training_step(network, shape, way, setup.device))
+            row |= {"losses": [calls[-1]() for _ in range(3)], "peak_mb": peak_mb(calls[-1])}
+            rows.append(row)
+        except Exception as error:  # whatever breaks is a finding of the check
+            del calls[len(rows) :]
+            yield row | {"failure": f"{type(error).__name__}: {error}".splitlines()[0]}
+    times = np.median(run_in_turns(calls, 5 if setup.dry else 60, 1.0), axis=1)
+    for row, time_ms in zip(rows, times, strict=True):
+        yield row | {"step_ms": float(time_ms), "time": float(time_ms / times[0])}
+
+
+def training_step(network: str, shape: Shape, way: Way, device: str) -> Callable[[], float]:
+    """One step of the optimizer a call, which gives the loss and so waits for the device."""
+    torch.manual_seed(0)
+    images = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, np.float32))
+    model = prepared_for(network, images, way.given).to(device).train()
+    if way.layout is torch.channels_last:
+        model = channels_last(model)
+    images = images.to(device).contiguous(memory_format=way.layout)
+    labels = torch.arange(len(images), device=device) % 10
+    optimizer = make_optimizer(model, SETTINGS)
+    called = torch.compile(model) if way.compiled else model
+
+    def step() -> float:
+        with torch.autocast(device, torch.bfloat16, enabled=way.precision == "bf16"):
+            loss = cross_entropy(called(images).float(), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def prepared_for(network: str, images: Tensor, given: str) -> nn.Module:
+    if given == "float":
+        return qdeploy.load_network(network, {"num_classes": 10})
+    method, weight_bits, act_bits = given.split()
+    binary = act_bits == "1"
+    options: dict[str, Any] = {"quant_delay": 0} if method == "slb" else {}
+    float_network = qdeploy.load_network(
+        network, {"num_classes": 10} | ({"norm_first": True} if binary else {})
+    )
+    prepared = qdeploy.prepare(
+        float_network,
+        images[:2],
+        method,
+        int(weight_bits),
+        int(act_bits),
+        first_last_float=binary,
+        **options,
+    )
+    prepared.set_progress(0, 10)
+    return prepared
+
+
+def peak_mb(step: Callable[[], object]) -> float | None:
+    """What a step takes at its peak beyond what was taken before, in MB; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    step()
+    return (torch.cuda.max_memory_allocated() - before) / 1e6
+
+
+# --- whole runs
+
+
+def demo(setup: Setup) -> Figures:
+    """`qdeploy train` and `qdeploy export` of the demo with CUDA everywhere."""
+    return whole_run(setup, "lenet5-digits-slb-w1a8", ["train.epochs=2"] if setup.dry else [])
+
+
+def mnist(setup: Setup) -> Figures:
+    """LeNet-5 on MNIST: three epochs in float, three quantized, exported and validated."""
+    few = "1" if setup.dry else "3"
+    return whole_run(
+        setup, "lenet5-mnist-simqat", [f"train.epochs={few}", f"train.float_epochs={few}"]
+    )
+
+
+def whole_run(setup: Setup, recipe: str, changes: list[str]) -> Figures:
+    with tempfile.TemporaryDirectory() as name:
+        run = train(
+            Recipe.load(recipe, changes),
+            Path(name) / "run",
+            data_root=setup.data_root,
+            device=setup.device,
+        )
+        records = {
+            provider: json.loads(
+                export_run(
+                    run.path,
+                    data_root=setup.data_root,
+                    device=setup.device,
+                    provider=provider,
+                    samples=500 if setup.dry else None,
+                ).to_json()
+            )
+            for provider in ("cpu", "cuda")
+            if works(provider)
+        }
+    return {"recipe": recipe, "changes": changes, "records": records}
+
+
+# --- codes
+
+
+def codes(setup: Setup) -> Figures:
+    """Which codes differ between torch and ONNX Runtime, each on the CPU and on the GPU."""
+    networks = (
+        {"resnet20": (3, 32, 32)}
+        if setup.dry
+        else {"resnet20": (3, 32, 32), "resnet18": (3, 64, 64)}
+    )
+    return {
+        "networks": [
+            {"network": network, "given": given, **differing(network, shape, given, setup)}
+            for network, shape in networks.items()
+            for given in ("simqat 8 8", "lsq 2 2", "slb 1 8")
+        ]
+    }
+
+
+def differing(network: str, shape: tuple[int, ...], given: str, setup: Setup) -> Figures:
+    """Shares of differing codes, over all quantized tensors, for each pair of computers."""
+    torch.manual_seed(0)
+    images = torch.randn(16, *shape)
+    prepared = prepared_for(network, images, given)
+    assert isinstance(prepared, PreparedNetwork)
+    qdeploy.calibrate(prepared, [images])
+    converted = qdeploy.convert(prepared)
+    scales = quantized_tensors(converted)
+    expose(converted, list(scales))
+    file = finished(to_onnx(converted, images, ["logits", *scales]), True, {}).SerializeToString()
+    found = {"torch on the CPU": in_torch(converted, images, "cpu")}
+    if not setup.dry:
+        found["torch on the GPU"] = in_torch(converted, images, "cuda")
+    for provider in ("cpu", "cuda"):
+        if works(provider):
+            session = open_session(file, provider).inference
+            found[f"ONNX Runtime, {provider}"] = session.run(None, {"input": images.numpy()})
+    names = list(found)
+    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
+    return {f"{a} / {b}": differences(found[a], found[b], list(scales.values())) for a, b in pairs}
+
+
+def in_torch(converted: nn.Module, images: Tensor, device: str) -> list[Any]:
+    network = copy.deepcopy(converted).eval().to(device)
+    with (
+        torch.inference_mode(),
+        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
+    ):
+        logits, *tensors = network(images.to(device))
+    return [tensor.cpu().numpy() for tensor in (logits, *tensors)]
+
+
+def differences(a: list[Any], b: list[Any], scales: list[float]) -> Figures:
+    steps = [
+        np.abs(np.rint((x - y) / scale)) for x, y, scale in zip(a[1:], b[1:], scales, strict=True)
+    ]
+    count = sum(step.size for step in steps)
+    return {
+        "codes": count,
+        "differing": int(sum((step > 0).sum() for step in steps)),
+        "most_steps": int(max(step.max() for step in steps)),
+        "first": float((steps[1] > 0).mean()) if len(steps) > 1 else None,
+        "same_class": float((a[0].argmax(1) == b[0].argmax(1)).mean()),
+        "largest_logit_difference": float(np.abs(a[0] - b[0]).max()),
+        "logit_range": float(np.ptp(a[0])),
+    }
+
+
+# --- tests
+
+
+def tests(setup: Setup) -> Figures:
+    """The tests that need a GPU."""
+    with tempfile.TemporaryDirectory() as name:
+        report = Path(name) / "tests.xml"
+        # -P: the installed qdeploy, with its zoo, not the folder beside this one.
+        command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "gpu", "tests"]
+        ended = subprocess.run(
+            [*command, f"--junitxml={report}"], cwd=ROOT, capture_output=True, text=True
+        )
+        return {"summary": ended.stdout.strip().splitlines()[-1], "output": ended.stdout[-8000:]}
+
+
+STAGES = {
+    "there_is": Stage(there_is, 60, "Which providers work?"),
+    "latency": Stage(latency, 150, "How fast is each file?"),
+    "steps": Stage(steps, 150, "What does a quantized training step cost?"),
+    "demo": Stage(demo, 90, "Does the demo train and prove itself with CUDA?"),
+    "codes": Stage(codes, 90, "Which codes differ?"),
+    "mnist": Stage(mnist, 120, "Does a run of MNIST?"),
+    "tests": Stage(tests, 120, "Do the tests that need a GPU pass?"),
+    "compiled_steps": Stage(compiled_steps, 240, "Does torch.compile help?"),
+}
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()
