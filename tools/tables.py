@@ -168,6 +168,53 @@ def statistics(results: dict[str, Any]) -> Rows:
     ]
 
 
+def gpu_latency(results: dict[str, Any]) -> Rows:
+    """Files under each provider, as tools/gpu_checks.py timed them."""
+    rows: Rows = [("provider", "batch", "file", "p50 ms", "speed")]
+    for provider, measured in results["providers"].items():
+        rows += [
+            (
+                provider,
+                str(row["batch"]),
+                row["file"],
+                f"{row['p50_ms']:.2f}",
+                f"{row['speedup']:.2f}x",
+            )
+            for row in measured["latency"]
+        ]
+    return rows
+
+
+def gpu_steps(results: dict[str, Any]) -> Rows:
+    """Training steps as tools/gpu_checks.py timed them, against float stored channels last."""
+    head = ("network", "batch", "way", "step ms", "time", "memory of a step, MB")
+    return [
+        head,
+        *(
+            (
+                row["network"],
+                str(row["batch"]),
+                row["way"],
+                f"{row['step_ms']:.1f}",
+                f"{row['time']:.2f}x",
+                f"{row['peak_mb']:.0f}",
+            )
+            for row in results["steps"]
+            if "failure" not in row
+        ),
+    ]
+
+
+def gpu_codes(results: dict[str, Any]) -> Rows:
+    """The share of codes that differ between two computers, as tools/gpu_checks.py counted it."""
+    pairs = [name for name in results["networks"][0] if " / " in name]
+    rows: Rows = [("network", *pairs)]
+    for one in results["networks"]:
+        shares = (one[pair]["differing"] / one[pair]["codes"] for pair in pairs)
+        rows.append((f"{one['network']}, {one['given']}", *(f"{share:.2%}" for share in shares)))
+    return rows
+
+
 def demo(results: dict[str, Any]) -> str:
     """What `qdeploy export` printed for the demo, from its report.json."""
     console = Console(width=80, file=io.StringIO(), record=True)
@@ -185,6 +232,9 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "processes": ("results/feeding.json", processes),
     "calibration": ("results/calibration.json", calibration),
     "statistics": ("results/statistics.json", statistics),
+    "gpu-latency": ("results/gpu/latency.json", gpu_latency),
+    "gpu-steps": ("results/gpu/steps.json", gpu_steps),
+    "gpu-codes": ("results/gpu/codes.json", gpu_codes),
 }
 
 
