@@ -300,7 +300,7 @@ def inspect(model: Path, as_json: bool) -> None:
     """
     from rich.console import Console
 
-    from qdeploy.artifact.contents import inspect as inspect_file
+    from qdeploy.deploy.inspect import inspect as inspect_file
     from qdeploy.report.inspection import contents_json, contents_tables
 
     contents = inspect_file(model)

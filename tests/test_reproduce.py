@@ -17,10 +17,10 @@ import plans
 import reproduce
 
 from qdeploy.errors import QdeployError
+from qdeploy.metrics import read_metrics
 from qdeploy.pipeline.train import train
 from qdeploy.recipe import Recipe
-from qdeploy.training.record import read_metrics
-from qdeploy.training.run import RunFolder
+from qdeploy.run import RunFolder
 
 PLAN = """
 seeds = [0, 1]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import qdeploy
-from qdeploy.deploy.convert import IntegerNorm
+from qdeploy.layers.integer import IntegerNorm
 from qdeploy.models.lenet5 import lenet5
 from qdeploy.models.nin import nin
 from qdeploy.models.resnet import (

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 
 import qdeploy
+from qdeploy.metrics import read_metrics
 from qdeploy.pipeline.export import load_run
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe, zoo_recipes, zoo_summary
-from qdeploy.training.record import read_metrics
 
 sys.path.append(str(Path(__file__).parent / "data"))
 from published import cifar_files, write_cifar_folder, write_mnist

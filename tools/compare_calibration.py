@@ -26,11 +26,11 @@ from torch import Tensor, nn
 import qdeploy
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Data
-from qdeploy.deploy.validate import of_runtime
 from qdeploy.pipeline.assemble import as_shipped, data_of, float_network_of
 from qdeploy.pipeline.export import first
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.ranges import RANGES
+from qdeploy.proof.outputs import of_runtime
 from qdeploy.recipe import CalibrateSection, Recipe
 from qdeploy.training.evaluate import evaluate
 from qdeploy.training.weights import load_float_weights

@@ -21,10 +21,10 @@ from qdeploy.files import atomic_write
 from qdeploy.pipeline.assemble import as_shipped
 from qdeploy.pipeline.export import load_run
 from qdeploy.preparation.calibrate import calibrate
+from qdeploy.run import RunFolder
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.device import pick_device
 from qdeploy.training.evaluate import evaluate
-from qdeploy.training.run import RunFolder
 from qdeploy.training.weights import load_network_state
 
 BATCHES = (0, 1, 5, 20, 50, 200)

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from torch.nn.functional import mse_loss
 import qdeploy
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import families
-import networks
+import families  # type: ignore[import-not-found]
+import networks  # type: ignore[import-not-found]
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "simqat-w8a8": ("residual", {"method": "simqat"}),
@@ -50,7 +51,6 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
             "weight_bits": 1,
             "act_bits": 1,
             "first_last_float": True,
-            "layers": {"*shortcut*": "float"},
         },
     ),
     "float-activations": ("residual", {"method": "simqat", "weight_bits": 4, "act_bits": "float"}),
@@ -66,16 +66,19 @@ FORMS: dict[str, dict[str, Any]] = {
 def cases() -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Each case's name, and what makes its file."""
     for name, (network, settings) in METHODS.items():
-        yield name, lambda n=network, s=settings: exported(network_of(n), images(), s, {})
+        yield name, partial(of_method, network, settings, {})
     for name, form in FORMS.items():
-        settings = METHODS["slb-w2a8"][1]
-        yield name, lambda s=settings, f=form: exported(network_of("residual"), images(), s, f)
+        yield name, partial(of_method, *METHODS["slb-w2a8"], form)
     for name in families.FAMILIES:
-        settings = {"method": "simqat", "weight_bits": 8}
-        yield (
-            f"family {name}",
-            lambda n=name, s=settings: exported(families.build(n), families.inputs(n, 4), s, {}),
-        )
+        yield f"family {name}", partial(of_family, name)
+
+
+def of_method(network: str, settings: dict[str, Any], form: dict[str, Any]) -> bytes:
+    return exported(network_of(network), images(), settings, form)
+
+
+def of_family(name: str) -> bytes:
+    return exported(families.build(name), families.inputs(name, 4), {"method": "simqat"}, {})
 
 
 def network_of(name: str) -> nn.Module:

@@ -40,11 +40,11 @@ from qdeploy.benchmark.latency import run_in_turns
 from qdeploy.benchmark.providers import PROVIDERS, works
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.deploy.export import finished, to_onnx
-from qdeploy.deploy.layer_trace import expose, quantized_tensors
 from qdeploy.files import atomic_write
 from qdeploy.pipeline.export import export_run
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.proof.tensors import expose, quantized_tensors
 from qdeploy.recipe import Recipe
 from qdeploy.training.device import channels_last
 from qdeploy.training.optimizer import make_optimizer

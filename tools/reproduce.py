@@ -27,9 +27,9 @@ from qdeploy.files import atomic_write
 from qdeploy.pipeline.export import export_run
 from qdeploy.pipeline.train import differing, train
 from qdeploy.recipe import Recipe
-from qdeploy.report.record import Record
+from qdeploy.record import Record
+from qdeploy.run import RunFolder
 from qdeploy.training.device import pick_device
-from qdeploy.training.run import RunFolder
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 import accuracy
 from rich.console import Console
 
-from qdeploy.report.record import Record
+from qdeploy.record import Record
 from qdeploy.report.table import record_table
 
 ROOT = Path(__file__).parent.parent

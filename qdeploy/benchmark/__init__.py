@@ -2,16 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from qdeploy.benchmark.coverage import Coverage, Product
-from qdeploy.benchmark.latency import Latency, measure
-from qdeploy.benchmark.machine import Machine, this_machine
-from qdeploy.benchmark.placement import Placement, placement
-from qdeploy.benchmark.profile import Kernel
+from qdeploy.benchmark.execution import placement
+from qdeploy.benchmark.latency import measure
+from qdeploy.benchmark.machine import this_machine
 from qdeploy.benchmark.runtime import Session, open_session
 from qdeploy.errors import QdeployError
+from qdeploy.record import BenchmarkResult, Coverage, Kernel, Latency, Machine, Placement, Product
 
 __all__ = [
     "BenchmarkResult",
@@ -27,15 +25,6 @@ __all__ = [
     "placement",
     "this_machine",
 ]
-
-
-@dataclass(frozen=True)
-class BenchmarkResult:
-    """Several files on one machine: a latency per file and batch size, a placement per file."""
-
-    machine: Machine
-    latency: tuple[Latency, ...]
-    placements: tuple[Placement, ...]
 
 
 def benchmark_files(

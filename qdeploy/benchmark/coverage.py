@@ -1,48 +1,17 @@
 """Which of the products that a file quantizes ran on integer kernels, and why the others did not."""
 
-from dataclasses import dataclass
-
 import numpy as np
 from onnx import NodeProto, TensorProto
 
 from qdeploy.benchmark.graph import Graph, is_product
-from qdeploy.benchmark.profile import Kernel
 from qdeploy.benchmark.providers import CPU
+from qdeploy.record import Coverage, Kernel, Product
 
 FLOAT_OPERATORS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 INTEGERS = {"uint8", "int8", "int32"}
 EIGHT_BITS = {TensorProto.UINT8, TensorProto.INT8}
 # Biases count as matching where ONNX Runtime takes them so: 1 % passes, 2 % does not.
 SCALE_TOLERANCE = 0.015
-
-
-@dataclass(frozen=True)
-class Product:
-    """One convolution or matrix product of a file.
-
-    Attributes:
-        layer: the node's name, or its operator and number.
-        operator: what the file calls for: "Conv".
-        quantized: whether the file gives it a quantized weight and a quantized input.
-        kernel: what computed it, None where that was part of another kernel.
-        integer: whether that kernel computed in integers.
-        reason: why not, for a quantized one; and why so, for a float one.
-    """
-
-    layer: str
-    operator: str
-    quantized: bool
-    kernel: str | None
-    integer: bool
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Coverage:
-    """How many of the quantized products of a file ran on integer kernels."""
-
-    integer: int
-    quantized: int
 
 
 def coverage(products: tuple[Product, ...]) -> Coverage:

@@ -2,43 +2,19 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from qdeploy.benchmark.runtime import Images, Session
 from qdeploy.errors import QdeployError
+from qdeploy.record import Latency
 
 WARM_UP_RUNS = 3
 FEWEST_ROUNDS = 5
 SECONDS_PER_NETWORK = 2.0
 
 Times = np.ndarray[Any, np.dtype[np.float64]]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """One file at one batch size: times of a whole run, from images to logits in host memory.
-
-    Attributes:
-        file: the file's label, its name unless two files share it.
-        speedup: the first file's median over this file's, both from the same rounds.
-        rounds: how many runs the percentiles are taken from.
-    """
-
-    file: str
-    batch: int
-    provider: str
-    threads: int
-    file_bytes: int
-    load_ms: float
-    p50_ms: float
-    p90_ms: float
-    p99_ms: float
-    images_per_second: float
-    speedup: float
-    rounds: int
 
 
 def measure(

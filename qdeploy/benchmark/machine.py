@@ -4,27 +4,11 @@ import os
 import platform
 import shutil
 import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnxruntime as ort
 
-
-@dataclass(frozen=True)
-class Machine:
-    """What a reader must know to compare a latency.
-
-    Attributes:
-        cores: logical cores that this process may use.
-        gpu: the name of the first NVIDIA GPU, None where there is none.
-    """
-
-    cpu: str
-    cores: int
-    gpu: str | None
-    system: str
-    python: str
-    onnxruntime: str
+from qdeploy.record import Machine
 
 
 def this_machine() -> Machine:

@@ -7,7 +7,6 @@ float kernels are called after a value instead, and are found by that.
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from qdeploy.benchmark.graph import Graph
 from qdeploy.benchmark.latency import WARM_UP_RUNS, random_images, run_in_turns
 from qdeploy.benchmark.providers import CPU
 from qdeploy.benchmark.runtime import Session
+from qdeploy.record import Kernel
 
 ROUNDS = 50
 SECONDS = 0.5
@@ -25,28 +25,6 @@ SECONDS = 0.5
 SUFFIX = "_kernel_time"
 LABEL = re.compile(r"#(\d+)#")
 BLOCKED = re.compile(r"(.+)_nchwc(?:_token_\d+)?$")
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """One node that ONNX Runtime ran.
-
-    Attributes:
-        layer: the node of the file that it began with; None for what ONNX Runtime added.
-        operator: as ONNX Runtime calls it: "QLinearConv".
-        reads: the type of its first input, as ONNX Runtime calls it: "uint8", "float".
-        writes: the type of its first output.
-        ms: the median over runs.
-        share: of the time of all kernels; None on a GPU, where this times the launch alone.
-    """
-
-    layer: str | None
-    operator: str
-    provider: str
-    reads: str
-    writes: str
-    ms: float
-    share: float | None
 
 
 def labelled(model: onnx.ModelProto) -> bytes:

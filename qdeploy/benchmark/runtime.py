@@ -10,9 +10,9 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
-from qdeploy.artifact.storage import stored_bytes
 from qdeploy.benchmark.providers import PROVIDERS, absent, choose, create
 from qdeploy.errors import QdeployError
+from qdeploy.onnx_file import stored_bytes
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Images = np.ndarray[Any, np.dtype[Any]]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.data.contents import LabelledImages, check_labels, damaged, read_bytes
+from qdeploy.data.labelled_images import LabelledImages, check_labels, damaged, read_bytes
 from qdeploy.errors import QdeployError
 
 _FOLDER = "cifar-10-batches-bin"

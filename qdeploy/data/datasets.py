@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from qdeploy.data.cifar import read_cifar10
-from qdeploy.data.contents import LabelledImages
 from qdeploy.data.digits import read_digits
 from qdeploy.data.idx import read_mnist
+from qdeploy.data.labelled_images import LabelledImages
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from qdeploy.data.contents import LabelledImages
+from qdeploy.data.labelled_images import LabelledImages
 
 _GREYS = 16  # pixels count the set points of a 4x4 cell: 0..16
 _SIZE = 28

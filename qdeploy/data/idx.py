@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.data.contents import LabelledImages, check_labels, damaged, read_bytes
+from qdeploy.data.labelled_images import LabelledImages, check_labels, damaged, read_bytes
 
 _UNSIGNED_BYTES = 0x0800
 _CLASSES = 10

@@ -5,10 +5,17 @@ from pathlib import Path
 
 import torch
 
-from qdeploy.data.batches import WHOLE, ArrayBatches, Batches, Normalisation, Share, Shuffling
+from qdeploy.data.batches import (
+    WHOLE,
+    ArrayBatches,
+    Batches,
+    Normalisation,
+    Share,
+    Shuffling,
+)
 from qdeploy.data.datasets import DATASETS
 from qdeploy.data.decoding import FolderBatches
-from qdeploy.data.files import find_files
+from qdeploy.data.downloads import find_files
 from qdeploy.data.folder import open_splits
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection

@@ -18,15 +18,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qdeploy.artifact.seal import seal
-from qdeploy.artifact.storage import fits_one_file, write
 from qdeploy.deploy import packing as storage
 from qdeploy.deploy import passes
-from qdeploy.deploy.convert import IntegerLayer, convert
-from qdeploy.deploy.operators import TRANSLATIONS
 from qdeploy.deploy.pixels import take_pixels
+from qdeploy.deploy.seal import seal
 from qdeploy.deploy.targets import find_target
+from qdeploy.deploy.translations import TRANSLATIONS
 from qdeploy.errors import QdeployError
+from qdeploy.layers.integer import IntegerLayer
+from qdeploy.onnx_file import fits_one_file, write
+from qdeploy.preparation.convert import convert
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.trace import Inputs, as_inputs, described
 

@@ -1,4 +1,4 @@
-"""BatchNorm in a run of several processes: a batch's statistics are those of all its parts."""
+"""BatchNorm: what folding needs of it, and its statistics over the processes of a run."""
 
 from __future__ import annotations
 
@@ -14,9 +14,37 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy import processes
+from qdeploy.layers.channel_affine import ChannelAffine
 from qdeploy.layers.precision import widened
 
 aten = torch.ops.aten
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | ChannelAffine
+
+
+def deviation(norm: BatchNorm) -> Tensor:
+    """Running standard deviation sigma_R, [out]."""
+    assert norm.running_var is not None
+    return torch.sqrt(norm.running_var + norm.eps)
+
+
+def gamma_beta(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Gain and shift after normalising, [out] each; 1 and 0 for a norm without them."""
+    assert norm.running_mean is not None
+    gamma = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight
+    beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
+    return gamma, beta
+
+
+def gain_of(norm: BatchNorm) -> Tensor:
+    """gamma / sigma_R, [out]: what folding multiplies the weight by; negative or 0 at times."""
+    return gamma_beta(norm)[0] / deviation(norm)
+
+
+def shift_of(norm: BatchNorm, bias: Tensor | None) -> Tensor:
+    """beta + gain (b - mu_R), [out]: the bias of the folded layer."""
+    assert norm.running_mean is not None
+    offset = -norm.running_mean if bias is None else bias - norm.running_mean
+    return gamma_beta(norm)[1] + gain_of(norm) * offset
 
 
 def batch_moments(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,20 +1,45 @@
-"""The one quantized layer: a product with a searched weight, a bias, and its BatchNorm."""
+"""The one quantized layer: a product with a searched weight, a bias, and its BatchNorm.
+
+The BatchNorm takes part in training in one of three ways, y = BatchNorm(product(x, weight) + bias). With
+gain = gamma / sigma_R, where R are the running and B the batch's statistics:
+
+separate  y = BN(product(x, q(w)) + b)
+one-conv  y = BN(product(x, q(w gain)) / gain + b)
+two-conv  y = product(x, q(w gain)) sigma_R / sigma_B + beta + gamma (b - mu_B) / sigma_B, with the batch's
+          statistics taken from a second, float product (Krishnamoorthi, arXiv 1806.08342,
+          section 3.2.2, "correction")
+
+The folded ways quantize what ships: the weight with the gain in it. In evaluation, and after
+`freeze_bn` steps, both give y = product(x, q(w gain)) + beta + gain (b - mu_R).
+"""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from qdeploy.grid import QTensor
-from qdeploy.layers import folding
+from qdeploy.layers.norm import (
+    BatchNorm,
+    batch_moments,
+    deviation,
+    gain_of,
+    gamma_beta,
+    over_channels,
+    shift_of,
+)
 from qdeploy.layers.product import Product, WeightLayer, product_of
 from qdeploy.layers.weight import WeightQuantizer
+
+Fold = Literal["none", "one-conv", "two-conv"]
 
 
 class QuantizedLayer(nn.Module):
     """A Conv or Linear, joined with the BatchNorm that follows it.
 
-    fold        how the norm takes part in training: see layers/folding.py
+    fold        how the norm takes part in training: see above
     freeze_bn   training steps after which the folded ways use the running statistics; None: never
     product     what a method makes of the layer's product; None: the plain one
     """
@@ -24,9 +49,9 @@ class QuantizedLayer(nn.Module):
     def __init__(
         self,
         layer: WeightLayer,
-        norm: folding.BatchNorm | None,
+        norm: BatchNorm | None,
         quantizer: WeightQuantizer,
-        fold: folding.Fold = "none",
+        fold: Fold = "none",
         freeze_bn: int | None = None,
         product: Product | None = None,
     ) -> None:
@@ -36,18 +61,18 @@ class QuantizedLayer(nn.Module):
         self.bias = layer.bias
         self.norm = norm
         self.quantizer = quantizer
-        self.fold: folding.Fold = "none" if norm is None else fold
+        self.fold: Fold = "none" if norm is None else fold
         self.freeze_bn = freeze_bn
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.fold == "none":
-            return folding.separate(self, x)
+            return separate(self, x)
         # Calibration re-estimates the norm's statistics with the weights in evaluation mode.
         assert self.norm is not None
         if not self.norm.training or (self.training and self._norm_is_frozen()):
-            return folding.frozen(self, x)
-        return folding.TRAINING[self.fold](self, x)
+            return frozen(self, x)
+        return TRAINING[self.fold](self, x)
 
     def _norm_is_frozen(self) -> bool:
         if self.freeze_bn is None:
@@ -62,7 +87,7 @@ class QuantizedLayer(nn.Module):
             weight = self._collapsed(None)
             bias = torch.zeros(len(weight.scale)) if self.bias is None else self.bias
             return weight, bias.detach().cpu()
-        gain, bias = folding.gain_of(self.norm), folding.shift_of(self.norm, self.bias).cpu()
+        gain, bias = gain_of(self.norm), shift_of(self.norm, self.bias).cpu()
         if self.fold == "none":
             return self._collapsed(None).fold(gain.cpu().numpy()), bias
         return self._collapsed(gain), bias
@@ -74,3 +99,50 @@ class QuantizedLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.product}, fold={self.fold}, freeze_bn={self.freeze_bn}"
+
+
+def separate(layer: QuantizedLayer, x: Tensor) -> Tensor:
+    y = layer.product(x, layer.quantizer(), layer.bias)
+    return y if layer.norm is None else layer.norm(y)
+
+
+def frozen(layer: QuantizedLayer, x: Tensor) -> Tensor:
+    """The folded layer with running statistics: evaluation, and training after freeze_bn."""
+    assert layer.norm is not None
+    return layer.product(x, layer.quantizer(gain_of(layer.norm)), shift_of(layer.norm, layer.bias))
+
+
+def one_conv(layer: QuantizedLayer, x: Tensor) -> Tensor:
+    assert layer.norm is not None
+    gain = gain_of(layer.norm)
+    # A dead channel (gamma 0) is quantized as if gamma were 1: its statistics and its gradient live on.
+    gain = torch.where(gain == 0, 1 / deviation(layer.norm), gain).detach()
+    y = layer.product(x, layer.quantizer(gain), None)
+    y = y / over_channels(gain, y)
+    return layer.norm(y if layer.bias is None else y + over_channels(layer.bias, y))
+
+
+def two_conv(layer: QuantizedLayer, x: Tensor) -> Tensor:
+    norm = layer.norm
+    assert norm is not None
+    sigma_running = deviation(norm)  # before this step's update
+    weight = layer.quantizer(gain_of(norm))
+    mean, sigma = batch_statistics(norm, layer.product(x, layer.quantizer.latent, layer.bias))
+    gamma, beta = gamma_beta(norm)
+    offset = -mean if layer.bias is None else layer.bias - mean
+    y = layer.product(x, weight, None)
+    return y * over_channels(sigma_running / sigma, y) + over_channels(
+        beta + gamma * offset / sigma, y
+    )
+
+
+def batch_statistics(norm: BatchNorm, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of this batch, [out] each; moves the running ones as torch does."""
+    mean, variance = batch_moments(y)
+    # The module itself updates its running statistics; only that side effect is wanted.
+    with torch.no_grad():
+        norm(y)
+    return mean, torch.sqrt(variance + norm.eps)
+
+
+TRAINING = {"none": separate, "one-conv": one_conv, "two-conv": two_conv}

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
-from qdeploy.layers.folding import BatchNorm, gamma_beta
+from qdeploy.layers.norm import BatchNorm, gamma_beta
 
 RangeConstant = Literal["paper", "code"]
 

@@ -20,8 +20,8 @@ from torch.autograd.function import once_differentiable
 from qdeploy import processes
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange, as_stored
-from qdeploy.layers.folding import BatchNorm
 from qdeploy.layers.noise import pairwise_uniform
+from qdeploy.layers.norm import BatchNorm
 from qdeploy.layers.product import Convolution, MatrixProduct, PlainProduct, TransposedLayer
 from qdeploy.layers.range_norm import RangeConstant, range_norm
 from qdeploy.layers.uniform import UniformWeight

@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from qdeploy.layers.activation import ActivationQuantizer, MovingRange
-from qdeploy.layers.folding import BatchNorm, Fold
+from qdeploy.layers.norm import BatchNorm
 from qdeploy.layers.product import PlainProduct, Product
+from qdeploy.layers.quantized import Fold
 from qdeploy.layers.weight import WeightQuantizer
 
 

@@ -8,8 +8,8 @@ from importlib.metadata import EntryPoint, entry_points
 
 import qdeploy.methods
 from qdeploy.errors import QdeployError
+from qdeploy.findings import did_you_mean
 from qdeploy.methods.method import Method
-from qdeploy.validation import did_you_mean
 
 ENTRY_POINT_GROUP = "qdeploy.methods"
 NOT_METHODS = {"method", "registry"}

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeInt, model_validator
 
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
-from qdeploy.layers.folding import Fold
+from qdeploy.layers.quantized import Fold
 from qdeploy.layers.uniform import UniformWeight, WeightRange
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 

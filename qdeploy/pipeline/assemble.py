@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.data import WHOLE, Data, PhasedBatches, Share, open_data
-from qdeploy.deploy.convert import convert
 from qdeploy.errors import QdeployError
-from qdeploy.networks import load_network
+from qdeploy.layers.modes import evaluation_mode
+from qdeploy.network_loading import load_network
 from qdeploy.preparation.bias_correction import float_weights
+from qdeploy.preparation.convert import convert
 from qdeploy.preparation.prepare import prepare
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe
-from qdeploy.training.evaluate import evaluation_mode
 
 
 def data_of(

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 from qdeploy.benchmark import BenchmarkResult, benchmark_files, open_session
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
+from qdeploy.findings import explain
 from qdeploy.recipe import DataSection
-from qdeploy.validation import explain
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def accuracy(
 ) -> FileAccuracy:
     """Images are normalised as the file's metadata says."""
     from qdeploy.data import Normalisation, open_data
-    from qdeploy.deploy.validate import of_runtime, predict
+    from qdeploy.proof.outputs import of_runtime, predict
 
     session = open_session(path, provider, threads)
     section = section_of(dataset, normalisation(session.metadata, path))

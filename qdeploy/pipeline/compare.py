@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qdeploy.errors import QdeployError
+from qdeploy.metrics import read_metrics
 from qdeploy.recipe import QuantizeSection, Recipe
+from qdeploy.record import Record
 from qdeploy.report.comparison import Run, comparison_data
-from qdeploy.report.record import Record
-from qdeploy.training.record import read_metrics
-from qdeploy.training.run import RunFolder
+from qdeploy.run import RunFolder
 
 
 def compare(paths: Sequence[Path]) -> list[Run]:

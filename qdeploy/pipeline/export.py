@@ -19,22 +19,19 @@ from pydantic import ValidationError
 from torch import Tensor, fx, nn
 
 import qdeploy
-from qdeploy.artifact.storage import fits_one_file, stored_bytes, write
-from qdeploy.artifact.triton import write_repository
-from qdeploy.benchmark import benchmark_files, openvino
+from qdeploy.benchmark import benchmark_files
 from qdeploy.benchmark.providers import choose, works
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Batches, Data, Normalisation
-from qdeploy.deploy import validate
-from qdeploy.deploy.complexity import complexity
-from qdeploy.deploy.convert import convert
-from qdeploy.deploy.describe import describe, information_bound
 from qdeploy.deploy.export import finished, to_onnx
-from qdeploy.deploy.layer_trace import trace_layers
 from qdeploy.deploy.pixels import take_pixels
-from qdeploy.deploy.targets import find_target
-from qdeploy.deploy.tensorrt import coarser_steps
+from qdeploy.deploy.targets import find_target, openvino
+from qdeploy.deploy.targets.tensorrt import coarser_steps
+from qdeploy.deploy.triton import write_repository
 from qdeploy.errors import QdeployError
+from qdeploy.findings import explain
+from qdeploy.metrics import EpochRecord
+from qdeploy.onnx_file import fits_one_file, stored_bytes, write
 from qdeploy.pipeline.assemble import (
     data_of,
     example_input,
@@ -43,17 +40,28 @@ from qdeploy.pipeline.assemble import (
     settings_text,
     trainable,
 )
+from qdeploy.preparation.complexity import complexity
+from qdeploy.preparation.convert import convert
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.trace import trace
+from qdeploy.proof import outputs as validate
+from qdeploy.proof.description import describe, information_bound
+from qdeploy.proof.gates import gates
+from qdeploy.proof.tensors import trace_layers
 from qdeploy.recipe import ExportSection, Recipe
-from qdeploy.report.record import Accuracies, Dataset, Delivery, Record, Sizes, TensorDifference
+from qdeploy.record import (
+    Accuracies,
+    Dataset,
+    Delivery,
+    Record,
+    Sizes,
+    TensorDifference,
+)
 from qdeploy.report.write import write_report
+from qdeploy.run import RunFolder
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.device import pick_device
-from qdeploy.training.record import EpochRecord
-from qdeploy.training.run import RunFolder
 from qdeploy.training.weights import load_float_weights, load_network_state
-from qdeploy.validation import explain
 
 Which = Literal["last", "best"]
 
@@ -155,7 +163,7 @@ def export_run(
         layers=layers,
         latency=timed.latency,
         placements=timed.placements,
-        gates=validate.gates(demands, accuracy, agreement, size.onnx),
+        gates=gates(demands, accuracy, agreement, size.onnx),
         training=tuple({**epoch.row()} for epoch in trained.history),
         delivery=Delivery(
             target=trained.recipe.export.target,

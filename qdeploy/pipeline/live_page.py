@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from qdeploy import processes
+from qdeploy.metrics import read_metrics
 from qdeploy.recipe import Recipe
 from qdeploy.report.write import write_training_page
-from qdeploy.training.record import read_metrics
-from qdeploy.training.run import RunFolder
+from qdeploy.run import RunFolder
 
 AT_MOST_EVERY = 2.0  # seconds: a page takes a tenth of one, as long as an epoch of the digits
 

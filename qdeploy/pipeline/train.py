@@ -13,7 +13,7 @@ from qdeploy import processes
 from qdeploy.data import Data, Share
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
-from qdeploy.networks import network_source
+from qdeploy.network_loading import network_source
 from qdeploy.pipeline.assemble import (
     as_shipped,
     data_of,
@@ -33,11 +33,11 @@ from qdeploy.pipeline.regimes import (
 )
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import QuantizeSection, Recipe
+from qdeploy.run import RunFolder, create_run, default_path
 from qdeploy.training.console import Console
 from qdeploy.training.launch import first_process_first, launched, open_fabric
 from qdeploy.training.loop import fit
 from qdeploy.training.only_calibrate import only_calibrate
-from qdeploy.training.run import RunFolder, create_run, default_path
 from qdeploy.training.weights import load_float_weights
 
 

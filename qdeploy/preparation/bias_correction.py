@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
-from qdeploy.layers.folding import deviation as deviation_of
 from qdeploy.layers.norm import batch_moments
+from qdeploy.layers.norm import deviation as deviation_of
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.uniform import UniformWeight
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer, MovingRange
+from qdeploy.layers.modes import evaluation_mode
 from qdeploy.preparation.bias_correction import float_moments, restore_moments
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.ranges import MEAN, check_ranges, measured
@@ -104,18 +105,6 @@ def inputs_of(batch: Tensor | tuple[Tensor, ...], prepared: nn.Module) -> tuple[
     """As many tensors as forward takes; labels may follow them."""
     arguments = prepared.arguments if isinstance(prepared, PreparedNetwork) else 1
     return (batch,) if isinstance(batch, Tensor) else tuple(batch[:arguments])
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards each module has its own mode back."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

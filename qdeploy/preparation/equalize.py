@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from qdeploy.layers.folding import gamma_beta
+from qdeploy.layers.norm import gamma_beta
 from qdeploy.layers.weight import per_channel
-from qdeploy.preparation.placement import kind_of
+from qdeploy.preparation.quantizer_placement import kind_of
 from qdeploy.preparation.trace import called_module, is_tuple, shape_of
 
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)

@@ -14,7 +14,8 @@ from qdeploy.layers.channel_affine import ChannelAffine
 from qdeploy.layers.product import product_of, weight_of
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.methods import ActivationSite, WeightSite
-from qdeploy.preparation import placement, rectifiers, rewrites
+from qdeploy.preparation import quantizer_placement as placement
+from qdeploy.preparation import rectifiers, rewrites
 from qdeploy.preparation.attention import open_fused_attention, with_open_attention
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
+from qdeploy.findings import did_you_mean
 from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.fake_quantize import fake_quantize
-from qdeploy.validation import did_you_mean
 
 BINS = 8192
 STEPS = 32  # ranges that `mse` tries at a time, on each side of 0

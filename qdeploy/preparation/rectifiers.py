@@ -7,7 +7,7 @@ import operator
 from torch import fx
 
 from qdeploy.layers.activation import ActivationQuantizer, Rectifier
-from qdeploy.preparation.placement import (
+from qdeploy.preparation.quantizer_placement import (
     PLAIN_RELUS,
     ZEROING,
     is_mover,

@@ -12,8 +12,8 @@ from torch import nn
 
 from qdeploy import methods
 from qdeploy.errors import QdeployError
+from qdeploy.findings import explain
 from qdeploy.methods import Method, Options
-from qdeploy.validation import explain
 
 FLOAT = "float"
 OVERRIDE_KEYS = ("method", "weight_bits", "act_bits", "options")

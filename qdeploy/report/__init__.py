@@ -1,6 +1,6 @@
 """One record of an export, and its faces: terminal, JSON, Markdown, HTML. No torch in here."""
 
-from qdeploy.report.record import (
+from qdeploy.record import (
     Accuracies,
     Accuracy,
     Agreement,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qdeploy.report.record import Record
+from qdeploy.record import Record
 from qdeploy.report.words import percent, significant, times
 
 

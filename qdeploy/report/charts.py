@@ -19,7 +19,7 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
-from qdeploy.report.record import Layer
+from qdeploy.record import Layer
 
 FONT = "system-ui, sans-serif"
 INK, FAINT, ACCENT = "#1f2933", "#dde3ea", "#2563a8"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qdeploy.record import Record
 from qdeploy.report.charts import Row
 from qdeploy.report.progress import best_epoch
-from qdeploy.report.record import Record
 from qdeploy.report.sections import Section
 from qdeploy.report.words import percent, times
 

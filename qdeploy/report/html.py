@@ -9,13 +9,13 @@ from bokeh.resources import Resources
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
+from qdeploy.record import Record
 from qdeploy.report import sections
 from qdeploy.report.advice import advice
 from qdeploy.report.charts import bars, histogram
 from qdeploy.report.comparison import Run, comparison
 from qdeploy.report.curves import compared_curves, run_curves, run_styles
 from qdeploy.report.progress import Progress
-from qdeploy.report.record import Record
 from qdeploy.report.summary import headlines
 from qdeploy.report.words import percent, size
 

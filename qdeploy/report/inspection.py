@@ -11,7 +11,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from qdeploy.artifact.contents import Contents, FileLayer, Port, Quantized
+from qdeploy.deploy.inspect import Contents, FileLayer, Port, Quantized
 from qdeploy.report.words import significant, size
 
 SEALS = {

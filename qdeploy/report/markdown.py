@@ -1,8 +1,8 @@
 """The report as Markdown, for a pull request or a model card."""
 
+from qdeploy.record import Record
 from qdeploy.report import sections
 from qdeploy.report.advice import advice
-from qdeploy.report.record import Record
 from qdeploy.report.sections import Section
 from qdeploy.report.summary import headlines
 from qdeploy.report.words import NOT_MEASURED, exact

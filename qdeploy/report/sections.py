@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from qdeploy.benchmark import Kernel
-from qdeploy.report.record import Accuracy, Complexity, LayerWork, Record
+from qdeploy.record import Accuracy, Complexity, Kernel, LayerWork, Record
 from qdeploy.report.summary import exported
 from qdeploy.report.words import (
     NOT_MEASURED,

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from qdeploy.benchmark import Placement
-from qdeploy.report.record import FLOAT_BITS, Accuracy, Complexity, Record, Sizes
+from qdeploy.record import FLOAT_BITS, Accuracy, Complexity, Placement, Record, Sizes
 from qdeploy.report.words import (
     NOT_MEASURED,
     kernels,

@@ -10,20 +10,12 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from qdeploy.benchmark import BenchmarkResult, Latency, Placement
+from qdeploy.record import BenchmarkResult, Gate, Latency, Placement, Record, TensorDifference
 from qdeploy.report.advice import advice
 from qdeploy.report.comparison import Run, epochs, figures, method
-from qdeploy.report.record import Gate, Record, TensorDifference
 from qdeploy.report.sections import KERNEL_COLUMNS, kernel_row
 from qdeploy.report.summary import computing, covered, exceptions, headlines
-from qdeploy.report.words import (
-    exact,
-    plural,
-    provider,
-    significant,
-    size,
-    times,
-)
+from qdeploy.report.words import exact, plural, provider, significant, size, times
 
 
 def _titled(title: str, **settings: Any) -> Table:

@@ -5,12 +5,12 @@ from datetime import datetime
 from pathlib import Path
 
 from qdeploy.files import atomic_write
+from qdeploy.record import Record
 from qdeploy.report.charts import Row
 from qdeploy.report.comparison import Run
 from qdeploy.report.html import comparison_page, report_page, training_page
 from qdeploy.report.markdown import markdown
 from qdeploy.report.progress import Progress
-from qdeploy.report.record import Record
 
 
 def write_report(record: Record, folder: Path) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
-from qdeploy.training.record import EpochRecord
+from qdeploy.metrics import EpochRecord
 
 VERSION = 2
 

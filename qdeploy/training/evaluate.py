@@ -1,7 +1,6 @@
 """Loss and accuracy of a network that is left exactly as it was."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qdeploy import processes
+from qdeploy.layers.modes import evaluation_mode
 
 # Makes of a trained network what ships of it, to be tested; the network stays as it is.
 AsShipped = Callable[[nn.Module], nn.Module]
@@ -54,15 +54,3 @@ def hits_of(logits: Tensor, labels: Tensor) -> Tensor:
     """
     best = logits.topk(min(5, logits.shape[1])).indices
     return best == labels[:, None]
-
-
-@contextmanager
-def evaluation_mode(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards each module has its own mode back."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode

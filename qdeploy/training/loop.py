@@ -20,17 +20,17 @@ from qdeploy import processes
 from qdeploy.data import Data
 from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import norms_over_processes
+from qdeploy.metrics import EpochRecord, Running, write_metrics
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.recipe import TrainSection
+from qdeploy.run import RunFolder
 from qdeploy.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from qdeploy.training.console import Console, TrainingBar
 from qdeploy.training.device import channels_last, determinism
 from qdeploy.training.distillation import distillation_loss
 from qdeploy.training.evaluate import AsShipped, Metrics, evaluate, hits_of, itself
 from qdeploy.training.optimizer import adjust_optimizer, drop_frozen, make_optimizer
-from qdeploy.training.record import EpochRecord, Running, write_metrics
 from qdeploy.training.rng import seed_epoch
-from qdeploy.training.run import RunFolder
 from qdeploy.training.schedule import set_lr
 from qdeploy.training.search import is_searching, progress_of, set_progress, shipped
 from qdeploy.training.weights import load_network_state

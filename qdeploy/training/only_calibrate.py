@@ -8,14 +8,14 @@ from torch import nn
 from qdeploy import processes
 from qdeploy.data import Data
 from qdeploy.layers.norm import norms_over_processes
+from qdeploy.metrics import write_metrics
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe
+from qdeploy.run import RunFolder
 from qdeploy.training.checkpoint import Checkpoint, save_checkpoint
 from qdeploy.training.console import Console
 from qdeploy.training.evaluate import AsShipped, evaluate
-from qdeploy.training.record import write_metrics
-from qdeploy.training.run import RunFolder
 
 
 def only_calibrate(

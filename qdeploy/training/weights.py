@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.errors import QdeployError
+from qdeploy.run import RunFolder
 from qdeploy.training.checkpoint import Checkpoint, is_checkpoint, read_tensors
-from qdeploy.training.run import RunFolder
 
 NAMED_IN_ERRORS = 4
 COUNTER = "num_batches_tracked"  # older files have none, and nothing is lost without

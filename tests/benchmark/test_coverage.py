@@ -17,7 +17,8 @@ from onnxruntime.quantization import (
     quantize_static,
 )
 
-from qdeploy.benchmark import Coverage, placement
+from qdeploy.benchmark import placement
+from qdeploy.record import Coverage
 
 
 def dumped(model, tmp_path):

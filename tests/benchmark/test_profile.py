@@ -5,12 +5,12 @@ import pytest
 from graphs import float_network, integer_network, network, write
 from onnx import helper
 
-from qdeploy.artifact.storage import read
 from qdeploy.benchmark import placement
 from qdeploy.benchmark.coverage import products_of
 from qdeploy.benchmark.graph import graph_of
 from qdeploy.benchmark.profile import kernels_of, labelled, origin
 from qdeploy.errors import QdeployError
+from qdeploy.onnx_file import read
 
 
 def test_kernels_are_those_that_run_with_their_types(tmp_path):

@@ -22,11 +22,11 @@ from torch import nn
 
 import qdeploy
 from qdeploy.deploy import passes
-from qdeploy.deploy.describe import describe, information_bound
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.errors import QdeployError
 from qdeploy.models.lenet5 import lenet5
 from qdeploy.models.resnet import resnet20
+from qdeploy.proof.description import describe, information_bound
 
 FILES = [(name, "simqat w8a8") for name in NETWORKS] + [
     ("residual", "slb w1a8"), ("residual", "simqat w3a4"), ("inverted_residual", "simqat w3a4"),

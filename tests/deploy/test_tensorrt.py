@@ -9,7 +9,7 @@ from exported_networks import calibrated, calibrated_by, outputs, run, session, 
 from onnx import TensorProto, numpy_helper
 
 import qdeploy
-from qdeploy.deploy.tensorrt import coarser_steps
+from qdeploy.deploy.targets.tensorrt import coarser_steps
 from qdeploy.errors import QdeployError
 
 FILES = {

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from qdeploy import QdeployError
-from qdeploy.layers.folding import deviation, gain_of, shift_of
+from qdeploy.layers.norm import deviation, gain_of, shift_of
 from qdeploy.layers.range_norm import RangeBatchNorm1d, RangeBatchNorm2d, range_norm
 
 PUBLISHED = {"paper": (1.5, 1.8), "code": (0.81, 0.985)}

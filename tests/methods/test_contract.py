@@ -22,7 +22,7 @@ from qdeploy import methods
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.errors import QdeployError
 from qdeploy.grid import QTensor
-from qdeploy.layers.folding import gain_of
+from qdeploy.layers.norm import gain_of
 from qdeploy.layers.product import product_of
 from qdeploy.methods import ActivationSite
 from qdeploy.preparation.prepare import quantized_layer

@@ -12,11 +12,11 @@ from onnx_files import assert_the_file_predicts_what_evaluation_does, calibrated
 from pydantic import ValidationError
 
 import qdeploy
-from qdeploy.deploy.describe import describe
 from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
 from qdeploy.methods import ActivationSite, WeightSite, find
+from qdeploy.proof.description import describe
 
 TERNARY = find("ternary")
 WEIGHTS = arrays.arrays(

@@ -15,7 +15,7 @@ from command_line import RECIPE, content, digits, fails, logits, metrics, succee
 from qdeploy.pipeline.assemble import as_shipped
 from qdeploy.pipeline.export import build, integers_of, load_run
 from qdeploy.recipe import Recipe
-from qdeploy.training.run import RunFolder
+from qdeploy.run import RunFolder
 
 MEAN, STD = 0.3054, 0.3247
 WEIGHTS = {"conv1": 6 * 25, "conv2": 16 * 6 * 25, "fc1": 120 * 400, "fc2": 84 * 120, "fc3": 10 * 84}

@@ -10,7 +10,7 @@ from command_line import RECIPE, fails, succeeds
 from qdeploy.pipeline import live_page as module
 from qdeploy.pipeline.live_page import live_page
 from qdeploy.recipe import Recipe
-from qdeploy.training.run import RunFolder
+from qdeploy.run import RunFolder
 
 sys.path.append(str(Path(__file__).parents[1] / "report"))
 from parsed_page import Page

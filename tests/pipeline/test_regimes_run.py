@@ -4,7 +4,7 @@ import pytest
 import torch
 from command_line import assert_same_checkpoint, checkpoint, content, fails, metrics, succeeds
 
-from qdeploy.networks import load_network
+from qdeploy.network_loading import load_network
 from qdeploy.pipeline import train as pipeline
 from qdeploy.recipe import Recipe
 from qdeploy.training.console import Console

@@ -22,7 +22,7 @@ from command_line import (
 from published import write_mnist
 
 from qdeploy.recipe import Recipe
-from qdeploy.training.run import RunFolder
+from qdeploy.run import RunFolder
 
 SETTINGS = ("--epochs", "5", "--set", "train.float_epochs=3", "--set", "data.batch_size=200")
 

@@ -13,7 +13,7 @@ from command_line import content, digits, fails, logits, metrics, succeeds
 
 import qdeploy
 from qdeploy.pipeline.export import load_run
-from qdeploy.training.run import RunFolder
+from qdeploy.run import RunFolder
 
 BLOCKS = """
 from torch import nn

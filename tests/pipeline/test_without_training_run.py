@@ -8,7 +8,7 @@ from command_line import content, fails, logits, metrics, succeeds
 
 import qdeploy
 from qdeploy.pipeline.export import load_run
-from qdeploy.training.run import RunFolder
+from qdeploy.run import RunFolder
 
 RECIPE = """
 [model]

@@ -4,17 +4,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from qdeploy.benchmark import Coverage, Kernel, Latency, Machine, Placement, Product
-from qdeploy.report import (
+from qdeploy.record import (
     Accuracies,
     Accuracy,
     Agreement,
     BitsWork,
     Complexity,
+    Coverage,
     Dataset,
     Gate,
+    Kernel,
+    Latency,
     Layer,
     LayerWork,
+    Machine,
+    Placement,
+    Product,
     Record,
     Sizes,
 )

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 from sample_records import BARE, FULL, latency
 
+from qdeploy.record import Agreement, Delivery, Record
 from qdeploy.report.advice import advice
 from qdeploy.report.html import report_page
 from qdeploy.report.markdown import markdown
-from qdeploy.report.record import Agreement, Delivery, Record
 
 SLOW = replace(
     FULL,

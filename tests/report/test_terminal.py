@@ -6,7 +6,8 @@ import pytest
 from rich.console import Console
 from sample_records import BARE, FULL, IN_FLOAT, MACHINE, PRODUCTS
 
-from qdeploy.benchmark import BenchmarkResult, Coverage
+from qdeploy.benchmark import BenchmarkResult
+from qdeploy.record import Coverage
 from qdeploy.report import benchmark_table, kernel_table, record_table
 from qdeploy.report.table import shorten
 

@@ -4,7 +4,8 @@ import pytest
 from sample_records import BARE, FULL, epochs
 
 from qdeploy.errors import QdeployError
-from qdeploy.report import Record, write_report, write_training_page
+from qdeploy.record import Record
+from qdeploy.report import write_report, write_training_page
 
 
 def test_the_three_files_are_written_and_nothing_else(tmp_path):

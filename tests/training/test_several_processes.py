@@ -15,16 +15,16 @@ from two_processes import in_two_processes
 import qdeploy
 from qdeploy import processes
 from qdeploy.data.batches import ArrayBatches, Batches, Normalisation, Share, Shuffling
-from qdeploy.data.contents import LabelledImages
+from qdeploy.data.labelled_images import LabelledImages
 from qdeploy.data.open import Data
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import TrainSection
+from qdeploy.run import RunFolder
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.console import Console
 from qdeploy.training.launch import first_process_first, open_fabric
 from qdeploy.training.loop import fit
 from qdeploy.training.rng import seed_epoch
-from qdeploy.training.run import RunFolder
 
 SETTINGS = TrainSection(
     epochs=2, lr=0.05, weight_decay=0.01, clip_norm=1.0, label_smoothing=0.1, calibration_batches=2

@@ -1,0 +1,9 @@
+from .deploy.export import export as export
+from .errors import QdeployError as QdeployError
+from .network_loading import load_network as load_network
+from .preparation.calibrate import calibrate as calibrate
+from .preparation.complexity import complexity as complexity
+from .preparation.convert import convert as convert
+from .preparation.prepare import prepare as prepare
+
+__version__: str

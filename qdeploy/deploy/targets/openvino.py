@@ -1,0 +1,63 @@
+"""OpenVINO, a second runtime for the same file: the graph as it runs it best, and how it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import onnx_ir as ir
+
+from qdeploy.benchmark.runtime import Array, Images
+from qdeploy.errors import QdeployError
+
+
+def with_float_gates(model: ir.Model) -> None:
+    """Takes away the 8-bit rounding of what a sigmoid reads and of what it gives, in place.
+
+    OpenVINO computes a SiLU and its product in the convolution in front of it, if no rounding
+    stands in between; ONNX Runtime needs codes there. What is left out only made values coarser.
+
+    Precondition: quantizers as operators.py writes them, before other passes touch their codes.
+    """
+    for quantizer in list(model.graph):
+        if quantizer.op_type != "QuantizeLinear":
+            continue
+        reader = _only_reader(quantizer)
+        if reader is None or reader.op_type != "DequantizeLinear":
+            continue  # fewer bits: their bounds are part of what was trained
+        value = reader.outputs[0]
+        if value.is_graph_output():
+            continue
+        maker = quantizer.inputs[0].producer()  # type: ignore[union-attr]
+        made_by_sigmoid = maker is not None and maker.op_type == "Sigmoid"
+        kinds = {use.node.op_type for use in value.uses()}
+        if made_by_sigmoid or ("Sigmoid" in kinds and kinds <= {"Sigmoid", "Mul"}):
+            value.replace_all_uses_with(quantizer.inputs[0])  # type: ignore[arg-type]
+            model.graph.remove([reader, quantizer], safe=True)
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    readers = [use.node for use in node.outputs[0].uses()]
+    return readers[0] if len(readers) == 1 else None
+
+
+def load(model: Path) -> tuple[str, Callable[[Images], Array]]:
+    """OpenVINO's name with its version, and the file's logits [N, classes] of images [N, C, H, W].
+
+    On the CPU; what is not quantized is computed in float32, also where the processor has
+    narrower floats. Raises QdeployError if OpenVINO is missing or cannot read the file.
+    """
+    try:
+        openvino = import_module("openvino")
+    except ImportError:
+        raise QdeployError(
+            "target openvino checks the file with OpenVINO, which is not installed: "
+            'pip install "qdeploy[openvino]", or export with --target cpu, which OpenVINO reads as well'
+        ) from None
+    try:
+        compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    except RuntimeError as error:
+        raise QdeployError(f"OpenVINO cannot read {model}: {error}") from error
+    version = openvino.__version__.partition("-")[0]
+    return f"OpenVINO {version}", lambda images: compiled(images)[0]

@@ -1,0 +1,204 @@
+"""The graph as TensorRT's ONNX parser takes it: signed codes around zero, float biases.
+
+TensorRT quantizes symmetrically. Its parser refuses a zero point other than 0, codes that are
+neither int8 nor narrower, int32 biases behind a DequantizeLinear, and operators on codes between
+QuantizeLinear and DequantizeLinear (NVIDIA, "Explicit Quantization", and onnx-tensorrt's
+importers). So:
+
+- An activation's codes become int8, less their zero point. Where they then reach from -128 to 127
+  at most, the step stays and the values are those of training, bit for bit: symmetric ranges, and
+  7 bits of what is never negative. Elsewhere the step grows until the larger side of the range
+  ends at 127 (or -128); up to one bit is lost.
+- Bounds of fewer bits, and signs, are taken of float values, in front of the quantizer.
+- A weight's zero point is taken off its codes. A bias becomes the float that it stands for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from torch import fx
+
+from qdeploy.deploy.packing import Initialisers
+from qdeploy.errors import QdeployError
+from qdeploy.layers.integer import IntegerActivation
+
+LOWEST, HIGHEST = -128, 127
+
+Array = npt.NDArray[np.generic]
+
+
+def with_symmetric_codes(model: ir.Model) -> None:
+    """Rewrites quantizers, weights and biases, in place.
+
+    Precondition: quantizers as operators.py writes them, before other passes touch their codes.
+    Errors: QdeployError for what has no symmetric int8 form.
+    """
+    initialisers = Initialisers(model.graph)
+    known: dict[tuple[float, int], tuple[int, int]] = {}
+    for node in list(model.graph):
+        if node.op_type == "QuantizeLinear":
+            _symmetric_activation(node, model.graph, initialisers, known)
+    for node in list(model.graph):
+        if node.op_type != "DequantizeLinear" or not _is_constant(node.inputs[0]):
+            continue
+        if node.inputs[0].dtype == ir.DataType.INT32:  # type: ignore[union-attr]
+            _float_bias(node, initialisers)
+        else:
+            _symmetric_weight(node, initialisers)
+
+
+def coarser_steps(network: fx.GraphModule) -> tuple[int, int]:
+    """How many activations of a converted network get a larger step, and of how many."""
+    ranges = {
+        name: (module.grid.lowest - int(module.zero), module.grid.highest - int(module.zero))
+        for name, module in network.named_modules()
+        if isinstance(module, IntegerActivation) and module.saturates
+    }
+    return sum(_growth(*found) > 1 for found in ranges.values()), len(ranges)
+
+
+def _symmetric_activation(
+    quantizer: ir.Node,
+    graph: ir.Graph,
+    initialisers: Initialisers,
+    known: dict[tuple[float, int], tuple[int, int]],
+) -> None:
+    """known: {step and zero point: range} of what stands before; values that were only moved since
+    are rounded again on the same grid, without its bounds."""
+    end = _codes_end(quantizer)
+    readers = [use.node for use in end.uses()]
+    step = _array(readers[0].inputs[1]).astype(np.float32)
+    zero_code = int(_array(readers[0].inputs[2]))
+    low, high = known.setdefault((float(step), zero_code), _range(quantizer, end))
+    source: ir.Value = quantizer.inputs[0]  # type: ignore[assignment]
+    before = _bounded(quantizer, end, (low, high), step, initialisers)
+    if before:
+        graph.insert_before(quantizer, before)
+        source = before[-1].outputs[0]
+    scale = initialisers.constant(np.float32(step * _growth(low, high)))
+    zero = initialisers.constant(np.int8(0))
+    codes = ir.node("QuantizeLinear", [source, scale, zero])
+    graph.insert_before(quantizer, codes)
+    for reader in readers:
+        for place, value in enumerate((codes.outputs[0], scale, zero)):
+            reader.replace_input_with(place, value)
+    _remove_unused(end.producer(), graph)
+
+
+def _bounded(
+    quantizer: ir.Node,
+    end: ir.Value,
+    codes: tuple[int, int],
+    step: Array,
+    initialisers: Initialisers,
+) -> list[ir.Node]:
+    """What takes the sign of float values, or bounds them, where int8 does not end by itself."""
+    source, maker = quantizer.inputs[0], end.producer()
+    if maker is not None and maker.op_type == "Where":
+        return _sign(source, initialisers)  # type: ignore[arg-type]
+    if _saturates(quantizer, end, *codes):
+        return []
+    bounds = [initialisers.constant(np.float32(code * step)) for code in codes]
+    return [ir.node("Clip", [source, *bounds])]
+
+
+def _codes_end(quantizer: ir.Node) -> ir.Value:
+    """The codes that are read back: those of the quantizer, after a Clip or a choice of signs."""
+    value = quantizer.outputs[0]
+    while True:
+        readers = [use.node for use in value.uses()]
+        kinds = {reader.op_type for reader in readers}
+        if kinds == {"DequantizeLinear"}:
+            return value
+        if len(readers) > 1 or not kinds <= {"Clip", "GreaterOrEqual", "Where"}:
+            raise QdeployError(
+                f"target tensorrt knows no form of {', '.join(sorted(kinds)) or 'an output'} on the "
+                f"codes of {quantizer.inputs[0].name}; leave that layer in float "  # type: ignore[union-attr]
+                '(layers = {"its name" = "float"})'
+            )
+        value = readers[0].outputs[0]
+
+
+def _range(quantizer: ir.Node, end: ir.Value) -> tuple[int, int]:
+    """The lowest and the highest code less the zero point."""
+    zero = _array(next(iter(end.uses())).node.inputs[2])
+    if zero.dtype != np.uint8:
+        raise QdeployError(
+            f"target tensorrt has codes of 8 bits at most, and {quantizer.inputs[0].name} has "  # type: ignore[union-attr]
+            f"{8 * zero.dtype.itemsize}: train with act_bits = 8 or less, or leave activations in "
+            'float (act_bits = "float")'
+        )
+    maker = end.producer()
+    if maker is not None and maker.op_type in ("Clip", "Where"):
+        low, high = sorted(int(_array(bound)) for bound in maker.inputs[1:])
+    else:
+        low, high = 0, 255
+    return low - int(zero), high - int(zero)
+
+
+def _growth(low: int, high: int) -> float:
+    """What the step is multiplied by, so that the codes fit int8; 1 where they do."""
+    return max(1.0, low / LOWEST, high / HIGHEST)
+
+
+def _saturates(quantizer: ir.Node, end: ir.Value, low: int, high: int) -> bool:
+    """Whether int8 itself ends where the range does, or at 8 bits near it.
+
+    A range of 8 bits is where values were seen, not where they must end: what lies outside is
+    rounded like the rest instead of cut off, and no operator stands between a layer and its codes.
+    """
+    if end is quantizer.outputs[0]:
+        return True
+    maker = quantizer.inputs[0].producer()  # type: ignore[union-attr]
+    never_negative = low == 0 and maker is not None and maker.op_type == "Relu"
+    return (low == LOWEST or never_negative) and high == HIGHEST
+
+
+def _sign(source: ir.Value, initialisers: Initialisers) -> list[ir.Node]:
+    zero, one, minus = (initialisers.constant(np.float32(value)) for value in (0, 1, -1))
+    positive = ir.node("GreaterOrEqual", [source, zero])
+    return [positive, ir.node("Where", [positive.outputs[0], one, minus])]
+
+
+def _symmetric_weight(node: ir.Node, initialisers: Initialisers) -> None:
+    codes, zero = _array(node.inputs[0]), _array(node.inputs[2])
+    column = (-1, *[1] * (codes.ndim - 1))
+    centred = codes.astype(np.int32) - zero.astype(np.int32).reshape(column)
+    # A channel that folding mirrored has 128 for -128: one step of one weight is cut off.
+    if centred.min() < LOWEST or centred.max() > HIGHEST + 1:
+        raise QdeployError(
+            f"target tensorrt has weights of int8 without a zero point; {node.inputs[0].name} needs "  # type: ignore[union-attr]
+            f"{centred.min()}..{centred.max()}: train with symmetric weights of 8 bits or less, or "
+            "leave the layer in float"
+        )
+    node.replace_input_with(0, initialisers.constant(centred.clip(max=HIGHEST).astype(np.int8)))
+    node.replace_input_with(2, initialisers.constant(np.zeros(zero.shape, np.int8)))
+
+
+def _float_bias(node: ir.Node, initialisers: Initialisers) -> None:
+    codes, scale = _array(node.inputs[0]), _array(node.inputs[1])
+    value = initialisers.constant(codes.astype(np.float32) * scale.astype(np.float32))
+    node.outputs[0].replace_all_uses_with(value)
+    node.graph.remove(node, safe=True)  # type: ignore[union-attr]
+
+
+def _remove_unused(node: ir.Node | None, graph: ir.Graph) -> None:
+    """Removes a node that nothing reads, and what then nothing reads in front of it."""
+    if node is None or any(output.uses() for output in node.outputs):
+        return
+    makers = [value.producer() for value in node.inputs if value is not None]
+    graph.remove(node, safe=True)
+    for maker in makers:
+        _remove_unused(maker, graph)
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def _array(value: ir.Value | None) -> Array:
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()

@@ -1,0 +1,51 @@
+"""The ONNX operators that a converted network's own torch operators are exported to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnxscript import opset21 as op
+
+from qdeploy.grid import SIGN
+from qdeploy.layers import operators as operators  # registers them with torch
+from qdeploy.layers.fake_quantize import SIGN_STEP
+
+
+def _dequantize_onnx(codes: Any, scale: Any, zero: Any) -> Any:
+    if codes.dtype == ir.DataType.INT32:
+        return op.DequantizeLinear(codes, scale, axis=0)
+    # A weight needs an explicit zero point, or ONNX Runtime makes no QGemm of it.
+    return op.DequantizeLinear(codes, scale, zero, axis=0)
+
+
+def _quantize_dequantize_onnx(x: Any, scale: Any, zero: Any, low: int, high: int) -> Any:
+    codes = op.QuantizeLinear(x, scale, zero)
+    if zero.dtype == ir.DataType.UINT8 and (low, high) != (0, 255):
+        # QuantizeLinear saturates at 8 bits. On the integer side a clip keeps the fused kernels.
+        codes = op.Clip(codes, _uint8(low), _uint8(high))
+    return op.DequantizeLinear(codes, scale, zero)
+
+
+def _uint8(value: int) -> Any:
+    constant: Any = op.Constant(value_int=value)
+    return op.Cast(constant, to=ir.DataType.UINT8)
+
+
+def _sign_onnx(x: Any) -> Any:
+    """Compares integer codes, so that the kernels on both sides stay integer."""
+    zero = _uint8(128)
+    codes = op.QuantizeLinear(x, op.Constant(value_float=SIGN_STEP), zero)
+    low, high = map(_uint8, SIGN.codes)
+    signs: Any = op.Where(op.GreaterOrEqual(codes, zero), high, low)
+    one: Any = op.Constant(value_float=1.0)
+    return op.DequantizeLinear(signs, one, zero)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.qdeploy.dequantize.default: _dequantize_onnx,
+    torch.ops.qdeploy.quantize_dequantize.default: _quantize_dequantize_onnx,
+    torch.ops.qdeploy.sign.default: _sign_onnx,
+}

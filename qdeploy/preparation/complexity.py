@@ -1,0 +1,146 @@
+"""What a network computes for one input: products by bit width, and bit operations.
+
+A multiply-accumulate (MAC) is one product of a convolution, a Linear layer or a matrix product, as
+in the published 1.81 G of ResNet-18; norms, biases, activations and poolings are not counted.
+
+Bit operations are MACs x weight bits x activation bits, 32 for float (van Baalen et al., Bayesian
+Bits, NeurIPS 2020, arXiv 2005.07093).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from qdeploy.errors import QdeployError
+from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.integer import IntegerLayer
+from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.quantizer_placement import is_mover
+from qdeploy.preparation.trace import called_module, is_float_tensor, trace
+from qdeploy.record import FLOAT_BITS, BitsWork, Complexity, LayerWork
+
+
+def complexity(network: nn.Module, example_input: Tensor) -> Complexity:
+    """The work of a float network, or of what qdeploy.prepare gave, trained or not.
+
+    example_input   [N, ...], of the size that the network is made for; the first of it is run
+
+    PyTorch's own counter counts; it does not see inside LSTM layers. Errors: QdeployError for a
+    network that torch.fx cannot trace or that does not take the input.
+    """
+    example = example_input[:1].cpu()
+    graph = runnable(network, example)
+    counter = ProductCounter(graph)
+    counter.run(example)
+    layers = tuple(layers_of(graph, counter.macs))
+    return Complexity(
+        parameters=sum(layer.parameters for layer in layers),
+        macs=sum(layer.macs for layer in layers),
+        bit_operations=sum(layer.bit_operations for layer in layers),
+        by_bits=tuple(by_bits(layers)),
+        layers=layers,
+    )
+
+
+def runnable(network: nn.Module, example_input: Tensor) -> fx.GraphModule:
+    """A traced copy in evaluation mode, whose activation quantizers need no range beforehand."""
+    if any(isinstance(module, IntegerLayer) for module in network.modules()):
+        raise QdeployError("complexity takes what qdeploy.prepare returned, before convert")
+    graph = copy.deepcopy(network).cpu().eval()
+    if not isinstance(graph, PreparedNetwork):
+        return trace(graph, example_input)
+    for module in graph.modules():
+        if isinstance(module, ActivationQuantizer):
+            module.calibrating = True
+    return graph.network
+
+
+class ProductCounter(fx.Interpreter):
+    """Runs a graph and counts the products of each node.
+
+    Not under no_grad, and with attention in its plain form: PyTorch's fused kernels hide products.
+    """
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__(network)
+        self.macs: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            value = super().run_node(n)
+        self.macs[n] = counter.get_total_flops() // 2  # it counts the additions as well
+        return value
+
+
+def layers_of(network: fx.GraphModule, macs: Mapping[fx.Node, int]) -> Iterator[LayerWork]:
+    """What multiplies or holds parameters, in the order the network runs it.
+
+    A layer that is called twice is one layer with the work of both calls.
+    """
+    calls: dict[str, list[fx.Node]] = {}
+    for node in network.graph.nodes:
+        named = node.op in ("call_module", "get_attr")
+        calls.setdefault(str(node.target) if named else node.name, []).append(node)
+    for name, nodes in calls.items():
+        products, parameters = sum(macs[node] for node in nodes), parameters_of(nodes[0], network)
+        if products or parameters:
+            yield layer_work(name, nodes[0], network, products, parameters)
+
+
+def layer_work(
+    name: str, node: fx.Node, network: fx.GraphModule, macs: int, parameters: int
+) -> LayerWork:
+    module = called_module(node, network)
+    kind = type(module).__name__ if module else getattr(node.target, "__name__", node.op)
+    if isinstance(module, QuantizedLayer):
+        kind = module.kind
+    weight_bits, act_bits = bits_of(node, network)
+    operations = macs * (weight_bits or FLOAT_BITS) * (act_bits or FLOAT_BITS)
+    return LayerWork(name, kind, weight_bits, act_bits, parameters, macs, operations)
+
+
+def bits_of(node: fx.Node, network: fx.GraphModule) -> tuple[int | None, int | None]:
+    """Bits of a layer's weight and of the tensor that it reads; None for float."""
+    layer = called_module(node, network)
+    if not isinstance(layer, QuantizedLayer):
+        return None, None
+    source = node.all_input_nodes[0]
+    while is_mover(source, network):
+        source = next(filter(is_float_tensor, source.all_input_nodes))
+    read = called_module(source, network)
+    act_bits = read.grid.bits if isinstance(read, ActivationQuantizer) else None
+    return layer.quantizer.grid.bits, act_bits
+
+
+def parameters_of(node: fx.Node, network: fx.GraphModule) -> int:
+    """Those that the float network has here, the BatchNorm joined with a layer among them."""
+    module = called_module(node, network)
+    if isinstance(module, QuantizedLayer):
+        bias = () if module.bias is None else (module.bias,)
+        norm = () if module.norm is None else module.norm.parameters()
+        return module.quantizer().numel() + sum(p.numel() for p in (*bias, *norm))
+    if isinstance(module, ActivationQuantizer):
+        return 0
+    if module is not None:
+        return sum(parameter.numel() for parameter in module.parameters())
+    used = dict(network.named_parameters()) if node.op == "get_attr" else {}
+    return used[str(node.target)].numel() if node.target in used else 0
+
+
+def by_bits(layers: tuple[LayerWork, ...]) -> Iterator[BitsWork]:
+    """The layers that multiply, together by their bits, from few to many."""
+    groups: dict[tuple[int | None, int | None], list[LayerWork]] = {}
+    for layer in layers:
+        if layer.macs:
+            groups.setdefault((layer.weight_bits, layer.act_bits), []).append(layer)
+    for bits in sorted(groups, key=lambda bits: [count or FLOAT_BITS for count in bits]):
+        group = groups[bits]
+        macs = sum(layer.macs for layer in group)
+        yield BitsWork(*bits, len(group), macs, sum(layer.bit_operations for layer in group))

@@ -1,0 +1,198 @@
+"""convert: the search stops and the integers are kept."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+from qdeploy.errors import QdeployError
+from qdeploy.grid import SIGN, Array, Grid, QTensor
+from qdeploy.layers.activation import ActivationQuantizer, Rectifier
+from qdeploy.layers.bias import (
+    finest_multiples,
+)
+from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm, IntegerSign
+from qdeploy.layers.norm import gain_of, shift_of
+from qdeploy.layers.product import (
+    Convolution,
+    Product,
+    TiledConvolution,
+    TransposedConvolution,
+)
+from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.preparation.prepare import insert_after
+from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.quantizer_placement import PLAIN_RELUS, is_mover, is_rectifier, kind_of
+from qdeploy.preparation.trace import (
+    called_module,
+    is_float_tensor,
+    is_silent,
+    is_tuple,
+    shape_of,
+)
+
+
+def convert(prepared: PreparedNetwork) -> fx.GraphModule:
+    """The integer network: int8 codes, one scale a channel, int32 biases; no trace of the method.
+
+    Works on a copy, in evaluation mode on the CPU. Errors: QdeployError if activations were
+    never observed.
+    """
+    if not isinstance(prepared, PreparedNetwork):
+        raise QdeployError(
+            f"convert takes what qdeploy.prepare returned, not {type(prepared).__name__}"
+        )
+    network = copy.deepcopy(prepared.network).cpu().eval()
+    integer_activations(network)
+    without_dropout(network)
+    repeat_after_movers(network)
+    integer_layers(network)
+    integer_norms(network)
+    network.graph.lint()
+    network.recompile()
+    return network
+
+
+def integer_activations(network: fx.GraphModule) -> None:
+    for name, module in list(network.named_modules()):
+        if isinstance(module, ActivationQuantizer):
+            integer = IntegerSign if module.grid == SIGN else IntegerActivation
+            network.set_submodule(name, integer(*module.qparams(), module.grid))
+
+
+def without_dropout(network: fx.GraphModule) -> None:
+    for node in list(network.graph.nodes):
+        if is_silent(called_module(node, network)):
+            node.replace_all_uses_with(node.args[0])
+            network.graph.erase_node(node)
+
+
+def repeat_after_movers(network: fx.GraphModule) -> None:
+    """Quantizes what a mover (pooling by maximum, flatten, concat) gives, on the grid it read.
+
+    The values are on that grid already. Saying so again lets the runtime move codes, not floats.
+    """
+    for node in list(network.graph.nodes):
+        if not is_mover(node, network) or is_tuple(node):
+            continue
+        sources = filter(is_float_tensor, node.all_input_nodes)
+        quantizers = [source_activation(source, network) for source in sources]
+        if len({quantizer and quantizer.step for quantizer in quantizers}) == 1 and quantizers[0]:
+            network.add_submodule(f"moved.{node.name}", quantizers[0].again())
+            insert_after(node, f"moved.{node.name}", network.graph)
+
+
+def source_activation(node: fx.Node, network: fx.GraphModule) -> IntegerActivation | None:
+    """The quantizer that made this value; None if it is not quantized."""
+    # The parts that chunk, split and unbind give are quantized where they are taken out.
+    while is_tuple(node):
+        node = node.all_input_nodes[0]
+    module = called_module(node, network)
+    return module if isinstance(module, IntegerActivation) else None
+
+
+def integer_layers(network: fx.GraphModule) -> None:
+    """Replaces each quantized layer, once for each place that calls it: its bias step differs."""
+    places = [(node, called_module(node, network)) for node in network.graph.nodes]
+    replaced: set[str] = set()
+    for node, layer in places:
+        if not isinstance(layer, QuantizedLayer):
+            continue
+        if node.target in replaced:
+            node.target = unused_name(str(node.target), network)
+        replaced.add(node.target)
+        quantizer = source_activation(node.all_input_nodes[0], network)
+        weight, bias = layer.integers()
+        product = layer.product.shipped
+        if isinstance(product, TransposedConvolution) and product.tiles:
+            product, weight, bias = tiled(product, weight, bias)
+        fits = quantizer is not None and has_kernel(quantizer, product, weight)
+        source = quantizer if fits else None
+        thresholds = thresholds_behind(node, network)
+        integers = IntegerLayer(layer.kind, product, weight, bias, source, thresholds)
+        network.add_submodule(node.target, integers)
+
+
+def thresholds_behind(node: fx.Node, network: fx.GraphModule) -> Array | None:
+    """Where the code changes to which a layer's output is rounded, if that is all that reads it."""
+    rectified = False
+    while len(node.users) == 1:
+        (node,) = node.users
+        module = called_module(node, network)
+        if isinstance(module, IntegerActivation):
+            # Of 16 bits there are too many to mind, and one step of them is nothing.
+            return module.thresholds(rectified) if module.zero.dtype == torch.uint8 else None
+        if kind_of(node, network) not in PLAIN_RELUS | {Rectifier}:
+            return None
+        rectified = True
+    return None
+
+
+def integer_norms(network: fx.GraphModule) -> None:
+    """Makes each BatchNorm between integer tensors a convolution of one weight a channel.
+
+    One weight with a scale of its own is exact, and such a convolution has an integer kernel.
+    """
+    for node in list(network.graph.nodes):
+        norm = called_module(node, network)
+        if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or len(shape_of(node)) < 3:
+            continue
+        source = source_activation(node.all_input_nodes[0], network)
+        if source is None or source.zero.dtype != torch.uint8 or not is_rounded(node, network):
+            continue
+        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        gain, bias = gain_of(norm).detach(), shift_of(norm, None).detach()
+        dimensions = len(shape_of(node)) - 2
+        multiples = finest_multiples(bias / (gain.abs() * source.scale))
+        codes = torch.where(gain < 0, -multiples, multiples).to(torch.int8)
+        weight = QTensor(
+            codes.reshape(-1, 1, *[1] * dimensions).numpy(),
+            (gain.abs() / multiples).numpy(),
+            np.zeros(len(gain), np.int8),
+            Grid.signed(8),
+        )
+        product = Convolution.depthwise(len(gain), dimensions)
+        name = type(norm).__name__
+        network.set_submodule(str(node.target), IntegerNorm(name, product, weight, bias, source))
+
+
+def tiled(
+    product: TransposedConvolution, weight: QTensor, bias: Tensor
+) -> tuple[TiledConvolution, QTensor, Tensor]:
+    """A transposed convolution whose squares do not overlap, as a pointwise one: integer kernels."""
+    size = product.stride[0]
+    squares = size * size
+    codes = weight.codes.transpose(0, 2, 3, 1).reshape(len(weight.codes) * squares, -1, 1, 1)
+    scale, zero = weight.scale.repeat(squares), weight.zero.repeat(squares)
+    spread = QTensor(codes, scale, zero, weight.grid)
+    return TiledConvolution(size), spread, bias.repeat_interleave(squares)
+
+
+def is_rounded(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether all that reads the value rounds it, perhaps behind a ReLU, to more than a sign."""
+    readers = [called_module(user, network) for user in node.users]
+    if len(node.users) == 1 and is_rectifier(user := next(iter(node.users)), network):
+        return is_rounded(user, network)
+    kinds = {type(reader) for reader in readers}
+    return kinds == {IntegerActivation}
+
+
+def has_kernel(activation: IntegerActivation, product: Product, weight: QTensor) -> bool:
+    """Whether an integer kernel takes both: uint8 activations and int8 weights.
+
+    ONNX Runtime has none for a transposed convolution, whose weight is then read at load.
+    """
+    if isinstance(product, TransposedConvolution):
+        return False
+    return activation.zero.dtype == torch.uint8 and weight.codes.dtype == np.int8
+
+
+def unused_name(name: str, network: nn.Module) -> str:
+    """`name`_2, or the next number that no module has."""
+    taken = {path for path, _ in network.named_modules()}
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    return next(path for path in numbered if path not in taken)

@@ -1,0 +1,1 @@
+"""The file against the network it came from."""

@@ -1,0 +1,36 @@
+"""Gates: the user's limits against what was measured."""
+
+from __future__ import annotations
+
+from qdeploy.recipe import ExportSection
+from qdeploy.record import Accuracies, Agreement, Gate
+
+
+def gates(
+    limits: ExportSection, accuracy: Accuracies, agreement: Agreement | None, size: int
+) -> tuple[Gate, ...]:
+    """The user's limits against what was measured; what was not measured does not pass.
+
+    max_drop is in percentage points of top-1 against the float network, or the trained one
+    where there is no float one; min_agreement a share; max_size in bytes.
+    """
+    measured = {
+        "max_drop": top1_drop(accuracy),
+        "min_agreement": None if agreement is None else agreement.top1,
+        "max_size": size,
+    }
+    found = []
+    for name, value in measured.items():
+        limit = getattr(limits, name)
+        if limit is not None:
+            worst = value is None or (value < limit if name.startswith("min") else value > limit)
+            found.append(Gate(name, limit, value, not worst))
+    return tuple(found)
+
+
+def top1_drop(accuracy: Accuracies) -> float | None:
+    """Percentage points of top-1 that the file lost."""
+    reference = accuracy.float or accuracy.trained
+    if reference is None or accuracy.onnx is None:
+        return None
+    return 100 * (reference.top1 - accuracy.onnx.top1)

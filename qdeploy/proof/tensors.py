@@ -1,0 +1,105 @@
+"""Which layer breaks: every quantized tensor of the file against the training network's.
+
+A file can disagree with its network although each layer is right, because a value on a rounding
+tie tips over and later layers amplify it. So both networks run on the same images, and each
+quantized tensor is compared in steps of its own grid.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+
+from qdeploy.benchmark.runtime import open_session
+from qdeploy.deploy.export import finished, to_onnx
+from qdeploy.layers.integer import IntegerActivation
+from qdeploy.preparation.convert import convert
+from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.quantizer_placement import is_rectifier
+from qdeploy.preparation.trace import called_module
+from qdeploy.record import TensorDifference
+
+Values = npt.NDArray[np.float32]
+
+
+def trace_layers(
+    prepared: PreparedNetwork, images: Tensor, provider: str = "auto"
+) -> list[TensorDifference]:
+    """Runs the training network in evaluation mode and the ONNX file on `images` [N, C, H, W].
+
+    The file is exported once more with every quantized tensor as an output beside the logits;
+    ONNX Runtime's integer kernels stay as they are.
+    """
+    converted = convert(prepared)
+    scales = quantized_tensors(converted)
+    expected = Recorder(prepared, set(scales)).recorded(images.cpu())
+    labels = {name: label(name, converted) for name in scales}
+    expose(converted, list(scales))
+    proto = finished(to_onnx(converted, images, ["logits", *scales]), True, {})
+    session = open_session(proto.SerializeToString(), provider)
+    _, *found = session.inference.run(None, {"input": images.cpu().numpy()})
+    return [
+        compare(labels[name], expected[name].numpy(), values, scale)
+        for (name, scale), values in zip(scales.items(), found, strict=True)
+    ]
+
+
+def quantized_tensors(converted: fx.GraphModule) -> dict[str, float]:
+    """Node and scale of each place where values are rounded, in the order of the graph."""
+    modules = ((node.name, called_module(node, converted)) for node in converted.graph.nodes)
+    return {
+        name: module.scale.item()
+        for name, module in modules
+        if isinstance(module, IntegerActivation) and module.saturates
+    }
+
+
+def label(name: str, network: fx.GraphModule) -> str:
+    """A quantized tensor in the user's words: the layer that made it, and its ReLU."""
+    node = next(node for node in network.graph.nodes if node.name == name).all_input_nodes[0]
+    if is_rectifier(node, network):
+        return f"{_maker(node.all_input_nodes[0])}, {node.name}"
+    return _maker(node)
+
+
+def _maker(node: fx.Node) -> str:
+    return str(node.target) if node.op in ("call_module", "placeholder") else node.name
+
+
+class Recorder(fx.Interpreter):
+    """Runs a copy of a training network in evaluation mode and keeps the values of the named nodes."""
+
+    def __init__(self, prepared: PreparedNetwork, names: set[str]) -> None:
+        super().__init__(copy.deepcopy(prepared.network).cpu().eval())
+        self.names = names
+        self.values: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n.name in self.names:
+            self.values[n.name] = value
+        return value
+
+    @torch.inference_mode()
+    def recorded(self, images: Tensor) -> dict[str, Tensor]:
+        self.run(images)
+        return self.values
+
+
+def expose(network: fx.GraphModule, names: list[str]) -> None:
+    """Adds the named nodes to what the network returns."""
+    nodes = {node.name: node for node in network.graph.nodes}
+    output = next(node for node in network.graph.nodes if node.op == "output")
+    output.args = ((output.args[0], *(nodes[name] for name in names)),)
+    network.recompile()
+
+
+def compare(name: str, expected: Values, found: Values, scale: float) -> TensorDifference:
+    """Differences in whole steps of `scale`."""
+    steps = np.abs(np.rint((expected - found) / scale)).astype(np.int64)
+    return TensorDifference(name, steps.size, float((steps > 0).mean()), int(steps.max()))

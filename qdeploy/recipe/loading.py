@@ -1,0 +1,152 @@
+"""From a file or a name of the zoo to the table of a recipe: `extends` followed, overrides applied."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any
+
+from qdeploy.errors import QdeployError
+from qdeploy.findings import did_you_mean
+
+_ZOO = "qdeploy.models.recipes"
+
+
+def read_table(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The recipe's table, as nested dicts, not yet validated; see `Recipe.load`."""
+    file = _recipe_file(str(source))
+    table = _with_base(_parse(file), [os.path.normpath(source)])
+    for override in sorted(overrides, key=_names_method, reverse=True):
+        if _names_method(override):
+            _set_method(table, _value(override.partition("=")[2]))
+        _assign(table, override)
+    table.setdefault("name", Path(file.name).stem)
+    return table
+
+
+def _names_method(override: str) -> bool:
+    """Such an override goes first: those of its options would be lost to the method before."""
+    return _key_path(override) == ["quantize", "method"]
+
+
+def zoo_recipes() -> list[str]:
+    """The names of the recipes that come with qdeploy, in alphabetical order."""
+    names = (Path(file.name) for file in files(_ZOO).iterdir())
+    return sorted(name.stem for name in names if name.suffix == ".toml")
+
+
+def zoo_summary(name: str) -> str:
+    """What a zoo recipe says of itself in its first line, a comment."""
+    return _recipe_file(name).read_text("utf-8").partition("\n")[0].removeprefix("#").strip()
+
+
+def _recipe_file(source: str) -> Traversable:
+    if source.endswith(".toml"):
+        return Path(source)
+    if source in zoo_recipes():
+        return files(_ZOO) / f"{source}.toml"
+    raise QdeployError(
+        f"no recipe {source!r} in the zoo.{did_you_mean(source, zoo_recipes())}"
+        " `qdeploy models` lists the zoo; your own recipe is given as a path that ends in .toml."
+    )
+
+
+def _parse(file: Traversable) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text("utf-8"))
+    except OSError as error:
+        raise QdeployError(f"cannot read the recipe {file}: {error.strerror}") from error
+    except ValueError as error:  # TOMLDecodeError, which names line and column, or not UTF-8
+        raise QdeployError(f"{file} is not valid TOML: {error}") from error
+
+
+def _with_base(table: dict[str, Any], chain: list[str]) -> dict[str, Any]:
+    """`table` with what it leaves out taken from the recipe that it extends, and so on.
+
+    `chain` holds the recipes on the way, the one of `table` last.
+    """
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise QdeployError(
+            f"{chain[-1]}: extends: given {base!r}, allowed: a recipe's name or path"
+        )
+    source = base
+    if base.endswith(".toml"):
+        source = os.path.normpath(Path(chain[-1]).parent / base)
+    if source in chain:
+        raise QdeployError(
+            f"recipes extend each other in a circle: {' -> '.join([*chain, source])}"
+        )
+    inherited = _with_base(_parse(_recipe_file(source)), [*chain, source])
+    inherited.pop("name", None)
+    if source.endswith(".toml"):
+        _anchor(inherited, Path(source).parent)
+    if "method" in table.get("quantize", {}):
+        _set_method(inherited, table["quantize"]["method"])
+    return _merged(inherited, table)
+
+
+def _anchor(table: dict[str, Any], folder: Path) -> None:
+    """Makes the paths of a recipe that stand beside it absolute, for one in another folder."""
+    for section, key in (("model", "network"), ("model", "weights"), ("data", "root")):
+        given = table.get(section, {}).get(key)
+        if isinstance(given, str) and (folder / given.partition(":")[0]).exists():
+            table[section][key] = str(folder.resolve() / given)
+
+
+def _set_method(table: dict[str, Any], method: object) -> None:
+    """Gives a recipe a method; options of another are not its own."""
+    quantize = table.setdefault("quantize", {})
+    if quantize.get("method") != method:
+        quantize.pop("options", None)
+    quantize["method"] = method
+
+
+def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the keys of `table` over it, table by table."""
+    merged = dict(base)
+    for key, value in table.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _assign(table: dict[str, Any], override: str) -> None:
+    """Sets the key that `override` names, making the tables on the way."""
+    *parents, last = _key_path(override)
+    for parent in parents:
+        if not isinstance(table.get(parent), dict):
+            table[parent] = {}
+        table = table[parent]
+    table[last] = _value(override.partition("=")[2])
+
+
+def _key_path(override: str) -> list[str]:
+    """The segments of an override's dotted key; quotes and dots are as TOML reads them."""
+    key, equals, _ = override.partition("=")
+    try:
+        table = tomllib.loads(f"{key} {equals} 0")
+    except tomllib.TOMLDecodeError:
+        raise QdeployError(
+            f"override {override!r} cannot be read; allowed: section.key=value, a glob in"
+            ' quotes, such as train.lr=0.01 or quantize.layers."conv*".weight_bits=2'
+        ) from None
+    path = []
+    while isinstance(table, dict):
+        [(segment, table)] = table.items()
+        path.append(segment)
+    return path
+
+
+def _value(text: str) -> Any:
+    """`text` as a TOML value; what is none is the text itself, so that words need no quotes."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text.strip()

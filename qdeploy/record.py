@@ -1,0 +1,398 @@
+"""The record of one export: every number that the report shows, as data.
+
+Shares and accuracies are fractions of 1, sizes are bytes, times are milliseconds. What was not
+measured is None, or an empty tuple.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from qdeploy.errors import QdeployError
+
+FLOAT_BITS = 32  # what float counts as in bit operations
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a reader must know to compare a latency.
+
+    Attributes:
+        cores: logical cores that this process may use.
+        gpu: the name of the first NVIDIA GPU, None where there is none.
+    """
+
+    cpu: str
+    cores: int
+    gpu: str | None
+    system: str
+    python: str
+    onnxruntime: str
+
+
+@dataclass(frozen=True)
+class Latency:
+    """One file at one batch size: times of a whole run, from images to logits in host memory.
+
+    Attributes:
+        file: the file's label, its name unless two files share it.
+        speedup: the first file's median over this file's, both from the same rounds.
+        rounds: how many runs the percentiles are taken from.
+    """
+
+    file: str
+    batch: int
+    provider: str
+    threads: int
+    file_bytes: int
+    load_ms: float
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_second: float
+    speedup: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One node that ONNX Runtime ran.
+
+    Attributes:
+        layer: the node of the file that it began with; None for what ONNX Runtime added.
+        operator: as ONNX Runtime calls it: "QLinearConv".
+        reads: the type of its first input, as ONNX Runtime calls it: "uint8", "float".
+        writes: the type of its first output.
+        ms: the median over runs.
+        share: of the time of all kernels; None on a GPU, where this times the launch alone.
+    """
+
+    layer: str | None
+    operator: str
+    provider: str
+    reads: str
+    writes: str
+    ms: float
+    share: float | None
+
+
+@dataclass(frozen=True)
+class Product:
+    """One convolution or matrix product of a file.
+
+    Attributes:
+        layer: the node's name, or its operator and number.
+        operator: what the file calls for: "Conv".
+        quantized: whether the file gives it a quantized weight and a quantized input.
+        kernel: what computed it, None where that was part of another kernel.
+        integer: whether that kernel computed in integers.
+        reason: why not, for a quantized one; and why so, for a float one.
+    """
+
+    layer: str
+    operator: str
+    quantized: bool
+    kernel: str | None
+    integer: bool
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How many of the quantized products of a file ran on integer kernels."""
+
+    integer: int
+    quantized: int
+
+
+FLOAT_PRODUCTS = {
+    "Conv",
+    "ConvTranspose",
+    "FusedConv",
+    "Gemm",
+    "FusedGemm",
+    "MatMul",
+    "FusedMatMul",
+}
+
+
+INTEGER_PRODUCTS = {
+    "ConvInteger",
+    "DynamicQuantizeMatMul",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "QGemm",
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What ONNX Runtime made of one file.
+
+    Attributes:
+        file: the file's label.
+        operators: {operator: count} of the graph after all optimisations; an operator outside
+            ONNX's own domain is "domain::operator" ("com.microsoft::QGemm"). None on TensorRT,
+            which compiles operators into engines that cannot be listed.
+        providers: {provider: {operator: count}} as the nodes were dealt out, which is before
+            QuantizeLinear and DequantizeLinear are fused into the operator between them.
+        kernels: what ran, in order, with times; empty in records of older versions.
+        products: every convolution and matrix product of the file; none on TensorRT.
+        coverage: of the quantized ones; None on TensorRT, and in records of older versions.
+    """
+
+    file: str
+    operators: dict[str, int] | None
+    providers: dict[str, dict[str, int]]
+    kernels: tuple[Kernel, ...] = ()
+    products: tuple[Product, ...] = ()
+    coverage: Coverage | None = None
+
+    @property
+    def integer_kernels(self) -> dict[str, int]:
+        """{kernel: count} of the operators that compute on integers; domains are left out."""
+        kernels = self._kernels().items()
+        return {k: n for k, n in kernels if k.startswith("QLinear") or k in INTEGER_PRODUCTS}
+
+    @property
+    def float_kernels(self) -> dict[str, int]:
+        """{kernel: count} of the convolutions and matrix products that compute in float."""
+        return {k: n for k, n in self._kernels().items() if k in FLOAT_PRODUCTS}
+
+    def _kernels(self) -> dict[str, int]:
+        kernels: Counter[str] = Counter()
+        for operator, count in (self.operators or {}).items():
+            kernels[operator.rpartition("::")[2]] += count
+        return kernels
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """Several files on one machine: a latency per file and batch size, a placement per file."""
+
+    machine: Machine
+    latency: tuple[Latency, ...]
+    placements: tuple[Placement, ...]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The data that accuracy and agreement were measured on."""
+
+    title: str
+    test_samples: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Fractions of the test set; top5 is None where there are too few classes for it."""
+
+    top1: float
+    top5: float | None
+
+
+@dataclass(frozen=True)
+class Accuracies:
+    """The float network, the training network in evaluation mode, and the ONNX file."""
+
+    float: Accuracy | None
+    trained: Accuracy | None
+    onnx: Accuracy | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The ONNX file against the training network in evaluation mode, over `samples` images.
+
+    Attributes:
+        top1: the fraction of images that both put in the same class.
+        max_logit_difference: the largest absolute difference of a logit; the mean is over all.
+    """
+
+    top1: float
+    max_logit_difference: float
+    mean_logit_difference: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of the ONNX file, of its float32 and its unpacked int8 twin, and the lower bound.
+
+    Attributes:
+        bound: bits x weights / 8, and 4 bytes for each scale, bias and float weight.
+    """
+
+    onnx: int
+    float: int | None
+    int8: int | None
+    bound: int | None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer as it ships.
+
+    Attributes:
+        weight_bits: bits of a code; None for a layer left in float, as is act_bits.
+        weights: how many weights there are.
+        levels: {code: how many weights hold it}, empty for a layer left in float.
+        weight_bytes: what the weights take in the file.
+        bound_bytes: the layer's part of Sizes.bound.
+    """
+
+    name: str
+    kind: str
+    weight_bits: int | None
+    act_bits: int | None
+    weights: int
+    levels: dict[int, int]
+    weight_bytes: int
+    bound_bytes: int
+
+
+@dataclass(frozen=True)
+class LayerWork:
+    """What one layer computes for one input.
+
+    Attributes:
+        weight_bits: None for float, as is act_bits.
+        parameters: those of the float layer and of the BatchNorm joined with it.
+        macs: multiply-accumulates: products of a convolution, Linear layer or matrix product.
+        bit_operations: macs x weight bits x activation bits, FLOAT_BITS for float.
+    """
+
+    name: str
+    kind: str
+    weight_bits: int | None
+    act_bits: int | None
+    parameters: int
+    macs: int
+    bit_operations: int
+
+
+@dataclass(frozen=True)
+class BitsWork:
+    """What the layers of one pair of bit widths compute together."""
+
+    weight_bits: int | None
+    act_bits: int | None
+    layers: int
+    macs: int
+    bit_operations: int
+
+
+@dataclass(frozen=True)
+class Complexity:
+    """What the network computes for one input: in all, by bit width, and by layer."""
+
+    parameters: int
+    macs: int
+    bit_operations: int
+    by_bits: tuple[BitsWork, ...]
+    layers: tuple[LayerWork, ...]
+
+
+@dataclass(frozen=True)
+class TensorDifference:
+    """One quantized tensor, the ONNX file against the training network.
+
+    Attributes:
+        share: the fraction of elements that differ; max_steps: by how many steps of its grid.
+    """
+
+    name: str
+    elements: int
+    share: float
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A demand on the export; value is None where it could not be measured."""
+
+    name: str
+    limit: float
+    value: float | None
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What the file is made for, and what its runtime made of it.
+
+    Attributes:
+        target: the runtime: cpu, tensorrt or openvino.
+        input: how images go in: "float32", or uint8 and where they are normalised.
+        activations: how many there are that a target without zero points rounds by a larger step
+            than training did, and how many in all; None for other targets.
+        runtime: the target's own runtime if it ran the file, such as "OpenVINO 2026.4.1".
+        agreement: that runtime against ONNX Runtime, on the same file and images.
+    """
+
+    target: str = "cpu"
+    input: str = "float32"
+    activations: tuple[int, int] | None = None
+    runtime: str | None = None
+    agreement: Agreement | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One export, with the run that it came from.
+
+    Attributes:
+        name: the recipe's name.
+        file: the ONNX file's label in `latency` and `placements`.
+        version: the version of qdeploy; created: the time in ISO 8601.
+        settings: every setting of the quantization in words, as print(prepared) gives them.
+        latency: as benchmark_files gives it, the file to compare with in front.
+        training: the lines of metrics.csv, {column: value}.
+        delivery: what the file is made for.
+    """
+
+    name: str
+    file: str
+    version: str
+    created: str
+    machine: Machine
+    recipe: dict[str, Any]
+    method: str
+    settings: str
+    dataset: Dataset
+    accuracy: Accuracies
+    agreement: Agreement | None
+    size: Sizes
+    complexity: Complexity
+    layers: tuple[Layer, ...]
+    latency: tuple[Latency, ...]
+    placements: tuple[Placement, ...]
+    gates: tuple[Gate, ...]
+    training: tuple[dict[str, float | None], ...]
+    delivery: Delivery = Delivery()
+
+    def to_json(self) -> str:
+        """The record as JSON; from_json gives it back, equal."""
+        return _ADAPTER.dump_json(self, indent=2).decode()
+
+    @classmethod
+    def from_json(cls, text: str) -> "Record":
+        """Reads what to_json wrote.
+
+        Raises:
+            QdeployError: the text is not JSON, or holds no record.
+        """
+        try:
+            return _ADAPTER.validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the text"
+            raise QdeployError(
+                f"this is no report of qdeploy: {place}: {first['msg']}. "
+                "Give the report.json of a run, or export the run again."
+            ) from error
+
+
+_ADAPTER = TypeAdapter(Record)

@@ -1,0 +1,131 @@
+"""Runs small enough to train in milliseconds, with everything that makes resuming hard."""
+
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from qdeploy.recipe import DataSection, ModelSection, Recipe, TrainSection
+from qdeploy.run import RunFolder
+from qdeploy.training.console import Console
+from qdeploy.training.launch import open_fabric
+from qdeploy.training.loop import Result, fit
+
+SETTINGS = TrainSection(
+    epochs=4,
+    seed=3,
+    lr=0.05,
+    momentum=0.9,
+    nesterov=True,
+    weight_decay=0.01,
+    schedule="cosine",
+    warmup_epochs=1,
+    label_smoothing=0.1,
+    clip_norm=1.0,
+    calibration_batches=2,
+)
+
+
+class TinyBatches:
+    """44 images of 1x4x4 whose class is their brightest column, in batches of 10."""
+
+    def __init__(self, shuffle: bool, samples: int = 44) -> None:
+        random = torch.Generator().manual_seed(11)
+        self.images = torch.randn(samples, 1, 4, 4, generator=random)
+        self.labels = self.images.sum((1, 2)).argmax(1)
+        self.shuffle = shuffle
+        self.samples = samples
+
+    def steps_before(self, index: int) -> int:
+        return index * -(-self.samples // 10)
+
+    def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        random = torch.Generator().manual_seed(100 + index)
+        order = torch.randperm(self.samples, generator=random)
+        if not self.shuffle:
+            order = torch.arange(self.samples)
+        for chosen in order.split(10):
+            yield self.images[chosen], self.labels[chosen]
+
+
+def tiny_data() -> SimpleNamespace:
+    return SimpleNamespace(train=TinyBatches(shuffle=True), test=TinyBatches(shuffle=False))
+
+
+def tiny_network() -> nn.Sequential:
+    """BatchNorm has statistics, dropout draws random numbers."""
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3),
+        nn.BatchNorm2d(3),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(12, 4),
+    )
+
+
+def seed_by_hand(epoch: int) -> None:
+    """What torch draws depends on the seed, 3, the epoch and the process, 0."""
+    sequence = np.random.SeedSequence([3, epoch, 0])
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
+
+
+class SignSearch(nn.Module):
+    """A toy binary network: trains tanh(logits), ships sign(logits), commits at an epoch."""
+
+    def __init__(self, commit_epoch: int) -> None:
+        super().__init__()
+        torch.manual_seed(6)
+        self.logits = nn.Parameter(torch.randn(8, 16))
+        self.norm = nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 4)
+        self.commit_epoch = commit_epoch
+        self.searching = True
+        self.told: list[tuple[int, int]] = []
+
+    def set_progress(self, epoch: int, epochs: int) -> None:
+        self.told.append((epoch, epochs))
+        self.searching = epoch < self.commit_epoch
+        self.logits.requires_grad_(self.searching)
+
+    def forward(self, images: Tensor) -> Tensor:
+        soft = self.searching and self.training
+        weight = self.logits.tanh() if soft else self.logits.sign()
+        return self.head(self.norm(linear(images.flatten(1), weight)))
+
+
+@torch.no_grad()
+def shipped_statistics(
+    network: SignSearch, batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Mean and variance before the norm with the weights that ship: plain means over batches."""
+    outputs = [linear(images.flatten(1), network.logits.sign()) for images, _ in batches]
+    mean = torch.stack([output.mean(0) for output in outputs]).mean(0)
+    variance = torch.stack([output.var(0) for output in outputs]).mean(0)
+    return mean, variance
+
+
+def tiny_fit(network: nn.Module, folder: Path, **changes: object) -> Result:
+    """fit() on the tiny data; `changes` are settings, or `data`, `console`, `resume`..."""
+    folder.mkdir(exist_ok=True)
+    others = {"data": tiny_data(), "console": Console(stream=io.StringIO())}
+    others |= {"fingerprint": "tiny", "fabric": open_fabric("cpu")}
+    settings = {key: changes.pop(key) for key in list(changes) if key in TrainSection.model_fields}
+    return fit(
+        network,
+        settings=SETTINGS.model_copy(update=settings),
+        run=RunFolder(folder),
+        **(others | changes),
+    )
+
+
+def recipe() -> Recipe:
+    return Recipe(
+        name="tiny", model=ModelSection(network="lenet5"), data=DataSection(dataset="digits")
+    )
