@@ -12,8 +12,8 @@ from PIL import Image
 
 import qdeploy
 from qdeploy.metrics import read_metrics
-from qdeploy.pipeline.export import load_run
 from qdeploy.pipeline.train import train
+from qdeploy.pipeline.trained_run import load_run
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe, zoo_recipes, zoo_summary
 

@@ -19,7 +19,7 @@ import click
 from qdeploy.benchmark import this_machine
 from qdeploy.files import atomic_write
 from qdeploy.pipeline.assemble import as_shipped
-from qdeploy.pipeline.export import load_run
+from qdeploy.pipeline.trained_run import load_run
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.run import RunFolder
 from qdeploy.training.checkpoint import load_checkpoint

@@ -19,6 +19,8 @@ from qdeploy.layers.precision import widened
 
 aten = torch.ops.aten
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | ChannelAffine
+# The norms of torch that may fold into the layer before them.
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
 def deviation(norm: BatchNorm) -> Tensor:

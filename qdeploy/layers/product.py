@@ -132,6 +132,8 @@ class MatrixProduct:
 PlainProduct = Convolution | TransposedConvolution | MatrixProduct
 TransposedLayer = nn.ConvTranspose1d | nn.ConvTranspose2d
 WeightLayer = nn.Conv1d | nn.Conv2d | TransposedLayer | nn.Linear
+# The layers of torch that may be quantized.
+WEIGHT_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 
 
 def product_of(layer: WeightLayer) -> PlainProduct:

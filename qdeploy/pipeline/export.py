@@ -6,40 +6,33 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import onnx
 import onnxruntime
 import torch
-from pydantic import ValidationError
 from torch import Tensor, fx, nn
 
 import qdeploy
 from qdeploy.benchmark import benchmark_files
 from qdeploy.benchmark.providers import choose, works
 from qdeploy.benchmark.runtime import open_session
-from qdeploy.data import Batches, Data, Normalisation
+from qdeploy.data import Batches, Normalisation
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.targets import find_target, openvino
 from qdeploy.deploy.targets.tensorrt import coarser_steps
 from qdeploy.deploy.triton import write_repository
 from qdeploy.errors import QdeployError
-from qdeploy.findings import explain
-from qdeploy.metrics import EpochRecord
 from qdeploy.onnx_file import fits_one_file, stored_bytes, write
 from qdeploy.pipeline.assemble import (
-    data_of,
     example_input,
-    fingerprint,
-    float_network_of,
     settings_text,
-    trainable,
 )
+from qdeploy.pipeline.trained_run import TrainedRun, Which, load_run
 from qdeploy.preparation.complexity import complexity
 from qdeploy.preparation.convert import convert
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -48,7 +41,7 @@ from qdeploy.proof import outputs as validate
 from qdeploy.proof.description import describe, information_bound
 from qdeploy.proof.gates import gates
 from qdeploy.proof.tensors import trace_layers
-from qdeploy.recipe import ExportSection, Recipe
+from qdeploy.recipe import Recipe
 from qdeploy.record import (
     Accuracies,
     Dataset,
@@ -59,42 +52,7 @@ from qdeploy.record import (
 )
 from qdeploy.report.write import write_report
 from qdeploy.run import RunFolder
-from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.device import pick_device
-from qdeploy.training.weights import load_float_weights, load_network_state
-
-Which = Literal["last", "best"]
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A run folder, loaded: the trained network, its float network, their data, its epochs."""
-
-    run: RunFolder
-    recipe: Recipe
-    data: Data
-    network: nn.Module
-    float_network: nn.Module
-    float_is_trained: bool
-    history: Sequence[EpochRecord]
-    checkpoint: Path
-
-    def exported_as(self, target: str | None, input_type: str | None) -> TrainedRun:
-        """With this target and input in the recipe's [export]; None leaves what stands there."""
-        choices = {"target": target, "input": input_type}
-        given = {key: value for key, value in choices.items() if value is not None}
-        try:
-            section = ExportSection.model_validate({**self.recipe.export.model_dump(), **given})
-        except ValidationError as error:
-            raise QdeployError(explain(error, ExportSection, "export")) from None
-        return replace(self, recipe=self.recipe.model_copy(update={"export": section}))
-
-    @property
-    def pixels(self) -> Callable[[Tensor], Tensor] | None:
-        """What makes the uint8 images that the file takes of normalised ones; None if it takes those."""
-        if self.recipe.export.input == "float32":
-            return None
-        return Normalisation(self.data.mean, self.data.std, "cpu").pixels
 
 
 def export_run(
@@ -212,48 +170,6 @@ def check_file(file: Path, run: RunFolder) -> None:
         raise QdeployError(
             f"cannot write {file}: {file.parent} is no folder; make it, or choose another with -o"
         )
-
-
-def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: str) -> TrainedRun:
-    """Errors: QdeployError if the folder holds no trained run."""
-    file = run.last if checkpoint == "last" else run.best
-    if not run.recipe.is_file():
-        raise QdeployError(
-            f"{run.path} is no run: it has no {run.recipe.name}; give a folder that `qdeploy train` wrote"
-        )
-    if not file.is_file():
-        raise QdeployError(
-            f"{run.path} is not trained yet: it has no {file.name}; "
-            f"`qdeploy train --resume -o {run.path}` goes on with it"
-        )
-    recipe = Recipe.load(run.recipe)
-    data = data_of(recipe, data_root, False, pick_device(device))
-    float_network = float_network_of(recipe, data, run.network)
-    network = trainable(recipe, float_network, data)
-    found = load_checkpoint(file)
-    if found.fingerprint != fingerprint(recipe):
-        raise QdeployError(
-            f"{file} is a checkpoint of {found.fingerprint}, but {run.recipe} is of {fingerprint(recipe)}"
-        )
-    load_network_state(network, found)
-    is_trained = load_baseline(recipe, run, float_network)
-    return TrainedRun(run, recipe, data, network, float_network, is_trained, found.history, file)
-
-
-def load_baseline(recipe: Recipe, run: RunFolder, float_network: nn.Module) -> bool:
-    """Gives the float network its trained weights; False if the run has none.
-
-    A network that was itself trained in float is its own baseline.
-    """
-    if recipe.quantize.method == "float":
-        return True
-    if run.float_run.last.is_file():
-        load_float_weights(float_network, run.float_run.last)
-    elif recipe.model.weights is not None:
-        load_float_weights(float_network, Path(recipe.model.weights))
-    else:
-        return False
-    return True
 
 
 def integers_of(trained: TrainedRun) -> fx.GraphModule:

@@ -11,7 +11,8 @@ from torch import fx, nn
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer, GateRange
 from qdeploy.layers.channel_affine import ChannelAffine
-from qdeploy.layers.product import product_of, weight_of
+from qdeploy.layers.norm import BATCH_NORMS
+from qdeploy.layers.product import WEIGHT_LAYERS, product_of, weight_of
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.methods import ActivationSite, WeightSite
 from qdeploy.preparation import quantizer_placement as placement
@@ -101,8 +102,6 @@ def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
     return network
 
 
-WEIGHT_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
-NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, ChannelAffine)
 FUNCTIONAL_PRODUCTS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
 
 
@@ -155,7 +154,7 @@ def following_norm(
         return None
     (reader,) = layer_calls[0].users
     norm, layer = called_module(reader, network), called_module(layer_calls[0], network)
-    if not isinstance(norm, NORMS) or len(calls[str(reader.target)]) != 1:
+    if not isinstance(norm, (*BATCH_NORMS, ChannelAffine)) or len(calls[str(reader.target)]) != 1:
         return None
     flat = not isinstance(layer, nn.Linear) or len(shape_of(layer_calls[0])) == 2
     over_outputs = flat or isinstance(norm, ChannelAffine)
@@ -180,7 +179,7 @@ def replace_norms(network: fx.GraphModule, default: LayerSettings) -> None:
     """Gives the method's norm to each BatchNorm that no quantized layer has taken in."""
     called = {str(n.target): called_module(n, network) for n in network.graph.nodes}
     for name, norm in called.items():
-        if isinstance(norm, NORMS[:2]) and norm.track_running_stats:
+        if isinstance(norm, BATCH_NORMS) and norm.track_running_stats:
             network.set_submodule(name, default.method.norm(norm, default.options))
 
 

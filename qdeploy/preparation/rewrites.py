@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.layers.channel_affine import ChannelAffine
+from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.preparation.trace import called_module, is_silent, shape_of
 
 MULTIPLICATIONS: set[Any] = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
@@ -28,7 +29,6 @@ MATRIX_PRODUCTS: set[Any] = {
     torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm", "__matmul__",
 }  # fmt: skip
 PERMUTATIONS: set[Any] = {torch.permute, "permute"}
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
 HARD_SIGMOIDS: set[Any] = {nn.Hardsigmoid, F.hardsigmoid}
 GATES: dict[Any, Any] = {
     nn.SiLU: torch.sigmoid, F.silu: torch.sigmoid,
@@ -111,7 +111,7 @@ def open_gates(network: fx.GraphModule) -> None:
             if called not in HARD_SIGMOIDS:
                 gate = network.graph.call_function(GATES[called], (x,))
                 result = network.graph.call_function(operator.mul, (x, gate))
-            elif type(called_module(x, network)) in LAYERS and len(x.users) == 1:
+            elif type(called_module(x, network)) in WEIGHT_LAYERS and len(x.users) == 1:
                 sixth = network.graph.call_function(operator.mul, (x, 1 / 6))
                 raised = network.graph.call_function(operator.add, (sixth, 0.5))
                 result = network.graph.call_function(torch.clamp, (raised, 0, 1))
@@ -186,7 +186,7 @@ def channel_affines(network: fx.GraphModule) -> None:
     constants = constant_nodes(network)
     for node in list(network.graph.nodes):
         layer = called_module(node, network)
-        if type(layer) not in LAYERS or called_twice(node, network):
+        if type(layer) not in WEIGHT_LAYERS or called_twice(node, network):
             continue
         axis = len(shape_of(node)) - 1 if isinstance(layer, nn.Linear) else 1
         affine = affine_of(node, axis, constants, network)

@@ -13,7 +13,8 @@ import torch
 from command_line import RECIPE, content, digits, fails, logits, metrics, succeeds
 
 from qdeploy.pipeline.assemble import as_shipped
-from qdeploy.pipeline.export import build, integers_of, load_run
+from qdeploy.pipeline.export import build, integers_of
+from qdeploy.pipeline.trained_run import load_run
 from qdeploy.recipe import Recipe
 from qdeploy.run import RunFolder
 

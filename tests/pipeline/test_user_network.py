@@ -12,7 +12,7 @@ import torch
 from command_line import content, digits, fails, logits, metrics, succeeds
 
 import qdeploy
-from qdeploy.pipeline.export import load_run
+from qdeploy.pipeline.trained_run import load_run
 from qdeploy.run import RunFolder
 
 BLOCKS = """

@@ -1,0 +1,97 @@
+"""A trained run, loaded from its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from qdeploy.data import Data, Normalisation
+from qdeploy.errors import QdeployError
+from qdeploy.findings import explain
+from qdeploy.metrics import EpochRecord
+from qdeploy.pipeline.assemble import data_of, fingerprint, float_network_of, trainable
+from qdeploy.recipe import ExportSection, Recipe
+from qdeploy.run import RunFolder
+from qdeploy.training.checkpoint import load_checkpoint
+from qdeploy.training.device import pick_device
+from qdeploy.training.weights import load_float_weights, load_network_state
+
+Which = Literal["last", "best"]
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run folder, loaded: the trained network, its float network, their data, its epochs."""
+
+    run: RunFolder
+    recipe: Recipe
+    data: Data
+    network: nn.Module
+    float_network: nn.Module
+    float_is_trained: bool
+    history: Sequence[EpochRecord]
+    checkpoint: Path
+
+    def exported_as(self, target: str | None, input_type: str | None) -> TrainedRun:
+        """With this target and input in the recipe's [export]; None leaves what stands there."""
+        choices = {"target": target, "input": input_type}
+        given = {key: value for key, value in choices.items() if value is not None}
+        try:
+            section = ExportSection.model_validate({**self.recipe.export.model_dump(), **given})
+        except ValidationError as error:
+            raise QdeployError(explain(error, ExportSection, "export")) from None
+        return replace(self, recipe=self.recipe.model_copy(update={"export": section}))
+
+    @property
+    def pixels(self) -> Callable[[Tensor], Tensor] | None:
+        """What makes the uint8 images that the file takes of normalised ones; None if it takes those."""
+        if self.recipe.export.input == "float32":
+            return None
+        return Normalisation(self.data.mean, self.data.std, "cpu").pixels
+
+
+def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: str) -> TrainedRun:
+    """Errors: QdeployError if the folder holds no trained run."""
+    file = run.last if checkpoint == "last" else run.best
+    if not run.recipe.is_file():
+        raise QdeployError(
+            f"{run.path} is no run: it has no {run.recipe.name}; give a folder that `qdeploy train` wrote"
+        )
+    if not file.is_file():
+        raise QdeployError(
+            f"{run.path} is not trained yet: it has no {file.name}; "
+            f"`qdeploy train --resume -o {run.path}` goes on with it"
+        )
+    recipe = Recipe.load(run.recipe)
+    data = data_of(recipe, data_root, False, pick_device(device))
+    float_network = float_network_of(recipe, data, run.network)
+    network = trainable(recipe, float_network, data)
+    found = load_checkpoint(file)
+    if found.fingerprint != fingerprint(recipe):
+        raise QdeployError(
+            f"{file} is a checkpoint of {found.fingerprint}, but {run.recipe} is of {fingerprint(recipe)}"
+        )
+    load_network_state(network, found)
+    is_trained = load_baseline(recipe, run, float_network)
+    return TrainedRun(run, recipe, data, network, float_network, is_trained, found.history, file)
+
+
+def load_baseline(recipe: Recipe, run: RunFolder, float_network: nn.Module) -> bool:
+    """Gives the float network its trained weights; False if the run has none.
+
+    A network that was itself trained in float is its own baseline.
+    """
+    if recipe.quantize.method == "float":
+        return True
+    if run.float_run.last.is_file():
+        load_float_weights(float_network, run.float_run.last)
+    elif recipe.model.weights is not None:
+        load_float_weights(float_network, Path(recipe.model.weights))
+    else:
+        return False
+    return True
