@@ -29,8 +29,8 @@ from PIL import Image
 
 from qdeploy.benchmark import this_machine
 from qdeploy.data.batches import ArrayBatches, Batches, Normalisation, Shuffling
-from qdeploy.data.labelled_images import LabelledImages
 from qdeploy.data.open import open_data
+from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qdeploy.data.labelled_images import LabelledImages
+from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection
 

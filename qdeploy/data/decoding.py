@@ -20,7 +20,7 @@ from qdeploy.data.batches import (
     smallest_batch,
 )
 from qdeploy.data.crops import centre_crop, random_crop
-from qdeploy.data.folder import ImageFolder
+from qdeploy.datasets.folder import ImageFolder
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection
 

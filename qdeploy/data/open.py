@@ -13,18 +13,16 @@ from qdeploy.data.batches import (
     Share,
     Shuffling,
 )
-from qdeploy.data.datasets import DATASETS
 from qdeploy.data.decoding import FolderBatches
-from qdeploy.data.downloads import find_files
-from qdeploy.data.folder import open_splits
+from qdeploy.datasets import Dataset, LabelledImages, find
+from qdeploy.datasets.downloads import find_files
+from qdeploy.datasets.folder import ImageFolder
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection
 
 _ROOT = Path("data")
 _TEST_BATCH = 500
 _IMAGENET_SIZE = 224
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -58,71 +56,74 @@ def open_data(
     ones are fetched if `download`. Raises QdeployError for files that are missing or damaged.
     """
     root = root or Path(section.root or _ROOT)
-    if section.dataset == "folder":
-        return _open_folder(section, root, device, seed, share)
-    return _open_arrays(section, root, download, device, seed, share)
-
-
-def _open_arrays(
-    section: DataSection,
-    root: Path,
-    download: bool,
-    device: torch.device | str,
-    seed: int,
-    share: Share,
-) -> Data:
-    """A data set that fits on the device; it is tested in batches of 500 images or more."""
-    spec = DATASETS[section.dataset]
-    train, test = spec.read(*find_files(spec, root, download))
-    mean, std = _normalisation(section, spec.mean, spec.std)
+    dataset = find(section.dataset)
+    read = dataset.read(*(find_files(dataset, root, download) or [root]))
+    mean, std = _normalisation(section, dataset)
     normalise = Normalisation(mean, std, device)
-    shuffling = Shuffling(seed, section.pad_crop, section.flip)
-    test_batch = max(section.batch_size, _TEST_BATCH)
-    _, channels, *own_size = train.images.shape
-    height, width = [section.image_size] * 2 if section.image_size else own_size
+    in_batches = _decoded if dataset.image_files else _on_device
+    train, test, input_shape = in_batches(*read, section, normalise, seed, share)
     return Data(
         name=section.dataset,
-        title=section.title or spec.title,
-        classes=spec.classes,
-        input_shape=(channels, height, width),
+        title=section.title or dataset.title or root.resolve().name,
+        classes=dataset.classes or read[0].classes,
+        input_shape=input_shape,
         mean=mean,
         std=std,
-        train=ArrayBatches(
-            train, section.batch_size, normalise, shuffling, section.image_size, share
-        ),
-        test=ArrayBatches(test, test_batch, normalise, image_size=section.image_size, share=share),
+        train=train,
+        test=test,
     )
 
 
-def _open_folder(
-    section: DataSection, root: Path, device: torch.device | str, seed: int, share: Share
-) -> Data:
-    train, test = open_splits(root)
-    mean, std = _normalisation(section, _IMAGENET_MEAN, _IMAGENET_STD)
-    normalise = Normalisation(mean, std, device)
+_Opened = tuple[Batches, Batches, tuple[int, int, int]]
+
+
+def _on_device(
+    train: LabelledImages,
+    test: LabelledImages,
+    section: DataSection,
+    normalise: Normalisation,
+    seed: int,
+    share: Share,
+) -> _Opened:
+    """A data set that fits on the device; it is tested in batches of 500 images or more."""
+    size, batch_size = section.image_size, section.batch_size
+    shuffling = Shuffling(seed, section.pad_crop, section.flip)
+    test_batch_size = max(batch_size, _TEST_BATCH)
+    _, channels, height, width = train.images.shape
+    return (
+        ArrayBatches(train, batch_size, normalise, shuffling, size, share),
+        ArrayBatches(test, test_batch_size, normalise, image_size=size, share=share),
+        (channels, size or height, size or width),
+    )
+
+
+def _decoded(
+    train: ImageFolder,
+    test: ImageFolder,
+    section: DataSection,
+    normalise: Normalisation,
+    seed: int,
+    share: Share,
+) -> _Opened:
+    """Image files, decoded a batch at a time."""
     size = section.image_size or _IMAGENET_SIZE
     batching = (size, section.batch_size, section.workers, normalise)
-    return Data(
-        name="folder",
-        title=section.title or root.resolve().name,
-        classes=train.classes,
-        input_shape=(3, size, size),
-        mean=mean,
-        std=std,
-        train=FolderBatches(train, *batching, shuffle_seed=seed, share=share),
-        test=FolderBatches(test, *batching, share=share),
+    return (
+        FolderBatches(train, *batching, shuffle_seed=seed, share=share),
+        FolderBatches(test, *batching, share=share),
+        (3, size, size),
     )
 
 
 def _normalisation(
-    section: DataSection, mean: tuple[float, ...], std: tuple[float, ...]
+    section: DataSection, dataset: Dataset
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """The recipe's mean and std, else the data set's own."""
     if section.mean is None or section.std is None:
-        return mean, std
-    if len(section.mean) != len(mean):
+        return dataset.mean, dataset.std
+    if len(section.mean) != len(dataset.mean):
         raise QdeployError(
-            f"data.mean and data.std: given {len(section.mean)} values, allowed: {len(mean)},"
-            f" one for each channel of {section.dataset}"
+            f"data.mean and data.std: given {len(section.mean)} values, allowed: "
+            f"{len(dataset.mean)}, one for each channel of {section.dataset}"
         )
     return section.mean, section.std

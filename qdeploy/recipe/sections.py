@@ -24,6 +24,9 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
+from qdeploy import datasets
+from qdeploy.findings import did_you_mean
+
 _CHECKS = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
@@ -54,8 +57,18 @@ def _bits_or_float(bits: object) -> int | None:
     raise ValueError(f'given {bits!r}, allowed: 1 to 16, or "float"')
 
 
+def _dataset(name: str) -> str:
+    """The name of a data set that there is; its file is not read yet."""
+    names = datasets.available()
+    if name not in names:
+        nearest = did_you_mean(name, names)
+        raise ValueError(f"given {name!r}, allowed: {', '.join(map(repr, names))}.{nearest}")
+    return name
+
+
 FilePath = Annotated[str, AfterValidator(_absolute)]
 Network = Annotated[str, AfterValidator(_absolute_network)]
+DatasetName = Annotated[str, AfterValidator(_dataset)]
 WeightBits = Annotated[int, Field(ge=1, le=16)]
 ActBits = Annotated[
     int | None,
@@ -168,7 +181,7 @@ class DataSection(_Phased):
     size that stands here.
     """
 
-    dataset: Literal["digits", "mnist", "fashion-mnist", "cifar10", "folder"]
+    dataset: DatasetName
     root: FilePath | None = None
     title: str | None = None
     mean: Means | None = None
@@ -191,9 +204,9 @@ class DataSection(_Phased):
     @model_validator(mode="after")
     def _keys_fit_the_dataset(self) -> "DataSection":
         augmented = any(section.pad_crop or section.flip for section in self.phases())
-        if self.dataset == "folder" and augmented:
+        if augmented and datasets.find(self.dataset).image_files:
             raise ValueError(
-                "pad_crop and flip do not apply to a folder, which is trained with"
+                "pad_crop and flip do not apply to image files, which are trained with"
                 " random-resized crops and flips; remove them"
             )
         return self

@@ -16,7 +16,7 @@ from qdeploy.data.batches import (
     augment,
     number_of_batches,
 )
-from qdeploy.data.labelled_images import LabelledImages
+from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError
 
 UNCHANGED = Normalisation([0.0], [1 / 255], "cpu")

@@ -10,7 +10,7 @@ from published import random_images
 
 from qdeploy.data.batches import Normalisation, Share
 from qdeploy.data.decoding import FolderBatches, decode
-from qdeploy.data.folder import ImageFolder
+from qdeploy.datasets.folder import ImageFolder
 from qdeploy.errors import QdeployError
 
 PIXELS = Normalisation([0.0] * 3, [1 / 255] * 3, "cpu")

@@ -11,8 +11,8 @@ from published import random_images
 from qdeploy.data import PhasedBatches
 from qdeploy.data.batches import ArrayBatches, Normalisation, Shuffling, resize
 from qdeploy.data.decoding import FolderBatches
-from qdeploy.data.folder import ImageFolder
-from qdeploy.data.labelled_images import LabelledImages
+from qdeploy.datasets.folder import ImageFolder
+from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.recipe import DataPhase, DataSection
 
 IMAGES = LabelledImages(*random_images(23, 1, 8, 8))

@@ -2,9 +2,9 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from qdeploy import QdeployError, methods
+from qdeploy import QdeployError, extensions, methods
 from qdeploy.cli import main
-from qdeploy.methods import Method, registry
+from qdeploy.methods import Method
 
 GROUP = "qdeploy.methods"
 FOREIGN = Method(
@@ -26,7 +26,7 @@ def foreign(monkeypatch):
     def install(**entries):
         points = [EntryPoint(name, f"{__name__}:{what}", GROUP) for name, what in entries.items()]
         monkeypatch.setattr(
-            registry, "entry_points", lambda group: points if group == GROUP else []
+            extensions, "entry_points", lambda group: points if group == GROUP else []
         )
 
     return install

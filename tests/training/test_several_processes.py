@@ -15,8 +15,8 @@ from two_processes import in_two_processes
 import qdeploy
 from qdeploy import processes
 from qdeploy.data.batches import ArrayBatches, Batches, Normalisation, Share, Shuffling
-from qdeploy.data.labelled_images import LabelledImages
 from qdeploy.data.open import Data
+from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import TrainSection
 from qdeploy.run import RunFolder

@@ -1,10 +1,9 @@
 """Handwritten digits that come with scikit-learn: 1,797 scans of 8x8, nothing to download."""
 
 import numpy as np
-import torch
-from torch.nn.functional import interpolate
 
-from qdeploy.data.labelled_images import LabelledImages
+from qdeploy.datasets.dataset import Dataset
+from qdeploy.datasets.labelled_images import LabelledImages
 
 _GREYS = 16  # pixels count the set points of a 4x4 cell: 0..16
 _SIZE = 28
@@ -31,6 +30,18 @@ def read_digits() -> tuple[LabelledImages, LabelledImages]:
 
 def _enlarged(scans: np.ndarray, labels: np.ndarray) -> LabelledImages:
     """scans: float [N, 64] of 0..16."""
+    import torch
+    from torch.nn.functional import interpolate
+
     small = torch.from_numpy(scans * (255 / _GREYS)).reshape(-1, 1, 8, 8)
     large = interpolate(small, size=(_SIZE, _SIZE), mode="bilinear", align_corners=False)
     return LabelledImages(large.round().to(torch.uint8).numpy(), labels.astype(np.int64))
+
+
+DATASET = Dataset(
+    title="scikit-learn digits",
+    classes=tuple("0123456789"),
+    mean=(0.3054,),
+    std=(0.3247,),
+    read=lambda root: read_digits(),
+)

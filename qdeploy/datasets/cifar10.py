@@ -1,4 +1,4 @@
-"""The binary version of CIFAR-10.
+"""CIFAR-10: small colour photographs, 32x32, in the binary version.
 
 Six files of records, each one label byte and 3,072 pixel bytes: the red, the green and the blue
 plane of 32x32, row by row (https://www.cs.toronto.edu/~kriz/cifar.html).
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.data.labelled_images import LabelledImages, check_labels, damaged, read_bytes
+from qdeploy.datasets.dataset import Dataset, PublishedFile
+from qdeploy.datasets.labelled_images import LabelledImages, check_labels, damaged, read_bytes
 from qdeploy.errors import QdeployError
 
 _FOLDER = "cifar-10-batches-bin"
@@ -72,3 +73,25 @@ def _read_records(content: bytes, path: Path) -> LabelledImages:
     labels = records[:, 0].astype(np.int64)
     check_labels(labels, _CLASSES, path)
     return LabelledImages(records[:, 1:].reshape(-1, *_IMAGE), labels)
+
+
+DATASET = Dataset(
+    title="CIFAR-10",
+    classes=(
+        *("airplane", "automobile", "bird", "cat", "deer"),
+        *("dog", "frog", "horse", "ship", "truck"),
+    ),
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2470, 0.2435, 0.2616),
+    read=read_cifar10,
+    base_url="https://www.cs.toronto.edu/~kriz/",
+    # SHA-256 as several public loaders give it beside the MD5 of the data set's own page.
+    files=(
+        PublishedFile(
+            "cifar-10-binary.tar.gz",
+            _FOLDER,
+            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        ),
+    ),
+    folders=("cifar10", "."),
+)

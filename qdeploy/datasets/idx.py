@@ -9,10 +9,23 @@ from pathlib import Path
 
 import numpy as np
 
-from qdeploy.data.labelled_images import LabelledImages, check_labels, damaged, read_bytes
+from qdeploy.datasets.dataset import PublishedFile
+from qdeploy.datasets.labelled_images import LabelledImages, check_labels, damaged, read_bytes
 
 _UNSIGNED_BYTES = 0x0800
 _CLASSES = 10
+_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
+
+
+def idx_files(*sha256: str) -> tuple[PublishedFile, ...]:
+    """The four files of MNIST or a copy of it, by their checksums, in the order of `read_mnist`."""
+    checksums = zip(_FILES, sha256, strict=True)
+    return tuple(PublishedFile(f"{name}.gz", name, checksum) for name, checksum in checksums)
 
 
 def read_mnist(
@@ -33,7 +46,7 @@ def read_mnist(
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
-    """The uint8 array of so many dimensions in an idx file, gzipped or not.
+    """The uint8 array in an idx file, gzipped or not, which must have `dimensions` dimensions.
 
     Raises QdeployError for another magic number, for more or fewer bytes than the header
     promises, and for an array without elements.

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from qdeploy.data.datasets import DIGITS
-from qdeploy.data.digits import read_digits
+from qdeploy.datasets.digits import DATASET, read_digits
 
 
 @pytest.fixture(scope="module")
@@ -46,5 +45,5 @@ def test_the_split_never_changes(digits):
 
 def test_published_normalisation_is_that_of_the_training_pixels(digits):
     pixels = digits[0].images / 255
-    assert DIGITS.mean == (pytest.approx(pixels.mean(), abs=5e-5),)
-    assert DIGITS.std == (pytest.approx(pixels.std(), abs=5e-5),)
+    assert DATASET.mean == (pytest.approx(pixels.mean(), abs=5e-5),)
+    assert DATASET.std == (pytest.approx(pixels.std(), abs=5e-5),)

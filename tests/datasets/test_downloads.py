@@ -13,8 +13,8 @@ import pytest
 from published import MNIST_NAMES, write_mnist
 
 from qdeploy.data import open_data
-from qdeploy.data.datasets import DATASETS, DIGITS, MNIST
-from qdeploy.data.downloads import find_files
+from qdeploy.datasets import find, mnist
+from qdeploy.datasets.downloads import find_files
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection
 
@@ -34,13 +34,13 @@ def spec(published):
     with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield replace(
-            MNIST,
+            mnist.DATASET,
             base_url=f"http://127.0.0.1:{server.server_port}/",
             files=tuple(
                 replace(
                     file, sha256=hashlib.sha256((published / file.name).read_bytes()).hexdigest()
                 )
-                for file in MNIST.files
+                for file in mnist.DATASET.files
             ),
         )
         server.shutdown()
@@ -50,7 +50,7 @@ def spec(published):
 @pytest.mark.parametrize("zipped", [True, False])
 def test_files_are_found_in_each_place_packed_or_not(tmp_path, place, zipped):
     write_mnist(tmp_path / place, zipped)
-    found = find_files(MNIST, tmp_path, download=False)
+    found = find_files(mnist.DATASET, tmp_path, download=False)
     assert [path.name.removesuffix(".gz") for path in found] == list(MNIST_NAMES)
     assert {path.parent for path in found} == {tmp_path / place}
 
@@ -59,17 +59,17 @@ def test_files_of_two_folders_are_not_mixed(tmp_path):
     write_mnist(tmp_path / "mnist")
     write_mnist(tmp_path)
     (tmp_path / "mnist" / "t10k-labels-idx1-ubyte.gz").unlink()
-    found = find_files(MNIST, tmp_path, download=False)
+    found = find_files(mnist.DATASET, tmp_path, download=False)
     assert {path.parent for path in found} == {tmp_path}
 
 
 def test_digits_have_no_files(tmp_path):
-    assert find_files(DIGITS, tmp_path / "nowhere", download=False) == []
+    assert find_files(find("digits"), tmp_path / "nowhere", download=False) == []
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10"])
 def test_missing_files_say_what_to_put_where(tmp_path, name):
-    spec = DATASETS[name]
+    spec = find(name)
     with pytest.raises(QdeployError) as caught:
         find_files(spec, tmp_path, download=False)
     message = str(caught.value)
@@ -79,7 +79,7 @@ def test_missing_files_say_what_to_put_where(tmp_path, name):
 
 
 def test_download_ends_as_a_readable_data_set(tmp_path, spec, monkeypatch):
-    monkeypatch.setitem(DATASETS, "mnist", spec)
+    monkeypatch.setattr(mnist, "DATASET", spec)
     section = DataSection(dataset="mnist", mean=[0.0], std=[1.0])
     data = open_data(section, tmp_path / "root", download=True, device="cpu", seed=0)
     [(images, labels)] = data.test.epoch(0)

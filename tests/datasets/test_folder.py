@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from qdeploy.data.folder import open_splits
+from qdeploy.datasets.folder import open_splits
 from qdeploy.errors import QdeployError
 
 

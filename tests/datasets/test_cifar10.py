@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import CIFAR_NAMES, cifar_archive, cifar_files, random_images, write_cifar_folder
 
-from qdeploy.data.cifar import read_cifar10
+from qdeploy.datasets.cifar10 import read_cifar10
 from qdeploy.errors import QdeployError
 
 FILES = cifar_files(records=2)

@@ -5,6 +5,7 @@ root/train/<class>/*.jpg    root/val/<class>/*.jpg  (or root/test)
 
 from pathlib import Path
 
+from qdeploy.datasets.dataset import Dataset
 from qdeploy.errors import QdeployError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
@@ -63,3 +64,11 @@ def _images_below(folder: Path) -> list[Path]:
     if not images:
         raise QdeployError(f"{folder} holds no image; allowed are {', '.join(SUFFIXES)}")
     return images
+
+
+DATASET = Dataset(
+    mean=(0.485, 0.456, 0.406),  # ImageNet's, as the crops are
+    std=(0.229, 0.224, 0.225),
+    read=open_splits,
+    image_files=True,
+)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from published import idx_images, idx_labels, random_images, write_mnist
 
-from qdeploy.data.idx import read_idx, read_mnist
+from qdeploy.datasets.idx import read_idx, read_mnist
 from qdeploy.errors import QdeployError
 
 
