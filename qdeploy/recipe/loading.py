@@ -1,4 +1,4 @@
-"""From a file or a name of the zoo to the table of a recipe: `extends` followed, overrides applied."""
+"""Reads the table of a recipe from a file or the zoo, follows `extends` and applies overrides."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _ZOO = "qdeploy.models.recipes"
 
 
 def read_table(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The recipe's table, as nested dicts, not yet validated; see `Recipe.load`."""
+    """The recipe as nested dicts, not yet validated; see `Recipe.load` for the arguments."""
     file = _recipe_file(str(source))
     table = _with_base(_parse(file), [os.path.normpath(source)])
-    for override in sorted(overrides, key=_names_method, reverse=True):
-        if _names_method(override):
+    # The method goes first: setting it drops the options of the method before.
+    for override in sorted(overrides, key=_sets_method, reverse=True):
+        if _sets_method(override):
             _set_method(table, _value(override.partition("=")[2]))
         _assign(table, override)
     table.setdefault("name", Path(file.name).stem)
     return table
 
 
-def _names_method(override: str) -> bool:
-    """Such an override goes first: those of its options would be lost to the method before."""
+def _sets_method(override: str) -> bool:
     return _key_path(override) == ["quantize", "method"]
 
 
@@ -40,7 +40,7 @@ def zoo_recipes() -> list[str]:
 
 
 def zoo_summary(name: str) -> str:
-    """What a zoo recipe says of itself in its first line, a comment."""
+    """The first line of a zoo recipe, a comment that says what it is for."""
     return _recipe_file(name).read_text("utf-8").partition("\n")[0].removeprefix("#").strip()
 
 
@@ -65,9 +65,9 @@ def _parse(file: Traversable) -> dict[str, Any]:
 
 
 def _with_base(table: dict[str, Any], chain: list[str]) -> dict[str, Any]:
-    """`table` with what it leaves out taken from the recipe that it extends, and so on.
+    """`table`, completed by the recipe that it extends, which may extend another.
 
-    `chain` holds the recipes on the way, the one of `table` last.
+    `chain` holds the recipes that led here, the one of `table` last.
     """
     base = table.pop("extends", None)
     if base is None:
@@ -93,7 +93,7 @@ def _with_base(table: dict[str, Any], chain: list[str]) -> dict[str, Any]:
 
 
 def _anchor(table: dict[str, Any], folder: Path) -> None:
-    """Makes the paths of a recipe that stand beside it absolute, for one in another folder."""
+    """Makes paths that exist in `folder` absolute, so that a recipe elsewhere can take them over."""
     for section, key in (("model", "network"), ("model", "weights"), ("data", "root")):
         given = table.get(section, {}).get(key)
         if isinstance(given, str) and (folder / given.partition(":")[0]).exists():
@@ -101,7 +101,7 @@ def _anchor(table: dict[str, Any], folder: Path) -> None:
 
 
 def _set_method(table: dict[str, Any], method: object) -> None:
-    """Gives a recipe a method; options of another are not its own."""
+    """Sets the method; the options of a different one are dropped."""
     quantize = table.setdefault("quantize", {})
     if quantize.get("method") != method:
         quantize.pop("options", None)
@@ -109,7 +109,7 @@ def _set_method(table: dict[str, Any], method: object) -> None:
 
 
 def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
-    """`base` with the keys of `table` over it, table by table."""
+    """`base` overlaid with `table`, and so on for the tables in both."""
     merged = dict(base)
     for key, value in table.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -118,7 +118,7 @@ def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _assign(table: dict[str, Any], override: str) -> None:
-    """Sets the key that `override` names, making the tables on the way."""
+    """Sets the key that `override` names; tables that lead there are made if they are missing."""
     *parents, last = _key_path(override)
     for parent in parents:
         if not isinstance(table.get(parent), dict):
@@ -145,7 +145,7 @@ def _key_path(override: str) -> list[str]:
 
 
 def _value(text: str) -> Any:
-    """`text` as a TOML value; what is none is the text itself, so that words need no quotes."""
+    """`text` as a TOML value, or as it stands if it is none, so that words need no quotes."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

@@ -1,19 +1,19 @@
-"""Pydantic's findings in the words of the recipe: key, given, allowed."""
+"""What pydantic finds wrong with a recipe, put in the recipe's own terms."""
 
 from __future__ import annotations
 
 import re
-from typing import cast
+from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from qdeploy.findings import allowed, did_you_mean
-from qdeploy.recipe.sections import DataPhase, LayerOverride, TrainPhase
+from qdeploy.recipe.sections import LayerOverride
 
 
 def problem(details: ErrorDetails, recipe: type[BaseModel]) -> str:
-    """One of pydantic's findings in the words of the recipe: key, given, allowed."""
+    """One finding in a line: the key, what was given and what is allowed."""
     path = _path(details)
     key = _dotted(path)
     if details["type"] == "extra_forbidden":
@@ -26,7 +26,7 @@ def problem(details: ErrorDetails, recipe: type[BaseModel]) -> str:
 
 
 def _path(details: ErrorDetails) -> list[str]:
-    """The keys that lead to the finding, without the tag of the union in `layers.<glob>`."""
+    """The keys that lead to the finding, without the tag that LayerSetting adds to them."""
     path = [str(part) for part in details["loc"]]
     return path[:3] + path[4:] if path[:2] == ["quantize", "layers"] else path
 
@@ -45,11 +45,9 @@ def _unknown_key(path: list[str], recipe: type[BaseModel]) -> str:
 
 def _keys_of(table: list[str], recipe: type[BaseModel]) -> list[str]:
     """The keys that a table of the recipe may have; [] is the recipe itself."""
-    if not table:
-        return list(recipe.model_fields)
-    if table[1:2] == ["regime"]:
-        return list((TrainPhase if table[0] == "train" else DataPhase).model_fields)
-    if len(table) > 1:
+    if table[:2] == ["quantize", "layers"]:
         return list(LayerOverride.__annotations__)
-    section = cast(type[BaseModel], recipe.model_fields[table[0]].annotation)
-    return list(section.model_fields)
+    kind: Any = recipe
+    for part in table:  # a section, then "regime", then the number of a phase
+        kind = get_args(kind)[0] if part.isdigit() else kind.model_fields[part].annotation
+    return list(kind.model_fields)

@@ -1,4 +1,4 @@
-"""The recipe: everything that a run is made from, as one validated TOML file."""
+"""The recipe as a whole: loaded, checked across its sections, written as TOML."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qdeploy.recipe.sections import (
 
 
 class Recipe(Section):
-    """One run, entirely. Without [quantize] it is trained in float."""
+    """Everything that a run is made from. Without [quantize] the network is trained in float."""
 
     name: Annotated[str, Field(min_length=1)]
     model: ModelSection
@@ -65,17 +65,17 @@ class Recipe(Section):
     def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> Self:
         """The recipe in the file `source` (*.toml) or of that name in the zoo.
 
-        `extends = "name or path"` takes from another recipe what this one leaves out, but not the
-        options of another method; paths count from the folder of the recipe they stand in. Each
-        override is `section.key=value`, the value in TOML or else plain text; a glob is quoted:
-        `quantize.layers."conv*".weight_bits=2`. A recipe that does not give its `name` has the
-        file's. Raises QdeployError for whatever is wrong with it.
+        `extends = "name or path"` takes what this recipe leaves out from another, except the
+        options of a different method; relative paths start at the folder of the recipe that gives
+        them. Each override is `section.key=value`, the value in TOML or else plain text; a glob is
+        quoted: `quantize.layers."conv*".weight_bits=2`. Without a `name` the recipe has the file's.
+        Raises QdeployError for whatever is wrong with it.
         """
         table = read_table(source, overrides)
         return cls._checked(table, " with ".join([str(source), *overrides]), Path(source).parent)
 
     def with_regimes(self, regimes: Mapping[str, object], origin: str) -> Self:
-        """The recipe with these in place of the regimes of the sections that they name.
+        """The recipe with other regimes, given by the names of their sections.
 
         Raises QdeployError that begins with `origin` for whatever is wrong with them.
         """
@@ -93,7 +93,7 @@ class Recipe(Section):
             raise QdeployError("\n".join(problems)) from None
 
     def to_toml(self, defaults: bool = True) -> str:
-        """TOML that loads as an equal recipe; without defaults, by the same version of qdeploy."""
+        """TOML that loads as an equal recipe; without `defaults` only in this version of qdeploy."""
         return tomli_w.dumps(_without_none(self._table(defaults)))
 
     def _table(self, defaults: bool = True) -> dict[str, Any]:
@@ -102,7 +102,7 @@ class Recipe(Section):
 
 
 def _without_none(value: Any) -> Any:
-    """`value` without None in its tables: TOML leaves out what is not set."""
+    """`value` without the keys whose value is None: TOML has no word for it."""
     if isinstance(value, dict):
         return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, list | tuple):

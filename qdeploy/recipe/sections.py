@@ -1,95 +1,47 @@
 """The sections of a recipe, and what their keys may be."""
 
-import os
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     ConfigDict,
     Discriminator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
-    PlainSerializer,
-    PlainValidator,
     PositiveFloat,
     PositiveInt,
     Tag,
-    ValidationInfo,
     model_validator,
     with_config,
 )
 from typing_extensions import TypedDict
 
 from qdeploy import datasets
-from qdeploy.findings import did_you_mean
+from qdeploy.recipe.values import (
+    ActBits,
+    BatchSize,
+    Betas,
+    DatasetName,
+    Deviations,
+    FilePath,
+    Fraction,
+    Means,
+    Milestones,
+    Network,
+    WeightBits,
+)
 
-_CHECKS = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-def _absolute(path: str, info: ValidationInfo) -> str:
-    """The absolute form of a path that a recipe gives.
-
-    A relative path starts at the recipe's folder if it exists there, else at the working
-    directory: a recipe can travel with its files, and an override is meant as it is typed.
-    """
-    folder = (info.context or {}).get("folder", Path())
-    given = Path(os.path.expanduser(path))
-    beside = folder / given
-    return str((beside if beside.exists() else given).resolve())
-
-
-def _absolute_network(network: str, info: ValidationInfo) -> str:
-    """`file.py:function` with an absolute file; other ways to name a network stay as they are."""
-    file, _, function = network.rpartition(":")
-    return f"{_absolute(file, info)}:{function}" if file.endswith(".py") else network
-
-
-def _bits_or_float(bits: object) -> int | None:
-    """Bits of the activations, None for the word "float"."""
-    if bits is None or bits == "float":
-        return None
-    if type(bits) is int and 1 <= bits <= 16:
-        return bits
-    raise ValueError(f'given {bits!r}, allowed: 1 to 16, or "float"')
-
-
-def _dataset(name: str) -> str:
-    """The name of a data set that there is; its file is not read yet."""
-    names = datasets.available()
-    if name not in names:
-        nearest = did_you_mean(name, names)
-        raise ValueError(f"given {name!r}, allowed: {', '.join(map(repr, names))}.{nearest}")
-    return name
-
-
-FilePath = Annotated[str, AfterValidator(_absolute)]
-Network = Annotated[str, AfterValidator(_absolute_network)]
-DatasetName = Annotated[str, AfterValidator(_dataset)]
-WeightBits = Annotated[int, Field(ge=1, le=16)]
-ActBits = Annotated[
-    int | None,
-    PlainValidator(_bits_or_float),
-    PlainSerializer(lambda bits: "float" if bits is None else bits),
-]
-# A TOML array is a list to Python; `strict` would insist on a tuple.
-Means = Annotated[tuple[float, ...], Field(strict=False)]
-Deviations = Annotated[tuple[PositiveFloat, ...], Field(strict=False)]
-Milestones = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-BatchSize = Annotated[int, Field(ge=2)]  # BatchNorm cannot train on a single image
-Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
+_STRICT = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Section(BaseModel):
-    model_config = _CHECKS
+    model_config = _STRICT
 
 
 class Phase(Section):
-    """Part of a regime: from `epoch` or from `step` on (both from 0), what its other keys say."""
+    """Part of a regime: its other keys hold from `epoch` or from `step` on, both counted from 0."""
 
     epoch: NonNegativeInt | None = None
     step: NonNegativeInt | None = None
@@ -108,19 +60,19 @@ class Phase(Section):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """The keys that it gives, without where it starts."""
+        """The keys that the phase sets, without its start."""
         return self.model_dump(exclude={"epoch", "step"}, exclude_none=True)
 
 
-class _Phased(Section):
-    """A section that changes in training: each phase of its regime changes the keys it gives."""
+class _PhasedSection(Section):
+    """A section that changes in training: each phase of its regime changes the keys that it sets."""
 
     regime: Annotated[tuple[Phase, ...], Field(strict=False)] = ()
 
     def at(self, epoch: int, step: int) -> Self:
-        """The section in `step` of the run, which lies in `epoch`, both from 0.
+        """The section as it is in `step` of the run, which lies in `epoch`, both from 0.
 
-        Depends on nothing else, so that a resumed run is in the right phase at once.
+        It depends on nothing else, so that a resumed run is in the right phase at once.
         """
         return self._after(phase for phase in self.regime if phase.begun(epoch, step))
 
@@ -151,8 +103,9 @@ class _Phased(Section):
 class ModelSection(Section):
     """The float network.
 
-    `network`: a zoo name, `file.py:function` or `package.module:function`; the function is called
-    with `options`. `weights`: file of trained float weights to start from.
+    network  a zoo name, `file.py:function` or `package.module:function`
+    options  the keyword arguments that the function is called with
+    weights  trained float weights to start from: a state_dict, or a float run's folder or checkpoint
     """
 
     network: Network
@@ -161,7 +114,7 @@ class ModelSection(Section):
 
 
 class DataPhase(Phase):
-    """What [data] becomes in an epoch; one that is given in steps starts with the next epoch."""
+    """Changes to [data]. A phase given by its step takes effect at the start of the next epoch."""
 
     batch_size: BatchSize | None = None
     image_size: PositiveInt | None = None
@@ -169,16 +122,20 @@ class DataPhase(Phase):
     flip: bool | None = None
 
 
-class DataSection(_Phased):
+class DataSection(_PhasedSection):
     """The data set, its batches and their augmentation.
 
-    `mean` and `std` per channel normalise pixels scaled to 0..1; None takes the data set's own.
-    `title` is what reports call the data, if not by its usual name.
-    `pad_crop` pads by so many black pixels and crops back at random; with `flip` it serves the
-    small data sets. `image_size`: the images are resized to a square of so many pixels; None
-    leaves them as they are, and takes 224 for `folder`. `workers` (processes that decode) serves
-    `folder`. `regime` changes the batches of training only: what is tested and exported has the
-    size that stands here.
+    dataset     its name: a module of qdeploy.datasets or an entry point of another package
+    root        the folder where the data are, else ./data; --data-root wins
+    title       what reports call the data, else its usual name
+    mean, std   per channel, of pixels scaled to 0..1; None: the data set's own
+    batch_size  of all devices together
+    pad_crop    black pixels added on each side, before images are cropped back at random
+    flip        half of the images are mirrored; like pad_crop, not for image files
+    image_size  pixels of the square that images are resized to; None: their own size, or 224
+                for image files
+    workers     processes that decode image files
+    regime      changes of the training batches; what is tested and exported keeps this image_size
     """
 
     dataset: DatasetName
@@ -212,9 +169,9 @@ class DataSection(_Phased):
         return self
 
 
-@with_config(_CHECKS)
+@with_config(_STRICT)
 class LayerOverride(TypedDict, total=False):
-    """What one glob of layers does differently; a key that is absent is as in [quantize]."""
+    """What differs for the layers of one glob; an absent key is as in [quantize]."""
 
     method: str
     weight_bits: WeightBits
@@ -222,23 +179,24 @@ class LayerOverride(TypedDict, total=False):
     options: dict[str, Any]
 
 
-def _layer_kind(layer: object) -> str:
-    return "float" if isinstance(layer, str) else "override"
-
-
-Layer = Annotated[
-    Annotated[Literal["float"], Tag("float")] | Annotated[LayerOverride, Tag("override")],
-    Discriminator(_layer_kind),
+# The word "float" or a table. With a tag, pydantic reports only what is wrong with the one that is meant.
+LayerSetting = Annotated[
+    Annotated[Literal["float"], Tag("word")] | Annotated[LayerOverride, Tag("table")],
+    Discriminator(lambda setting: "word" if isinstance(setting, str) else "table"),
 ]
 
 
 class QuantizeSection(Section):
-    """The method (`float`: none), its bits and its own `options`, which the method validates.
+    """The method, its bits, and the layers that differ.
 
-    `act_bits` None leaves the activations in float and is written "float" in TOML.
-    `layers` maps a glob of layer names to "float" or to what differs there. `equalize` first gives
-    the channels of each tensor one size. `leaves`: globs of modules that are kept whole and in
-    float, such as those that torch.fx cannot trace.
+    method            one of `qdeploy methods`, or "float" for none
+    act_bits          None, "float" in TOML, leaves the activations in float
+    first_last_float  leaves the first and the last layer in float, whatever `layers` says
+    equalize          first rescales the channels of each tensor to the same range
+    options           the method's own settings, which the method validates
+    layers            from a glob of layer names to "float" or to what differs there
+    leaves            globs of modules that stay whole and in float, such as those that torch.fx
+                      cannot trace
     """
 
     method: str
@@ -247,7 +205,7 @@ class QuantizeSection(Section):
     first_last_float: bool = False
     equalize: bool = False
     options: dict[str, Any] = {}
-    layers: dict[str, Layer] = {}
+    layers: dict[str, LayerSetting] = {}
     leaves: list[str] = []
 
 
@@ -267,7 +225,7 @@ Optimizer = Literal["sgd", "adam", "adamw"]
 
 
 class TrainPhase(Phase):
-    """What the optimizer becomes. Momentum is kept until another kind of optimizer starts anew."""
+    """Changes to the optimizer. Its momentum carries over unless the kind of optimizer changes."""
 
     optimizer: Optimizer | None = None
     lr: PositiveFloat | None = None
@@ -277,18 +235,24 @@ class TrainPhase(Phase):
     weight_decay: NonNegativeFloat | None = None
 
 
-class TrainSection(_Phased):
-    """The optimizer and its schedule; epochs are counted in passes over the training set.
+class TrainSection(_PhasedSection):
+    """The optimizer, its schedule, and what else is decided for training.
 
-    `epochs` 0 trains nothing: a trained float network is only calibrated, as [calibrate] says.
-    `schedule` multiplies `lr`; None is "constant" where a regime gives learning rates and "cosine"
-    elsewhere. `milestones`: epochs after which schedule "step" multiplies it by `gamma`.
-    `float_epochs`: epochs of float training before quantization. `calibration_batches`: batches
-    from which BatchNorm statistics and activation ranges are estimated again for what ships.
-    `distill`: share of the loss that comes from the float network, as training/distillation.py
-    has it. The float epochs go through the same `regime` as those that follow.
-    `precision`: bits of the products of training; the quantizers, the norms, the weights and all
-    evaluation stay float32. `deterministic`: the same bits each time on a GPU too, more slowly.
+    epochs               passes over the training set; 0 only calibrates, as [calibrate] says
+    float_epochs         epochs in float before those, under the same schedule and regime
+    momentum, nesterov   of sgd
+    betas                of adam and adamw
+    weight_decay         of weights; biases, norms and scales are spared
+    schedule             the factor of `lr`; None: "cosine", or "constant" under a regime that gives lr
+    milestones           epochs after which schedule "step" multiplies lr by `gamma`
+    warmup_epochs        epochs in which lr rises to its value
+    clip_norm            the longest gradient; None: any length
+    distill              share of the loss that the float network's outputs make (0..1)
+    calibration_batches  training batches from which BatchNorm statistics and activation ranges are
+                         re-estimated for the weights that ship
+    regime               changes of the optimizer, phase by phase
+    precision            of training's products; quantizers, norms, weights and evaluation stay float32
+    deterministic        the same bits each time on a GPU too, more slowly
     """
 
     epochs: NonNegativeInt = 10

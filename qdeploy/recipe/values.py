@@ -1,0 +1,72 @@
+"""The values of a recipe's keys that need a check of their own: paths, names, bits, lists of numbers."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+)
+
+from qdeploy import datasets
+from qdeploy.findings import did_you_mean
+
+
+def _absolute(path: str, info: ValidationInfo) -> str:
+    """The absolute form of a path that a recipe gives.
+
+    A relative path starts at the recipe's folder if it exists there, else at the working
+    directory: a recipe can travel with its files, and an override means what it says in the shell.
+    """
+    folder = (info.context or {}).get("folder", Path())
+    given = Path(os.path.expanduser(path))
+    beside = folder / given
+    return str((beside if beside.exists() else given).resolve())
+
+
+def _absolute_network(network: str, info: ValidationInfo) -> str:
+    """`file.py:function` with an absolute file; other ways to name a network stay as they are."""
+    file, _, function = network.rpartition(":")
+    return f"{_absolute(file, info)}:{function}" if file.endswith(".py") else network
+
+
+def _bits_or_float(bits: object) -> int | None:
+    """Bits of activations; the word "float" becomes None."""
+    if bits is None or bits == "float":
+        return None
+    if type(bits) is int and 1 <= bits <= 16:
+        return bits
+    raise ValueError(f'given {bits!r}, allowed: 1 to 16, or "float"')
+
+
+def _dataset(name: str) -> str:
+    """The name of an existing data set. Its module is not imported yet."""
+    names = datasets.available()
+    if name not in names:
+        nearest = did_you_mean(name, names)
+        raise ValueError(f"given {name!r}, allowed: {', '.join(map(repr, names))}.{nearest}")
+    return name
+
+
+FilePath = Annotated[str, AfterValidator(_absolute)]
+Network = Annotated[str, AfterValidator(_absolute_network)]
+DatasetName = Annotated[str, AfterValidator(_dataset)]
+WeightBits = Annotated[int, Field(ge=1, le=16)]
+ActBits = Annotated[
+    int | None,
+    PlainValidator(_bits_or_float),
+    PlainSerializer(lambda bits: "float" if bits is None else bits),
+]
+# A TOML array is a list to Python; `strict` would insist on a tuple.
+Means = Annotated[tuple[float, ...], Field(strict=False)]
+Deviations = Annotated[tuple[PositiveFloat, ...], Field(strict=False)]
+Milestones = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+BatchSize = Annotated[int, Field(ge=2)]  # BatchNorm cannot train on a single image
+Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]
