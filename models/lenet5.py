@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun et al., Proc. IEEE 1998), with ReLU and pooling by maximum."""
+"""LeNet-5 (LeCun et al., Proc. IEEE 1998), with ReLU and max pooling."""
 
 from __future__ import annotations
 

@@ -133,9 +133,9 @@ def stages(
     shapes: Iterable[tuple[int, int, int]],
     norm_first: bool,
 ) -> Iterable[nn.Module]:
-    """The blocks of stages of (blocks, middle, outputs); each stage but the first halves the image.
+    """The blocks of stages given as (blocks, middle, outputs); all but the first halve the image.
 
-    shortcut makes what stands beside a block that changes the shape, by inputs, outputs, stride.
+    shortcut(inputs, outputs, stride) makes the shortcut of a block that changes the shape.
     """
     for stage, (blocks, middle, outputs) in enumerate(shapes):
         for index in range(blocks):
@@ -159,8 +159,8 @@ STEMS = {"cifar": cifar_stem, "imagenet": imagenet_stem}
 
 
 def stem_of(name: str, in_channels: int) -> nn.Sequential:
-    """For images of 32 pixels "cifar", a 3x3 convolution; for 224 "imagenet", a 7x7 convolution
-    with stride 2 and a pooling by maximum."""
+    """The stem "cifar", for images of 32 pixels, is a 3x3 convolution; "imagenet", for 224, is a 7x7
+    convolution with stride 2 and max pooling."""
     if name not in STEMS:
         raise ValueError(f"stem is one of {', '.join(STEMS)}, not {name!r}")
     return STEMS[name](in_channels)

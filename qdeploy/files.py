@@ -1,4 +1,4 @@
-"""Files that are either the old one or the complete new one, whatever happens between."""
+"""Writes files whole: whatever happens meanwhile, the file is the old one or the complete new one."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from qdeploy.errors import QdeployError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file to write to; it takes the place of `path` when the block ends well.
+    """A binary file to write to; it replaces `path` if the block ends without an error.
 
     The bytes go to `<path>.tmp` in the same folder and reach the disk before the name changes.
     Raises QdeployError, naming the path and the reason, if the file cannot be written.

@@ -1,4 +1,4 @@
-"""Pydantic's findings in the words of this project: given, allowed, nearest key."""
+"""What pydantic finds wrong, in plain words: what was given, what is allowed, the nearest key."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-# What is allowed where pydantic complains of a type or a bound, in the words of TOML.
+# What is allowed when pydantic complains about a type or a bound, in the terms of TOML.
 ALLOWED = {
     "model_type": "a table",
     "dict_type": "a table",
@@ -37,7 +37,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
 
 
 def problem(details: ErrorDetails, keys: Iterable[str]) -> str:
-    """One finding: key, given, allowed. `keys` are the valid ones at its place."""
+    """One finding in a line: key, given, allowed. `keys` are those that are valid in its place."""
     key = ".".join(map(str, details["loc"]))
     if details["type"] == "extra_forbidden":
         return f"unknown key {key!r}.{did_you_mean(key, keys)} Allowed: {', '.join(keys) or 'none'}"
@@ -54,6 +54,6 @@ def allowed(details: ErrorDetails) -> str:
 
 
 def did_you_mean(name: str, names: Iterable[str], written: Callable[[str], str] = str) -> str:
-    """' Did you mean X?' for the nearest of `names`, as it is `written`; or nothing."""
+    """' Did you mean X?' for the nearest of `names`, formatted by `written`; '' if none is near."""
     near = difflib.get_close_matches(name, list(names), n=1)
     return f" Did you mean {written(near[0])}?" if near else ""

@@ -89,7 +89,7 @@ class Grid:
         return f"Grid({self.lowest}..{self.highest}" + (f" by {step})" if step > 1 else ")")
 
 
-# The uint8 codes of -1 and +1 around the zero point 128: what a sign leaves of an activation.
+# The uint8 codes of -1 and +1 around the zero point 128, for activations that become signs.
 SIGN = Grid((127, 129))
 
 
@@ -129,9 +129,9 @@ class QTensor:
     def fold(self, gain: Array) -> QTensor:
         """The tensor times `gain` (float32, [out]) without quantizing again.
 
-        The gain's size goes into the scale. A negative gain flips the channel's codes: where the
-        grid holds -code for every code that is the code's negative, and else, on lowest..highest,
-        the mirror image lowest + highest - code, of the zero as well.
+        The gain's absolute value goes into the scale. A negative gain flips the channel's codes: to
+        -code on a symmetric grid, and elsewhere to the mirror image lowest + highest - code, which
+        moves the zero as well.
         """
         flip = self._column(gain < 0)
         offset = 0 if self.grid.symmetric else self.grid.lowest + self.grid.highest

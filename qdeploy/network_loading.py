@@ -28,8 +28,8 @@ def load_network(
 ) -> nn.Module:
     """Calls the function that `reference` names with `options`; it must return an nn.Module.
 
-    copy    what the file of a file.py:function held once: loaded in its place if it has changed
-            or gone since. Modules beside the file can be imported in either case.
+    copy    an earlier copy of the file in a file.py:function, loaded instead if that file has
+            changed or is gone. Either way, modules beside the file can be imported.
 
     Errors: QdeployError if there is no such file, module or function, if it cannot be loaded, if
     the call fails, or if it returns something else.
@@ -132,7 +132,7 @@ def _from_file(path: Path, copy: Path | None) -> ModuleType:
     file = copy if copy is not None and _differs(copy, path) else path
     if not file.is_file():
         raise QdeployError(f"there is no network file {file}; give {FORMS}")
-    # Under its own name, so that networks of two files do not meet.
+    # Under a name of its own, so that the modules of two files do not replace each other.
     name = f"qdeploy_network_{abs(hash(file.resolve()))}"
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
@@ -147,7 +147,7 @@ def _from_file(path: Path, copy: Path | None) -> ModuleType:
 
 
 def _differs(copy: Path, path: Path) -> bool:
-    """Whether there is a copy, and the file itself is gone or another."""
+    """Whether there is a copy, and the file itself is gone or differs."""
     return copy.is_file() and not (path.is_file() and path.read_bytes() == copy.read_bytes())
 
 
@@ -162,7 +162,7 @@ def _from_package(name: str) -> ModuleType:
 
 
 def _told(error: Exception) -> str:
-    """An error of the user's own code: its kind, its words and, unless it names it, its place."""
+    """An error in the user's own code: its type, its message and, unless that names it, its place."""
     told = f"{type(error).__name__}: {error}"
     frame = traceback.extract_tb(error.__traceback__)[-1]
     if isinstance(error, SyntaxError | ImportError):

@@ -1,4 +1,4 @@
-"""What the processes that train one network tell one another; a single process keeps its own.
+"""What the processes that train one network exchange; a single process exchanges nothing.
 
 Each process computes a part of every batch. What must be the same in all of them (statistics,
 ranges, figures) is a mean, a sum or an extreme over the processes.
@@ -13,7 +13,7 @@ from torch import Tensor, distributed
 
 
 def count() -> int:
-    """How many processes train together."""
+    """The number of processes that train together."""
     started = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if started else 1
 
@@ -67,7 +67,7 @@ def extremes(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Mean(torch.autograd.Function):
-    """y = sum of x_r / n in each of n processes, so dL/dx_r = sum of dL_r/dy / n: a mean as well."""
+    """y is the mean of all x_r in each process r, so dL/dx_r is the mean of all dL_r/dy."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

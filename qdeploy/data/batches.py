@@ -1,4 +1,4 @@
-"""Batches of images: what an epoch is, and data sets small enough to stay on the device."""
+"""Batches of images: what an epoch is, and batches of data sets that fit on the device."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -33,7 +33,7 @@ class Batches(Protocol):
         """
 
     def under(self, section: DataSection) -> "Batches":
-        """The same images in the batches of another [data]: size, augmentation, image size."""
+        """The same images, batched and augmented as another [data] says."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class Share:
     processes: int = 1
 
     def of_training(self, images: int) -> slice:
-        """The part of a training batch of so many images."""
+        """The part of a training batch of `images` images."""
         return slice(self.rank, images - images % self.processes, self.processes)
 
     @property
     def of_test(self) -> slice:
-        """The part of any test batch; a process whose part is empty goes without that batch."""
+        """The part of any test batch; a process whose part is empty skips the batch."""
         return slice(self.rank, None, self.processes)
 
     def check(self, batch_size: int) -> None:
-        """Raises QdeployError if only a part of every full batch could be shared out."""
+        """Raises QdeployError if a full batch does not divide evenly among the processes."""
         if batch_size % self.processes:
             raise QdeployError(
                 f"data.batch_size {batch_size} cannot be shared out evenly to {self.processes} "
@@ -88,7 +88,7 @@ class Normalisation:
         return (pixels - self._mean) / self._std
 
     def pixels(self, images: Tensor) -> Tensor:
-        """The uint8 pixels of normalised images; the nearest ones if resizing left none whole."""
+        """The uint8 pixels of normalised images, rounded where resizing left fractions."""
         return (images * self._std + self._mean).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -96,8 +96,8 @@ class Normalisation:
 class Shuffling:
     """The random part of training: a new order each epoch, `pad_crop` pixels of shift, flips.
 
-    The numbers are drawn on the CPU, by NumPy, and for whole batches, so that all devices see the
-    same batches and any number of processes shares them.
+    Random numbers are drawn on the CPU, by NumPy, and for whole batches: all devices see the same
+    batches, and any number of processes can share them.
     """
 
     seed: int
@@ -187,7 +187,7 @@ def resize(images: Tensor, size: int | None) -> Tensor:
 
 
 def smallest_batch(share: Share) -> int:
-    """The images that a batch needs in training: two for BatchNorm, and one for each process."""
+    """The fewest images that a training batch may have: two for BatchNorm, and one for each process."""
     return max(2, share.processes)
 
 

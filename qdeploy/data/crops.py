@@ -7,7 +7,7 @@ from PIL import Image, ImageOps
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
-    """What ImageNet is tested with: short side to size * 256/224, then the size x size centre.
+    """The crop for testing: the short side resized to size * 256/224, then the size x size centre.
 
     Done in one resampling of the centre, bilinear with antialiasing.
     """
@@ -16,7 +16,7 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def random_crop(image: Image.Image, size: int, random: np.random.Generator) -> Image.Image:
-    """What ImageNet is trained with: a random box, resized to size x size; half are mirrored."""
+    """The crop for training: a random box, resized to size x size; half of them are mirrored."""
     box = random_box(image.width, image.height, random)
     crop = image.resize((size, size), Image.Resampling.BILINEAR, box=box)
     return ImageOps.mirror(crop) if random.random() < 0.5 else crop
@@ -25,8 +25,8 @@ def random_crop(image: Image.Image, size: int, random: np.random.Generator) -> I
 def random_box(width: int, height: int, random: np.random.Generator) -> tuple[int, int, int, int]:
     """Left, top, right, bottom of 8 to 100 % of the area, 3/4 to 4/3 as wide as high.
 
-    Szegedy et al. 2014, section 6. After ten boxes that did not fit, the largest centre box
-    within these proportions.
+    Szegedy et al. 2014, section 6. After ten boxes that do not fit, it is the largest
+    central box within these proportions.
     """
     for _ in range(10):
         area = width * height * random.uniform(0.08, 1.0)

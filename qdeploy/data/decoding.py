@@ -29,8 +29,8 @@ class FolderBatches:
     """Batches of decoded images.
 
     `shuffle_seed` is for training: ImageNet's random-resized crops and flips, in a new order
-    each epoch. None is for testing: ImageNet's centre crop, in order. An image depends on seed,
-    epoch and its place in the folder, so that the number of workers changes nothing.
+    each epoch. None is for testing: ImageNet's centre crop, in order. A crop depends on the seed,
+    the epoch and the image's place in the folder, so the number of workers changes nothing.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ def decode(path: Path) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except Exception as error:  # Pillow's decoders have no common one
+    except Exception as error:  # Pillow's decoders share no exception
         raise QdeployError(
             f"{path} cannot be decoded ({error}). Replace the file or delete it."
         ) from error

@@ -7,12 +7,12 @@ from qdeploy.recipe import DataSection
 
 
 class PhasedBatches:
-    """The batches of a [data] with a regime: an epoch has those of the phase that it begins in."""
+    """The batches under a regime of [data]: each epoch has those of the phase that it begins in."""
 
     def __init__(self, batches: Batches, section: DataSection) -> None:
         self._batches = batches
         self._section = section
-        self._first_steps = [0]  # by epoch, as far as was asked for
+        self._first_steps = [0]  # of each epoch, as far as they were asked for
 
     @property
     def samples(self) -> int:

@@ -26,8 +26,8 @@ _CLASSES = 10
 def read_cifar10(source: Path) -> tuple[LabelledImages, LabelledImages]:
     """The training and the test set from the published archive or from its unpacked folder.
 
-    The published files hold 10,000 records each. Any other number will do, but it must be the
-    same in all six: a file cut short between two records is found by that. Raises QdeployError
+    The published files hold 10,000 records each. Any other number will do if it is the
+    same in all six, which reveals a file that was cut short between two records. Raises QdeployError
     naming the file that is damaged.
     """
     contents = _folder_contents(source) if source.is_dir() else _archive_contents(source)

@@ -15,7 +15,7 @@ def read_digits() -> tuple[LabelledImages, LabelledImages]:
     """1,437 digits for training and 360 held out, stratified by class, always the same.
 
     Images are enlarged to 28x28, MNIST's size, by bilinear interpolation with
-    align_corners=False, and their greys from 0..16 to 0..255.
+    align_corners=False, and their greys are scaled from 0..16 to 0..255.
     """
     # scikit-learn takes a second to import, and only this data set needs it.
     from sklearn.datasets import load_digits

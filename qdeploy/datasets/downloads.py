@@ -1,4 +1,4 @@
-"""Where the files of a data set are: found below the data root, or downloaded to it."""
+"""Finds the files of a data set below the data root, or downloads them to it."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def _path_of(file: PublishedFile, folder: Path) -> Path | None:
 
 
 def _download(dataset: Dataset, file: PublishedFile, folder: Path) -> Path:
-    """Fetches one file; it takes its name only when its SHA-256 is right."""
+    """Downloads one file, which gets its name only once its SHA-256 is right."""
     import pooch
 
     url = dataset.base_url + file.name

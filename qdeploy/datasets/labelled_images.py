@@ -1,4 +1,4 @@
-"""What the readers of published files share: their bytes, their result, their complaint."""
+"""What the readers of published files share: reading bytes, the result, the error for a damaged file."""
 
 import gzip
 import zlib

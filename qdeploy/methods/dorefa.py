@@ -3,11 +3,11 @@
 Q_k(u) = round((2^k - 1) u) / (2^k - 1), for u in [0, 1].
 
 weights       2 Q_k(tanh(w) / (2 max|tanh(w)|) + 1/2) - 1; 1 bit: sign(w) mean|w|
-activations   Q_k(clip(x, 0, 1)); those that no ReLU made: clip(x, -1, 1), 1 bit: sign(x)
+activations   Q_k(clip(x, 0, 1)); not behind a ReLU: clip(x, -1, 1), 1 bit: sign(x)
 gradients     see `QuantizedGradient`
 
 The levels of 2 to 7 bits are the odd integers -(2^k - 1) .. 2^k - 1, over 2^k - 1. No integer
-kernel holds the 256 of 8 bits, -255 .. 255, so 8 and 16 bits have one step fewer, 2^k - 2 in place
+kernel holds the 256 levels of 8 bits, -255 .. 255, so 8 and 16 bits have one step fewer, 2^k - 2 in place
 of 2^k - 1: the levels are c / 127 with c = -127 .. 127 and c / 32767 with c = -32767 .. 32767. They
 have an exact zero. 8 bits run in integer kernels; 16 bits are half the bytes of float32 and run
 in float.
@@ -36,7 +36,7 @@ BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
 
 
 class DoReFaOptions(Options):
-    """grad_bits: of the gradient at each layer's output; 32 leaves it float."""
+    """grad_bits: bits of the gradient at each layer's output; 32 leaves it in float."""
 
     grad_bits: int = Field(default=32, ge=2, le=32)
 
@@ -69,7 +69,7 @@ class TanhWeight(WeightQuantizer):
 
     latent: the float weight. The gradient goes straight through Q_k, and is the true one of tanh
     and of the division by the maximum over the layer. Where no BatchNorm follows, that maximum
-    is multiplied again, so that the layer keeps its size.
+    is multiplied back in, so that the layer keeps its size.
     """
 
     def __init__(self, site: WeightSite, bits: int) -> None:
@@ -106,9 +106,9 @@ class TanhWeight(WeightQuantizer):
 
 
 class BoundedActivation(ActivationQuantizer):
-    """Equal steps over 0..bound, or over -bound..bound where no ReLU made the values.
+    """Equal steps over 0..bound behind a ReLU, elsewhere over -bound..bound.
 
-    A subclass writes `bound`. The signed range has an exact zero, so one level fewer.
+    A subclass writes `bound`. The signed range has an exact zero, and so one level fewer.
     """
 
     zero: Tensor
@@ -160,7 +160,7 @@ def quantized_gradient(grad: Tensor, bits: int) -> Tensor:
     """f(dr) = 2 m (Q_k(dr / (2 m) + 1/2 + N) - 1/2), m = max|dr| (eq. 12), of dr [N, ...].
 
     m is the maximum of each sample, N uniform in -1/2..1/2 over 2^k - 1, so f is dr on average.
-    With n = 2^k - 1 and U = n N + 1/2 in 0..1 the same is (round(n dr / (2 m) + U) - 1/2) 2 m / n,
+    With n = 2^k - 1 and U = n N + 1/2 in 0..1 this equals (round(n dr / (2 m) + U) - 1/2) 2 m / n,
     which is exact to float32 for any k.
     """
     highest = (1 << bits) - 1
@@ -175,7 +175,7 @@ def quantized_gradient(grad: Tensor, bits: int) -> Tensor:
 
 @dataclass(frozen=True)
 class QuantizedGradient:
-    """A product whose output's gradient has k bits before it becomes those of x and the weight."""
+    """A product that rounds the gradient of its output to k bits, for x and the weight alike."""
 
     shipped: PlainProduct
     bits: int

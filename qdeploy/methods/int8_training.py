@@ -49,11 +49,11 @@ class Int8TrainingOptions(Options):
 
 
 def round_at_random(values: Tensor, bits: int) -> Tensor:
-    """values on multiples of one step, rounded up or down at random so that the mean is `values`.
+    """`values` rounded to multiples of one step, up or down at random so that the mean is right.
 
     step = (max - min) / (2^bits - 2), the range widened to include 0: with one step less than
     usual, the multiples that enclose the range are at most 2^bits. The value 0 is one of them and
-    stays 0, as half of the gradient behind a ReLU is. Computes in float32 at least.
+    stays 0, which half of the gradient behind a ReLU is. Computes in float32 or wider.
     """
     wide = values.to(torch.promote_types(values.dtype, torch.float32))
     low, high = torch.aminmax(as_stored(wide))
@@ -67,7 +67,7 @@ class _Bifurcation(torch.autograd.Function):
     """y = product(x, weight) + bias, with
 
     dL/dx = product^T(round_at_random(dL/dy), weight)
-    dL/dweight, dL/dbias = those of the product for the very dL/dy
+    dL/dweight, dL/dbias = those of the product, from dL/dy as it is
     """
 
     @staticmethod
@@ -102,7 +102,7 @@ Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 def convolution_gradients(
     plain: Convolution, grad: Tensor, x: Tensor, weight: Tensor, needs: Needs
 ) -> Gradients:
-    """Those of x, weight and bias that are needed, for the gradient [N, out, ...] of the output."""
+    """Gradients of x, weight and bias where needed, from the output's gradient [N, out, ...]."""
     gradients: Gradients = torch.ops.aten.convolution_backward(
         grad, x, weight, [len(weight)], plain.stride, plain.padding, plain.dilation,
         False, [0] * plain.dimensions, plain.groups, needs,
@@ -113,7 +113,7 @@ def convolution_gradients(
 def matrix_gradients(
     plain: MatrixProduct, grad: Tensor, x: Tensor, weight: Tensor, needs: Needs
 ) -> Gradients:
-    """Those of x, weight and bias that are needed, for the gradient [..., out] of the output."""
+    """Gradients of x, weight and bias where needed, from the output's gradient [..., out]."""
     rows = grad.reshape(-1, grad.shape[-1])
     return (
         grad @ weight if needs[0] else None,
@@ -143,7 +143,7 @@ class BifurcatedProduct:
 
 
 def padded(x: Tensor, plain: PlainProduct) -> tuple[Tensor, PlainProduct]:
-    """x with the border that a convolution cannot add by numbers of zeros, and the rest of it."""
+    """x with any padding other than a number of zeros applied, and the product that is left to do."""
     if not isinstance(plain, Convolution):
         return x, plain
     if plain.padding_mode == "zeros" and not isinstance(plain.padding, str):
@@ -154,7 +154,7 @@ def padded(x: Tensor, plain: PlainProduct) -> tuple[Tensor, PlainProduct]:
 
 
 class SampleRange(MovingRange):
-    """A moving range whose batch counts with the mean of its samples' minima and maxima."""
+    """A moving range that takes the mean of the samples' minima and of their maxima from each batch."""
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         rows = x.reshape(len(x), -1)
@@ -163,7 +163,7 @@ class SampleRange(MovingRange):
 
 
 def weight(site: WeightSite, bits: int, options: Int8TrainingOptions) -> UniformWeight:
-    """Symmetric, per channel: integer kernels want the zero of a weight at 0."""
+    """Symmetric, per channel: integer kernels require weights with zero point 0."""
     return UniformWeight(site.weight, Grid.signed(bits))
 
 

@@ -66,10 +66,10 @@ def learned_step(v: Tensor, s: Tensor, grid: Grid, zero: int, sharing: int) -> T
 
 
 def positive(parameter: Tensor) -> Tensor:
-    """The step that a parameter stands for: its size, never 0.
+    """The step that a parameter stands for: its absolute value, never 0.
 
-    An optimizer may take a parameter below 0. The step then turns back instead of a weight
-    changing its sign. Above 0 step and gradient are those of the parameter itself.
+    An optimizer may take a parameter below 0. The step then grows again, and no weight changes
+    its sign. Above 0, step and gradient are those of the parameter itself.
     """
     size = torch.where(parameter < 0, -parameter, parameter)
     return size + torch.finfo(torch.float32).tiny
@@ -122,7 +122,7 @@ class LsqActivation(ActivationQuantizer):
     if there were some before. Once it learns, calibration leaves it alone. A tensor of zeros
     starts as if its mean size were 1.
 
-    batches    of which the start is a mean
+    batches    how many calibration batches the start is the mean of
     learning   whether training has begun
     """
 
@@ -182,7 +182,7 @@ class LsqActivation(ActivationQuantizer):
 
 
 def _look_again(quantizer: nn.Module, _: object) -> None:
-    """After a state dict, which may hold another `learning`."""
+    """Called after a state dict is loaded, which may have changed `learning`."""
     assert isinstance(quantizer, LsqActivation)
     quantizer._learns = False
 

@@ -20,17 +20,17 @@ from qdeploy.layers.fake_quantize import passed
 from qdeploy.methods.dorefa import BITS, BoundedActivation, weight
 from qdeploy.methods.method import ActivationSite, Method, Options, measured_range
 
-# The smallest range; its gradient passes on below it, so that alpha can come back.
+# The smallest range. Its gradient still passes below it, so that alpha can come back.
 LEAST = 1e-3
 
 
 class PactOptions(Options):
-    """Of alpha, where activations are clipped.
+    """Settings of alpha, the value where activations are clipped.
 
-    alpha         where it starts; if not given, from the first batch. The paper's 10 leaves
+    alpha         its start; if not given, taken from the first batch. The paper's 10 leaves
                   values of unit variance one or two levels at 2 and 3 bits, and alpha no
                   gradient to shrink by
-    alpha_decay   weight of alpha^2 / 2 in the loss; the paper's is that of the weights
+    alpha_decay   weight of alpha^2 / 2 in the loss; the paper uses the weights' own decay
     """
 
     alpha: PositiveFloat | None = None

@@ -1,7 +1,7 @@
 """SimQAT: simulated quantization with straight-through gradients.
 
 Jacob et al., CVPR 2018; Krishnamoorthi, arXiv 1806.08342. The weight is rounded to a uniform
-grid whose range is the weight's own minimum and maximum, at every step anew.
+grid from the weight's minimum to its maximum, taken anew at every step.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class SimQatOptions(Options):
     weight_symmetric, act_symmetric         0 is the middle code
     weight_per_channel                      a scale for each output channel
     weight_narrow_range, act_narrow_range   leave out the lowest code
-    weight_range   scales reach the extremes ("minmax") or lose least in squares ("mse")
+    weight_range   scales reach the extremes ("minmax") or minimise the squared error ("mse")
     quant_delay    training steps in which nothing is rounded yet
     ema_decay      of the moving average of activation ranges
-    fold           BatchNorm beside the weight ("none") or inside of it while training
+    fold           BatchNorm beside the weight ("none") or folded into it in training
                    ("one-conv", "two-conv"), see layers/folding.py
     freeze_bn      training steps after which a folded BatchNorm keeps its statistics; if not
                    given, never

@@ -2,7 +2,7 @@
 
 Each weight holds a logit for each level it might take and trains as the expected level under
 softmax(logits * temperature). The temperature rises by epochs until the distributions are
-one-hot; then the search is committed: the best levels stay, their logits train no more.
+one-hot; then the search is committed: the best levels stay, their logits no longer train.
 """
 
 from __future__ import annotations
@@ -20,32 +20,32 @@ from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
-# Standard deviations of a normal distribution that the outermost level of the best uniform
-# quantizer stands at (Max, IRE Trans. Information Theory, 1960, table II).
+# Where the outermost level of the best uniform quantizer of normal values stands, in standard
+# deviations (Max, IRE Trans. Information Theory, 1960, table II).
 OUTERMOST = {2: 1.494, 4: 2.513}
-# What the published temperature has risen to, in forty of a hundred epochs, when it turns hard.
+# The published temperature when it turns hard, after rising for forty of a hundred epochs.
 PUBLISHED_END = 1.2**40
 # A softmax is one-hot long before this, and float32 overflows not long after.
 HOTTEST = 1e30
-# Logits whose probabilities are computed at a time: a megabyte, which stays in a CPU's cache.
+# How many logits have their probabilities computed at once: a megabyte, which stays in a CPU's cache.
 PART = 1 << 18
 
 
 class SlbOptions(Options):
-    """Those of the published implementation (Golden Stick), and `linear` and `start`.
+    """The options of the published implementation (Golden Stick), plus `linear` and `start`.
 
     t_start_val         temperature before it rises
     t_start_time        share of the epochs, rounded down, after which it rises
-    t_factor            by which it is multiplied in each epoch from then on; if not given, so
-                        that it rises to the 1,470 of the published hundred epochs, in as many
-                        as there are: the published 1.2 in 100, 6.2 in 10
-    t_end_time          share of the epochs, rounded down; the last of them keeps the best levels
-                        for good, and so do all that follow
+    t_factor            its factor per epoch from then on; if not given, the one that takes it to
+                        the published 1,470 in any number of epochs: 1.2 in 100, as published,
+                        and 6.2 in 10
+    t_end_time          share of the epochs, rounded down; from the last of them on, the best
+                        levels are kept for good
     epoch_size          epochs in all; if not given, those of this run and has_trained_epoch
     has_trained_epoch   epochs of the schedule that earlier runs have done
     linear              search Linear weights too; otherwise they are 8-bit SimQAT
     start               logits from the float weight ("weight") or from He-normal noise ("random")
-    quant_delay         training steps in which activations are watched and stay float
+    quant_delay         training steps in which activations are observed but stay float
     ema_decay           of the moving average of activation ranges
     """
 
@@ -81,7 +81,7 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
 
     With start = int(epochs * t_start_time) and end = int(epochs * t_end_time):
     t_start_val up to `start`, then times t_factor an epoch (at most HOTTEST, at least 1 / HOTTEST),
-    and inf (one-hot) from `end` on. Without a t_factor it heads for PUBLISHED_END in `end`.
+    and inf (one-hot) from `end` on. Without a t_factor it rises so as to reach PUBLISHED_END at `end`.
     """
     start, end = int(epochs * options.t_start_time), int(epochs * options.t_end_time)
     if epoch >= end:
@@ -94,7 +94,7 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
 
 
 def published_factor(rises: int, first: float) -> float:
-    """What takes the temperature from `first` to PUBLISHED_END in so many rises."""
+    """The factor that takes the temperature from `first` to PUBLISHED_END in this many rises."""
     return max(1.0, PUBLISHED_END / first) ** (1 / max(1, rises))
 
 
@@ -201,7 +201,7 @@ class SlbWeight(WeightQuantizer):
         )
         self.latent.requires_grad_(not self.committed)
         if self.committed:
-            self.latent.grad = None  # an optimizer passes over what has no gradient
+            self.latent.grad = None  # an optimizer skips what has no gradient
 
     def progress(self) -> dict[str, float]:
         return {"temperature": self.temperature}

@@ -28,12 +28,12 @@ from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
 Gradient = Literal["paper", "code"]
-# Inputs from which a weight is centred.
+# The fewest inputs with which a weight is centred.
 SEVERAL = 4
 
 
 class XnorOptions(Options):
-    """The two choices that the paper and its code leave.
+    """The two choices that the paper and its code leave open.
 
     gradient    as the paper has it or as the published code. The code's is larger by about the
                 weights of a filter: made for Adam, which divides by a gradient's size, and too
@@ -84,8 +84,8 @@ class XnorWeight(WeightQuantizer):
 def confined(weight: Tensor) -> Tensor:
     """weight [out, in, ...] less its mean over the inputs, clamped to -1..1.
 
-    Fewer than SEVERAL inputs are not centred: of a depthwise layer's single one nothing would be
-    left, and a filter of an image's colours could not take their sum. Where the clamp cuts, the
+    Fewer than SEVERAL inputs are not centred: nothing would be left of a depthwise layer's single
+    one, and a filter of an image's colours could not take their sum. Where the clamp cuts, the
     mean is not quite 0; the next step centres again.
     """
     if is_centred(weight):
@@ -126,8 +126,8 @@ def binarize(weight: Tensor, gradient: Gradient) -> Tensor:
     The gradient (paper, section 3.1, written for a filter of n weights) is
     dL/dW_i = alpha g_i 1(|W_i| <= 1) + sign(W_i) / n sum_j g_j sign(W_j).
     The published code has it n (1 - 1 / inputs) times as large, the second factor being the
-    centring's: a weight is 1 / inputs of the mean that is taken from it. Here it is n where
-    nothing is centred.
+    centring's: a weight is 1 / inputs of the mean that is taken from it. Here it is n
+    times as large where nothing is centred.
     """
     factor = 1.0
     if gradient == "code":
@@ -177,7 +177,7 @@ class ScaledSigns:
 
 
 def activation(site: ActivationSite, bits: int, options: XnorOptions) -> ActivationQuantizer:
-    """Signs at 1 bit. With k_map the layer reads sizes, 8 bits of them, and takes the signs itself."""
+    """Signs at 1 bit. With k_map the layer reads 8-bit values and takes their signs itself."""
     if site.nonnegative and (bits == 1 or options.k_map):
         raise QdeployError(
             "xnor takes the sign of what a layer reads, and here a ReLU made it: every sign would "
