@@ -9,7 +9,15 @@ from qdeploy.benchmark.latency import measure
 from qdeploy.benchmark.machine import this_machine
 from qdeploy.benchmark.runtime import Session, open_session
 from qdeploy.errors import QdeployError
-from qdeploy.record import BenchmarkResult, Coverage, Kernel, Latency, Machine, Placement, Product
+from qdeploy.record import (
+    BenchmarkResult,
+    Coverage,
+    Kernel,
+    Latency,
+    Machine,
+    Placement,
+    ProductRun,
+)
 
 __all__ = [
     "BenchmarkResult",
@@ -18,7 +26,7 @@ __all__ = [
     "Latency",
     "Machine",
     "Placement",
-    "Product",
+    "ProductRun",
     "Session",
     "benchmark_files",
     "open_session",

@@ -37,10 +37,12 @@ class TrainedRun:
     history: Sequence[EpochRecord]
     checkpoint: Path
 
-    def exported_as(self, target: str | None, input_type: str | None) -> TrainedRun:
-        """With this target and input in the recipe's [export]; None leaves what stands there."""
-        choices = {"target": target, "input": input_type}
-        given = {key: value for key, value in choices.items() if value is not None}
+    def exported_as(self, **changes: object) -> TrainedRun:
+        """With these keys in the recipe's [export]; None leaves what stands there.
+
+        Errors: QdeployError for a key that is not one of [export], and for a value that is not allowed.
+        """
+        given = {key: value for key, value in changes.items() if value is not None}
         try:
             section = ExportSection.model_validate({**self.recipe.export.model_dump(), **given})
         except ValidationError as error:

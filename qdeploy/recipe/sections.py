@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -22,6 +23,7 @@ from pydantic import (
     model_validator,
     with_config,
 )
+from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
 _CHECKS = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
@@ -320,15 +322,23 @@ class TrainSection(_Phased):
         return self
 
 
+def _known_target(name: str) -> str:
+    # The targets stand above the recipe, which asks their package for names when it is validated.
+    targets = import_module("qdeploy.deploy.targets").available()
+    if name not in targets:
+        raise PydanticCustomError("target", "{names}", {"names": ", ".join(map(repr, targets))})
+    return name
+
+
 class ExportSection(Section):
     """What is exported, and the gates that it must pass.
 
     `target`: the runtime that the file is for. `input`: the images that it takes, normalised ones
     or pixels. `max_drop`: points of top-1 accuracy lost against float. `min_agreement`: share (0..1) of
-    images with the same top-1 as in training. `max_size`: bytes of the file.
+    images with the same top-1 as the integers in PyTorch. `max_size`: bytes of the file.
     """
 
-    target: Literal["cpu", "tensorrt", "openvino"] = "cpu"
+    target: Annotated[str, AfterValidator(_known_target)] = "cpu"
     input: Literal["float32", "uint8"] = "float32"
     max_drop: NonNegativeFloat | None = None
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None

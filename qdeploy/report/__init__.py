@@ -8,9 +8,9 @@ from qdeploy.record import (
     Complexity,
     Dataset,
     Gate,
-    Layer,
     LayerWork,
     Record,
+    ShippedLayer,
     Sizes,
 )
 from qdeploy.report.table import benchmark_table, kernel_table, record_table
@@ -24,9 +24,9 @@ __all__ = [
     "Complexity",
     "Dataset",
     "Gate",
-    "Layer",
     "LayerWork",
     "Record",
+    "ShippedLayer",
     "Sizes",
     "benchmark_table",
     "kernel_table",
