@@ -38,7 +38,7 @@ from qdeploy.proof import outputs
 from qdeploy.proof.description import describe, information_bound
 from qdeploy.proof.gates import check_gates
 from qdeploy.proof.tensors import trace_layers
-from qdeploy.recipe import Recipe
+from qdeploy.recipe import ExportSection, Recipe
 from qdeploy.record import Accuracies, Dataset, Delivery, Record, Sizes, TensorDifference
 from qdeploy.report.write import write_report
 from qdeploy.run import RunFolder
@@ -75,12 +75,13 @@ def export_run(
     check_file(file, run)
     choose(provider)
     trained = load_run(run, checkpoint, data_root, device)
-    trained = trained.exported_as(target=target, input=input_type, **(gates or {}))
+    section = trained.export_section(target=target, input=input_type, **(gates or {}))
+    trained = trained.exported_as(section)
     integers = integers_of(trained)
     files = build(trained, integers)
     write(files.model, file)
     write(files.float, run.float_model)
-    record = measured(trained, integers, files, file, provider, device, samples)
+    record = measured(trained, section, integers, files, file, provider, device, samples)
     if triton is not None:
         write_repository(file, triton, record.name, record.delivery.target)
     write_report(record, run.path)
@@ -89,6 +90,7 @@ def export_run(
 
 def measured(
     trained: TrainedRun,
+    section: ExportSection,
     integers: fx.GraphModule,
     files: Files,
     file: Path,
@@ -97,7 +99,7 @@ def measured(
     samples: int | None,
 ) -> Record:
     """The record of a file that is written: run on the test set, timed beside the float one, read."""
-    section, float_file = trained.recipe.export, trained.run.float_model
+    float_file = trained.run.float_model
     target = find_target(section.target)
     provider = provider_for(target, provider)
     runtime, classifiers = runtimes(target, file, provider, trained.pixels)

@@ -206,6 +206,7 @@ class TestOptions:
         assert printed["dataset"]["test_samples"] == 50
         assert printed["agreement"]["samples"] == 50
         assert [line["epoch"] for line in printed["training"]] == [1, 2]
+        assert printed["recipe"]["export"]["max_size"] is None, "the file does not know its gates"
         assert [(gate["name"], gate["limit"], gate["passed"]) for gate in printed["gates"]] == [
             ("max_drop", 100, True),
             ("min_agreement", 0.5, True),
@@ -317,7 +318,10 @@ class TestExportKeysFromPython:
                 {"gates": {"max_dropp": 1}},
                 "export: unknown key 'max_dropp'. Did you mean max_drop?",
             ),
-            ({"gates": {"min_agreement": 2}}, "export: min_agreement: given 2, allowed: 1 or less"),
+            (
+                {"gates": {"min_agreement": 2}},
+                "export: min_agreement: given 2, allowed: 1.0 or less",
+            ),
             ({"gates": {"max_size": 0.5}}, "export: max_size: given 0.5, allowed: a whole number"),
             ({"target": "tpu"}, "target: given 'tpu', allowed: 'cpu', 'openvino', 'tensorrt'"),
             ({"input_type": "int4"}, "input: given 'int4', allowed: 'float32' or 'uint8'"),
