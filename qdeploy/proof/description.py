@@ -30,27 +30,22 @@ def describe(network: fx.GraphModule, file: Sequence[FileLayer]) -> tuple[Shippe
     stored = {layer.name: layer.all_bytes for layer in file}
     layers = []
     for node in _nodes_with_parameters(network):
-        module = network.get_submodule(str(node.target))
-        if isinstance(module, IntegerLayer):
-            _add_twin(str(node.target), module, network, stored)
-        held = stored.get(str(node.target))
+        name, module = str(node.target), network.get_submodule(str(node.target))
         if isinstance(module, IntegerLayer) and not isinstance(module, IntegerNorm):
-            assert held is not None
+            held = stored[name] if name in stored else _of_twin(module, network, stored)
             layers.append(_integer_layer(node, module, held, network))
         else:
-            layers.append(_float_layer(node, module, held))
+            layers.append(_float_layer(name, module, stored.get(name)))
     return tuple(layers)
 
 
-def _add_twin(name: str, layer: IntegerLayer, network: nn.Module, stored: dict[str, int]) -> None:
-    """A layer whose weight the file has under the name of another takes as much; an unused one nothing."""
-    if name not in stored:
-        twins = (
-            other
-            for other, module in network.named_modules()
-            if isinstance(module, IntegerLayer) and torch.equal(module.codes, layer.codes)
-        )
-        stored[name] = next((stored[twin] for twin in twins if twin in stored), 0)
+def _of_twin(layer: IntegerLayer, network: nn.Module, stored: dict[str, int]) -> int:
+    """What the file holds for a layer of the same weight; 0 if it has no use for either."""
+    for name, module in network.named_modules():
+        same = isinstance(module, IntegerLayer) and torch.equal(module.codes, layer.codes)
+        if same and name in stored:
+            return stored[name]
+    return 0
 
 
 def information_bound(network: nn.Module, layers: tuple[ShippedLayer, ...]) -> int:
@@ -94,11 +89,10 @@ def _integer_layer(
     )
 
 
-def _float_layer(node: fx.Node, module: nn.Module, held: int | None) -> ShippedLayer:
+def _float_layer(name: str, module: nn.Module, held: int | None) -> ShippedLayer:
     values = sum(map(_float_values, module.modules()))
     bound = 4 * values
     kind = module.kind if isinstance(module, IntegerNorm) else type(module).__name__
-    name = str(node.target)
     return ShippedLayer(name, kind, None, None, values, {}, held or bound, bound)
 
 
