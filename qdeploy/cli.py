@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qdeploy.deploy.targets import available
 from qdeploy.errors import QdeployError
 
 if TYPE_CHECKING:
@@ -149,7 +150,7 @@ def train(
 )
 @click.option(
     "--target",
-    type=click.Choice(["cpu", "tensorrt", "openvino"]),
+    type=click.Choice(available()),
     help="The runtime that the file is for.  [default: as the recipe says, else cpu]",
 )
 @click.option(
@@ -184,7 +185,9 @@ def train(
     "--samples", type=click.IntRange(min=1), help="Test images to validate on.  [default: all]"
 )
 @click.option(
-    "--trace-layers", is_flag=True, help="Compare every quantized tensor with the training network."
+    "--trace-layers",
+    is_flag=True,
+    help="Compare every quantized tensor with the integers in PyTorch.",
 )
 @AS_JSON
 @reports_errors
@@ -218,7 +221,7 @@ def export(
     given = {name: limit for name, limit in gates.items() if limit is not None}
     traced = trace_run(run, **places) if trace_layers else None
     form: dict[str, Any] = {"target": target, "input_type": input_type, "triton": triton}
-    record = export_run(run, output, limits=given, samples=samples, **form, **places)
+    record = export_run(run, output, gates=given, samples=samples, **form, **places)
     if as_json:
         click.echo(record_json(record, traced))
     else:

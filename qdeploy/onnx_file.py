@@ -18,6 +18,11 @@ FILE_LIMIT = 2**31 - 2**20
 # Constants below this many bytes stay in the graph: runtimes read shapes and bounds from there.
 SMALLEST_OUTSIDE = 1024
 
+# Operators that hand codes or values on as they are.
+MOVERS = {
+    "Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze",
+}  # fmt: skip
+
 
 def fits_one_file(model: onnx.ModelProto) -> bool:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= FILE_LIMIT

@@ -79,8 +79,8 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Product:
-    """One convolution or matrix product of a file.
+class ProductRun:
+    """One convolution or matrix product of a file, and what ran it.
 
     Attributes:
         layer: the node's name, or its operator and number.
@@ -108,23 +108,11 @@ class Coverage:
 
 
 FLOAT_PRODUCTS = {
-    "Conv",
-    "ConvTranspose",
-    "FusedConv",
-    "Gemm",
-    "FusedGemm",
-    "MatMul",
-    "FusedMatMul",
-}
-
-
+    "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul",
+}  # fmt: skip
 INTEGER_PRODUCTS = {
-    "ConvInteger",
-    "DynamicQuantizeMatMul",
-    "MatMulInteger",
-    "MatMulIntegerToFloat",
-    "QGemm",
-}
+    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -147,7 +135,7 @@ class Placement:
     operators: dict[str, int] | None
     providers: dict[str, dict[str, int]]
     kernels: tuple[Kernel, ...] = ()
-    products: tuple[Product, ...] = ()
+    products: tuple[ProductRun, ...] = ()
     coverage: Coverage | None = None
 
     @property
@@ -195,7 +183,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Accuracies:
-    """The float network, the training network in evaluation mode, and the ONNX file."""
+    """The float network, what training gave as integers in PyTorch (`convert`), and the ONNX file."""
 
     float: Accuracy | None
     trained: Accuracy | None
@@ -204,7 +192,7 @@ class Accuracies:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The ONNX file against the training network in evaluation mode, over `samples` images.
+    """Two forms of the network over `samples` images: the ONNX file against its integers in PyTorch.
 
     Attributes:
         top1: the fraction of images that both put in the same class.
@@ -232,14 +220,15 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Layer:
+class ShippedLayer:
     """One layer as it ships.
 
     Attributes:
         weight_bits: bits of a code; None for a layer left in float, as is act_bits.
         weights: how many weights there are.
         levels: {code: how many weights hold it}, empty for a layer left in float.
-        weight_bytes: what the weights take in the file.
+        weight_bytes: what its codes, scales and biases take in the file; what layers share counts
+            for each.
         bound_bytes: the layer's part of Sizes.bound.
     """
 
@@ -297,7 +286,7 @@ class Complexity:
 
 @dataclass(frozen=True)
 class TensorDifference:
-    """One quantized tensor, the ONNX file against the training network.
+    """One quantized tensor, the ONNX file against the integers in PyTorch.
 
     Attributes:
         share: the fraction of elements that differ; max_steps: by how many steps of its grid.
@@ -324,7 +313,7 @@ class Delivery:
     """What the file is made for, and what its runtime made of it.
 
     Attributes:
-        target: the runtime: cpu, tensorrt or openvino.
+        target: the runtime, by its name in deploy/targets.
         input: how images go in: "float32", or uint8 and where they are normalised.
         activations: how many there are that a target without zero points rounds by a larger step
             than training did, and how many in all; None for other targets.
@@ -366,12 +355,22 @@ class Record:
     agreement: Agreement | None
     size: Sizes
     complexity: Complexity
-    layers: tuple[Layer, ...]
+    layers: tuple[ShippedLayer, ...]
     latency: tuple[Latency, ...]
     placements: tuple[Placement, ...]
     gates: tuple[Gate, ...]
     training: tuple[dict[str, float | None], ...]
     delivery: Delivery = Delivery()
+
+    @property
+    def placement(self) -> Placement | None:
+        """What ONNX Runtime made of the exported file, None where that was not measured."""
+        return next((placed for placed in self.placements if placed.file == self.file), None)
+
+    @property
+    def timings(self) -> tuple[Latency, ...]:
+        """The latencies of the exported file."""
+        return tuple(row for row in self.latency if row.file == self.file)
 
     def to_json(self) -> str:
         """The record as JSON; from_json gives it back, equal."""

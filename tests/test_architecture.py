@@ -32,7 +32,7 @@ ALLOWED = {
     "methods": {"layers", "grid", "processes"},
     "preparation": {"methods", "layers", "grid", "processes", "record"},
     "benchmark": {"onnx_file", "record"},
-    "deploy": {"preparation", "layers", "grid", "benchmark", "onnx_file"},
+    "deploy": {"preparation", "layers", "grid", "benchmark", "onnx_file", "record"},
     "proof": {"deploy", "benchmark", "preparation", "layers", "record"},
     "report": {"deploy", "record"},
     "data": {"datasets"},

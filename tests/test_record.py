@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sample_records import BARE, FULL
 
 from qdeploy.errors import QdeployError
-from qdeploy.record import Agreement, Latency, Layer, Machine, Placement, Record
+from qdeploy.record import Agreement, Latency, Machine, Placement, Record, ShippedLayer
 from qdeploy.report.html import report_page
 from qdeploy.report.markdown import markdown
 
@@ -36,7 +36,7 @@ def test_every_record_comes_back_equal(record):
 def test_the_samples_come_back_with_their_types():
     full = Record.from_json(FULL.to_json())
     assert full == FULL
-    assert isinstance(full.layers[0], Layer)
+    assert isinstance(full.layers[0], ShippedLayer)
     assert isinstance(full.latency[0], Latency)
     assert isinstance(full.placements[0], Placement)
     assert isinstance(full.machine, Machine)

@@ -9,16 +9,10 @@ from qdeploy.benchmark.latency import measure
 from qdeploy.benchmark.machine import this_machine
 from qdeploy.benchmark.runtime import Session, open_session
 from qdeploy.errors import QdeployError
-from qdeploy.record import BenchmarkResult, Coverage, Kernel, Latency, Machine, Placement, Product
+from qdeploy.record import BenchmarkResult
 
 __all__ = [
     "BenchmarkResult",
-    "Coverage",
-    "Kernel",
-    "Latency",
-    "Machine",
-    "Placement",
-    "Product",
     "Session",
     "benchmark_files",
     "open_session",

@@ -5,7 +5,7 @@ from onnx import NodeProto, TensorProto
 
 from qdeploy.benchmark.graph import Graph, is_product
 from qdeploy.benchmark.providers import CPU
-from qdeploy.record import Coverage, Kernel, Product
+from qdeploy.record import Coverage, Kernel, ProductRun
 
 FLOAT_OPERATORS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 INTEGERS = {"uint8", "int8", "int32"}
@@ -14,13 +14,13 @@ EIGHT_BITS = {TensorProto.UINT8, TensorProto.INT8}
 SCALE_TOLERANCE = 0.015
 
 
-def coverage(products: tuple[Product, ...]) -> Coverage:
+def coverage(products: tuple[ProductRun, ...]) -> Coverage:
     """Counts the products that the file quantizes."""
     quantized = [product for product in products if product.quantized]
     return Coverage(sum(product.integer for product in quantized), len(quantized))
 
 
-def products_of(graph: Graph, ran: list[tuple[Kernel, int | None]]) -> tuple[Product, ...]:
+def products_of(graph: Graph, ran: list[tuple[Kernel, int | None]]) -> tuple[ProductRun, ...]:
     """Every product of the file, in its order, with the kernel that computed it."""
     kernels = {place: kernel for kernel, place in ran if is_product(kernel.operator)}
     names = graph.names()
@@ -31,7 +31,7 @@ def products_of(graph: Graph, ran: list[tuple[Kernel, int | None]]) -> tuple[Pro
     )
 
 
-def _product(layer: str, node: NodeProto, graph: Graph, kernel: Kernel | None) -> Product:
+def _product(layer: str, node: NodeProto, graph: Graph, kernel: Kernel | None) -> ProductRun:
     quantized = is_quantized(node, graph)
     integer = kernel is not None and computes_in_integers(kernel)
     reason = None
@@ -39,7 +39,7 @@ def _product(layer: str, node: NodeProto, graph: Graph, kernel: Kernel | None) -
         reason = why_float(node, graph, kernel)
     elif integer and not quantized:
         reason = "float in the file; ONNX Runtime quantized its weight at load"
-    return Product(
+    return ProductRun(
         layer, node.op_type, quantized, kernel.operator if kernel else None, integer, reason
     )
 

@@ -8,10 +8,9 @@ import numpy as np
 import onnx
 from onnx import NodeProto, TensorProto, numpy_helper
 
-Array = np.ndarray[Any, np.dtype[Any]]
+from qdeploy.onnx_file import MOVERS
 
-# They pass values on as they are.
-MOVERS = {"Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def is_product(operator: str) -> bool:

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qdeploy.deploy import packing as storage
 from qdeploy.deploy import passes
+from qdeploy.deploy.packing import pack
 from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.seal import seal
-from qdeploy.deploy.targets import find_target
+from qdeploy.deploy.target import find_target
 from qdeploy.deploy.translations import TRANSLATIONS
 from qdeploy.errors import QdeployError
 from qdeploy.layers.integer import IntegerLayer
@@ -53,7 +53,7 @@ def export(
     numbers. The file is written whole or not at all, with weights beside it if it is larger than
     protobuf's 2 GiB.
 
-    target       a key of TARGETS: the runtime that the file is for
+    target       the runtime that the file is for, by the name of its module in targets/
     uint8_input  mean and std per channel, of pixels scaled to 0..1: the file then takes uint8
                  images and normalises them itself
 
@@ -62,7 +62,7 @@ def export(
     """
     given = prepared_or_converted
     runtime = find_target(target)
-    network = convert(given) if isinstance(given, PreparedNetwork) else copy.deepcopy(given)
+    network = convert(given) if isinstance(given, PreparedNetwork) else given
     model = to_onnx(network, example_input, target=target)
     if uint8_input is not None:
         take_pixels(model, *uint8_input)
@@ -77,11 +77,14 @@ def to_onnx(
 ) -> ir.Model:
     """The exported, simplified and cleaned graph for a target, int8 codes not yet packed.
 
+    The network stays as it is: a copy goes to the CPU and is adapted to the target.
+
     outputs   their names in the file; as `export` says by default
     """
-    network, inputs = network.eval().cpu(), tuple(x.cpu() for x in as_inputs(example_input))
-    check_floats(inputs)
     runtime = find_target(target)
+    network, inputs = copy.deepcopy(network), tuple(x.cpu() for x in as_inputs(example_input))
+    network.eval().cpu()
+    check_floats(inputs)
     for layer in network.modules():
         if isinstance(layer, IntegerLayer) and not runtime.in_rows:
             layer.in_rows = False
@@ -105,7 +108,7 @@ def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onn
     """A copy of the graph, packed or not, as a checked and sealed protobuf."""
     model = model.clone()
     if packing:
-        storage.pack(model)
+        pack(model)
     for rewrite in passes.AFTER_PACKING:
         rewrite(model)
     model.producer_name, model.producer_version = "qdeploy", None

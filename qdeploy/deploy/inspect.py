@@ -15,7 +15,7 @@ import onnx
 
 from qdeploy.deploy.constants import Constants
 from qdeploy.deploy.seal import is_intact
-from qdeploy.onnx_file import content, read, stored_bytes
+from qdeploy.onnx_file import MOVERS, content, read, stored_bytes
 
 # Where an operator reads: its data, its weight and, if it computes on codes, their scales.
 PLACES = {
@@ -24,11 +24,6 @@ PLACES = {
     "QLinearConv": (0, 3), "QLinearMatMul": (0, 3),
 }  # fmt: skip
 ON_CODES = {"QLinearConv", "QLinearMatMul"}
-
-# What hands codes or values on as they are.
-MOVERS = {
-    "Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,7 @@ class FileLayer:
     name      the node's own, else its number among the layers and its operator
     shape     of the weight
     stored    type of the initialiser that holds the weight, and the bytes that it takes
+    all_bytes of all constants that the node is computed from: codes, scales, zero points, bias
     weight    None: float, as is activation
     unknown   what could not be read, in words; "" if all was
     """
@@ -63,6 +59,7 @@ class FileLayer:
     shape: tuple[int, ...]
     stored: str
     bytes: int
+    all_bytes: int
     weight: Quantized | None
     activation: Quantized | None
     unknown: str = ""
@@ -155,6 +152,10 @@ class _Reader:
         self.constants = Constants(model, folder)
         self.makers = self.constants.makers
         self.folder = folder
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
 
     def layers(self) -> Iterator[FileLayer]:
         number = 0
@@ -182,6 +183,7 @@ class _Reader:
             operator=node.op_type,
             shape=self.constants[weight].shape,
             **self.storage(source),
+            all_bytes=self.all_bytes(node),
             weight=codes,
             activation=activation,
         )
@@ -194,6 +196,7 @@ class _Reader:
             operator=f"{node.domain}::{node.op_type}",
             shape=self.constants[largest].shape,
             **self.storage(largest),
+            all_bytes=self.all_bytes(node),
             weight=None,
             activation=None,
             unknown=f"bits and scales of {node.domain}::{node.op_type}",
@@ -205,13 +208,29 @@ class _Reader:
 
     def storage(self, name: str) -> dict[str, Any]:
         """Type and bytes of what a weight is stored as: the largest of its initialisers."""
-        tensors = [self.constants.tensors[source] for source in self.constants.sources(name)]
-        if not tensors:
-            return {"stored": "in a node", "bytes": self.constants[name].nbytes}
-        sizes = {tensor.name: len(content(tensor, self.folder)) for tensor in tensors}
-        largest = max(tensors, key=lambda tensor: sizes[tensor.name])
-        held = sizes[largest.name] or self.constants[largest.name].nbytes
-        return {"stored": _type_name(largest.data_type), "bytes": held}
+        sources = self.constants.sources(name)
+        if not sources:
+            return {"stored": "in a node", "bytes": self.held(name)}
+        largest = max(sorted(sources), key=self.held)
+        kind = _type_name(self.constants.tensors[largest].data_type)
+        return {"stored": kind, "bytes": self.held(largest)}
+
+    def all_bytes(self, node: onnx.NodeProto) -> int:
+        """Of what its constant inputs are made of, and of the bias that is added to a MatMul."""
+        names = set(node.input)
+        readers = self.readers.get(node.output[0], [])
+        if node.op_type == "MatMul" and [reader.op_type for reader in readers] == ["Add"]:
+            names.update(readers[0].input)
+        constants = [name for name in names if name in self.constants]
+        return sum(
+            map(self.held, set().union(*(self.constants.sources(c) or {c} for c in constants)))
+        )
+
+    def held(self, name: str) -> int:
+        """The bytes of a constant, in the file or beside it."""
+        tensor = self.constants.tensors.get(name)
+        stored = b"" if tensor is None else content(tensor, self.folder)
+        return len(stored) or self.constants[name].nbytes
 
     def quantized_weight(self, name: str) -> tuple[str, Quantized | None]:
         """The codes that a weight is read from, and their quantization; None for a float weight."""

@@ -15,7 +15,6 @@ windows   b bits a code for b = 3, 5, 6, 7: b bytes hold 8 codes end to end. Rea
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from qdeploy.deploy.edits import Initialisers
 from qdeploy.grid import Grid
 
 Codes = npt.NDArray[np.int8]
@@ -137,25 +137,6 @@ class Windows:
 
 
 Packing = Digits | Windows
-
-
-class Initialisers:
-    """Adds constants to a graph, each distinct one once."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self.known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-
-    def constant(self, array: npt.ArrayLike) -> ir.Value:
-        value = np.asarray(array)
-        key = (value.dtype.name, value.shape, value.tobytes())
-        if key not in self.known:
-            names = (f"constant_{number}" for number in itertools.count())
-            name = next(name for name in names if name not in self.graph.initializers)
-            tensor = ir.tensor(value, name=name)
-            self.known[key] = ir.val(name, const_value=tensor)
-            self.graph.register_initializer(self.known[key])
-        return self.known[key]
 
 
 def plan(weights: Sequence[Codes]) -> list[Packing | None]:

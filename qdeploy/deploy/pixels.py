@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qdeploy.deploy.packing import Initialisers
+from qdeploy.deploy.edits import Initialisers, only_reader
 from qdeploy.errors import QdeployError
 
 Floats = npt.NDArray[np.float32]
@@ -38,7 +38,7 @@ def take_pixels(model: ir.Model, mean: Sequence[float], std: Sequence[float]) ->
             f"{len(mean)} means and {len(std)} deviations; give one of each for each channel"
         )
     offset, divisor = (np.float32(255) * np.asarray(values, np.float32) for values in (mean, std))
-    quantizer = _only_quantizer(image)
+    quantizer = only_reader(image, "QuantizeLinear")
     image.dtype = ir.DataType.UINT8
     if quantizer is not None and _codes_are_pixels(quantizer, offset, divisor):
         quantizer.outputs[0].replace_all_uses_with(image)
@@ -55,11 +55,6 @@ def _channels(image: ir.Value) -> int:
             f"input uint8 is for networks that read images [N, C, H, W]; this one reads {shape}"
         )
     return shape[1]
-
-
-def _only_quantizer(image: ir.Value) -> ir.Node | None:
-    readers = [use.node for use in image.uses()]
-    return readers[0] if len(readers) == 1 and readers[0].op_type == "QuantizeLinear" else None
 
 
 def _codes_are_pixels(quantizer: ir.Node, offset: Floats, divisor: Floats) -> bool:

@@ -15,6 +15,7 @@ import tempfile
 from pathlib import Path
 
 from qdeploy.deploy.inspect import Contents, Port, inspect
+from qdeploy.deploy.target import find_target
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import files_of
 
@@ -22,13 +23,6 @@ SIGNATURE = "# Written by qdeploy export --triton, which replaces this folder."
 MAX_BATCH_SIZE = 64
 
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
-
-# How Triton's ONNX Runtime is told to hand the graph to the runtime that the file is for.
-ACCELERATORS = {
-    "tensorrt": 'gpu_execution_accelerator [ { name: "tensorrt" parameters { key: "precision_mode" '
-    'value: "INT8" } } ]',
-    "openvino": 'cpu_execution_accelerator [ { name: "openvino" } ]',
-}
 
 
 def write_repository(model: Path, folder: Path, name: str, target: str = "cpu") -> Path:
@@ -77,8 +71,8 @@ def model_config(contents: Contents, name: str, target: str, labelled: bool) -> 
         *(f"output [ {_tensor(port, contents, labelled)} ]" for port in contents.outputs),
         "dynamic_batching { }",
     ]
-    if target in ACCELERATORS:
-        lines.append(f"optimization {{ execution_accelerators {{ {ACCELERATORS[target]} }} }}")
+    if accelerator := find_target(target).accelerator:
+        lines.append(f"optimization {{ execution_accelerators {{ {accelerator} }} }}")
     return "\n".join(lines) + "\n"
 
 

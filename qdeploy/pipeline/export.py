@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,34 +22,24 @@ from qdeploy.benchmark.providers import choose, works
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Batches, Normalisation
 from qdeploy.deploy.export import finished, to_onnx
+from qdeploy.deploy.inspect import inspect
 from qdeploy.deploy.pixels import take_pixels
-from qdeploy.deploy.targets import find_target, openvino
-from qdeploy.deploy.targets.tensorrt import coarser_steps
+from qdeploy.deploy.target import Target, find_target
 from qdeploy.deploy.triton import write_repository
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import fits_one_file, stored_bytes, write
-from qdeploy.pipeline.assemble import (
-    example_input,
-    settings_text,
-)
+from qdeploy.pipeline.assemble import example_input, settings_text
 from qdeploy.pipeline.trained_run import TrainedRun, Which, load_run
 from qdeploy.preparation.complexity import complexity
 from qdeploy.preparation.convert import convert
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.trace import trace
-from qdeploy.proof import outputs as validate
+from qdeploy.proof import outputs
 from qdeploy.proof.description import describe, information_bound
-from qdeploy.proof.gates import gates
+from qdeploy.proof.gates import check_gates
 from qdeploy.proof.tensors import trace_layers
-from qdeploy.recipe import Recipe
-from qdeploy.record import (
-    Accuracies,
-    Dataset,
-    Delivery,
-    Record,
-    Sizes,
-    TensorDifference,
-)
+from qdeploy.recipe import ExportSection, Recipe
+from qdeploy.record import Accuracies, Dataset, Delivery, Record, Sizes, TensorDifference
 from qdeploy.report.write import write_report
 from qdeploy.run import RunFolder
 from qdeploy.training.device import pick_device
@@ -59,7 +49,7 @@ def export_run(
     path: Path,
     output: Path | None = None,
     *,
-    limits: Mapping[str, float] | None = None,
+    gates: Mapping[str, float] | None = None,
     checkpoint: Which = "last",
     data_root: Path | None = None,
     device: str = "auto",
@@ -72,11 +62,10 @@ def export_run(
     """Exports a run, validates the file on the test set, writes the report into the run folder.
 
     output      the ONNX file; model.onnx in the run folder by default
-    limits      gates by name, over those of the recipe; what a failed one means is the caller's affair
     checkpoint  "last", or "best": the epoch that did best on the very test set
     samples     the first so many test images validate; all by default
-    target      the runtime that the file is for, and
-    input_type  the images that it takes, in place of what the recipe says
+    gates, target, input_type   in place of what the recipe's [export] says; what a failed gate
+                means is the caller's affair
     triton      also make a model repository for Triton in this folder
 
     Errors: QdeployError for a folder that is no trained run, and as the parts have them.
@@ -85,26 +74,54 @@ def export_run(
     file = output or run.model
     check_file(file, run)
     choose(provider)
-    trained = load_run(run, checkpoint, data_root, device).exported_as(target, input_type)
-    provider = provider_for(trained.recipe.export.target, provider)
+    trained = load_run(run, checkpoint, data_root, device)
+    section = trained.export_section(target=target, input=input_type, **(gates or {}))
+    trained = trained.exported_as(section)
     integers = integers_of(trained)
     files = build(trained, integers)
     write(files.model, file)
     write(files.float, run.float_model)
-    runtime, classifiers = runtimes(trained, file, provider)
+    record = measured(trained, section, integers, files, file, provider, device, samples)
+    if triton is not None:
+        write_repository(file, triton, record.name, record.delivery.target)
+    write_report(record, run.path)
+    return record
+
+
+def measured(
+    trained: TrainedRun,
+    section: ExportSection,
+    integers: fx.GraphModule,
+    files: Files,
+    file: Path,
+    provider: str,
+    device: str,
+    samples: int | None,
+) -> Record:
+    """The record of a file that is written: run on the test set, timed beside the float one, read."""
+    float_file = trained.run.float_model
+    target = find_target(section.target)
+    provider = provider_for(target, provider)
+    runtime, classifiers = runtimes(target, file, provider, trained.pixels)
     predictions = predict(trained, integers, classifiers, device, samples)
     accuracy = Accuracies(*(predictions.accuracy(name) for name in ("float", "trained", "onnx")))
     agreement = predictions.agreement("trained", "onnx")
-    timed = benchmark_files([run.float_model, file], provider)
-    layers = describe(integers)
-    demands = trained.recipe.export.model_copy(update=dict(limits or {}))
+    timed = benchmark_files([float_file, file], provider)
+    layers = describe(integers, inspect(file).layers)
     size = Sizes(
         onnx=stored_bytes(file),
-        float=stored_bytes(run.float_model),
+        float=stored_bytes(float_file),
         int8=files.int8.ByteSize() if fits_one_file(files.int8) else None,
         bound=information_bound(integers, layers),
     )
-    record = Record(
+    delivery = Delivery(
+        target=section.target,
+        input=files.input,
+        activations=target.coarser_steps(integers) if target.coarser_steps else None,
+        runtime=runtime,
+        agreement=predictions.agreement("onnx", "runtime") if runtime else None,
+    )
+    return Record(
         name=trained.recipe.name,
         file=timed.placements[-1].file,
         version=qdeploy.__version__,
@@ -121,20 +138,10 @@ def export_run(
         layers=layers,
         latency=timed.latency,
         placements=timed.placements,
-        gates=gates(demands, accuracy, agreement, size.onnx),
+        gates=check_gates(section, accuracy, agreement, size.onnx),
         training=tuple({**epoch.row()} for epoch in trained.history),
-        delivery=Delivery(
-            target=trained.recipe.export.target,
-            input=files.input,
-            activations=rounded_coarser(trained, integers),
-            runtime=runtime,
-            agreement=predictions.agreement("onnx", "runtime") if runtime else None,
-        ),
+        delivery=delivery,
     )
-    if triton is not None:
-        write_repository(file, triton, record.name, record.delivery.target)
-    write_report(record, run.path)
-    return record
 
 
 def trace_run(
@@ -146,12 +153,12 @@ def trace_run(
     provider: str = "auto",
     samples: int = 256,
 ) -> list[TensorDifference]:
-    """Compares every quantized tensor of the file with the training network's, on test images."""
+    """Compares every quantized tensor of the file with that of its integers in PyTorch, on test images."""
     trained = load_run(RunFolder(path), checkpoint, data_root, device)
     if not isinstance(trained.network, PreparedNetwork):
         raise QdeployError(f"{path} is a float run: it has no quantized tensors to compare")
     images = torch.cat([images.cpu() for images, _ in first(trained.data.test, samples)])
-    return trace_layers(trained.network, images, provider)
+    return trace_layers(convert(trained.network), images, provider)
 
 
 def record_json(record: Record, traced: Sequence[TensorDifference] | None) -> str:
@@ -246,43 +253,40 @@ def portable(recipe: Recipe) -> Recipe:
     )
 
 
-def provider_for(target: str, provider: str) -> str:
-    """Where the file is run: if nobody says, on TensorRT if it is for TensorRT and that works here."""
-    wanted = provider == "auto" and target == "tensorrt" and works("tensorrt")
-    return "tensorrt" if wanted else provider
+def provider_for(target: Target, provider: str) -> str:
+    """Where the file is run: if nobody says, on the target's own provider where that works."""
+    if provider == "auto" and target.provider is not None and works(target.provider):
+        return target.provider
+    return provider
 
 
 def runtimes(
-    trained: TrainedRun, file: Path, provider: str
-) -> tuple[str | None, dict[str, validate.Classifier]]:
-    """The file in ONNX Runtime and, if it is for another runtime, in that too, with its name."""
+    target: Target, file: Path, provider: str, pixels: Callable[[Tensor], Tensor] | None
+) -> tuple[str | None, dict[str, outputs.Classifier]]:
+    """The file in ONNX Runtime and, if its target has another runtime, in that too, with its name."""
     session = open_session(file, provider, threads=os.cpu_count() or 1)
-    classifiers = {"onnx": validate.of_runtime(session.run, trained.pixels)}
-    if trained.recipe.export.target != "openvino":
+    classifiers = {"onnx": outputs.of_runtime(session.run, pixels)}
+    if target.load is None:
         return None, classifiers
-    name, run = openvino.load(file)
-    return name, {**classifiers, "runtime": validate.of_runtime(run, trained.pixels)}
-
-
-def rounded_coarser(trained: TrainedRun, integers: fx.GraphModule) -> tuple[int, int] | None:
-    return coarser_steps(integers) if trained.recipe.export.target == "tensorrt" else None
+    name, run = target.load(file)
+    return name, {**classifiers, "runtime": outputs.of_runtime(run, pixels)}
 
 
 def predict(
     trained: TrainedRun,
     integers: nn.Module,
-    classifiers: dict[str, validate.Classifier],
+    classifiers: dict[str, outputs.Classifier],
     device: str,
     samples: int | None,
-) -> validate.Predictions:
-    """What training tested, the file and, if it is trained, the float network, on the test set."""
+) -> outputs.Predictions:
+    """The integers in PyTorch, the file and, if it is trained, the float network, on the test set."""
     torch_device = pick_device(device)
     # A copy: what goes to the device stays there.
-    networks = {"trained": validate.of_network(copy.deepcopy(integers), torch_device)}
+    networks = {"trained": outputs.of_network(copy.deepcopy(integers), torch_device)}
     if trained.float_is_trained:
-        networks["float"] = validate.of_network(trained.float_network, torch_device)
+        networks["float"] = outputs.of_network(trained.float_network, torch_device)
     images = first(trained.data.test, samples)
-    return validate.predict(networks | classifiers, whole_pixels(images, trained))
+    return outputs.predict(networks | classifiers, whole_pixels(images, trained))
 
 
 def whole_pixels(

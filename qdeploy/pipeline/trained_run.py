@@ -37,15 +37,22 @@ class TrainedRun:
     history: Sequence[EpochRecord]
     checkpoint: Path
 
-    def exported_as(self, target: str | None, input_type: str | None) -> TrainedRun:
-        """With this target and input in the recipe's [export]; None leaves what stands there."""
-        choices = {"target": target, "input": input_type}
-        given = {key: value for key, value in choices.items() if value is not None}
+    def export_section(self, **changes: object) -> ExportSection:
+        """The recipe's [export] with these keys; None leaves what stands there.
+
+        Errors: QdeployError for a key that is not one of [export], and for a value that is not allowed.
+        """
+        given = {key: value for key, value in changes.items() if value is not None}
         try:
-            section = ExportSection.model_validate({**self.recipe.export.model_dump(), **given})
+            return ExportSection.model_validate({**self.recipe.export.model_dump(), **given})
         except ValidationError as error:
             raise QdeployError(explain(error, ExportSection, "export")) from None
-        return replace(self, recipe=self.recipe.model_copy(update={"export": section}))
+
+    def exported_as(self, section: ExportSection) -> TrainedRun:
+        """With the target and the input of a section; its gates are no part of the file."""
+        form = {"target": section.target, "input": section.input}
+        export = self.recipe.export.model_copy(update=form)
+        return replace(self, recipe=self.recipe.model_copy(update={"export": export}))
 
     @property
     def pixels(self) -> Callable[[Tensor], Tensor] | None:

@@ -1,37 +1,54 @@
-"""What an integer network consists of, layer by layer: bits, codes, bytes."""
+"""What an exported network consists of, layer by layer: bits, codes, and its bytes in the file."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import fx, nn
 
-from qdeploy.deploy import packing
+from qdeploy.deploy.inspect import FileLayer
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm
 from qdeploy.preparation.convert import source_activation
 from qdeploy.preparation.trace import called_module
-from qdeploy.record import Layer
+from qdeploy.record import ShippedLayer
 
 BYTES_PER_CHANNEL = 8  # float32 scale, int32 bias
 
 
-def describe(network: fx.GraphModule) -> tuple[Layer, ...]:
-    """The layers that hold parameters, in the order the network runs them."""
-    nodes = _nodes_with_parameters(network)
-    modules = [network.get_submodule(str(node.target)) for node in nodes]
-    integer = [module for module in modules if isinstance(module, IntegerLayer)]
-    plans = packing.plan([layer.codes.numpy() for layer in integer])
-    packings = dict(zip(integer, plans, strict=True))
-    return tuple(
-        _integer_layer(node, module, packings[module], network)
-        if module in packings and not isinstance(module, IntegerNorm)
-        else _float_layer(node, module)
-        for node, module in zip(nodes, modules, strict=True)
-    )
+def describe(network: fx.GraphModule, file: Sequence[FileLayer]) -> tuple[ShippedLayer, ...]:
+    """The layers that hold parameters, in the order the network runs them.
+
+    network   integers, or a traced float network
+    file      the layers of what it was exported to, as `inspect` reads them
+
+    A float layer that is no product there, such as a LayerNorm, or one that was folded into its
+    neighbour, has 4 bytes a value.
+    """
+    stored = {layer.name: layer.all_bytes for layer in file}
+    layers = []
+    for node in _nodes_with_parameters(network):
+        name, module = str(node.target), network.get_submodule(str(node.target))
+        if isinstance(module, IntegerLayer) and not isinstance(module, IntegerNorm):
+            held = stored[name] if name in stored else _of_twin(module, network, stored)
+            layers.append(_integer_layer(node, module, held, network))
+        else:
+            layers.append(_float_layer(name, module, stored.get(name)))
+    return tuple(layers)
 
 
-def information_bound(network: nn.Module, layers: tuple[Layer, ...]) -> int:
+def _of_twin(layer: IntegerLayer, network: nn.Module, stored: dict[str, int]) -> int:
+    """What the file holds for a layer of the same weight; 0 if it has no use for either."""
+    for name, module in network.named_modules():
+        same = isinstance(module, IntegerLayer) and torch.equal(module.codes, layer.codes)
+        if same and name in stored:
+            return stored[name]
+    return 0
+
+
+def information_bound(network: nn.Module, layers: tuple[ShippedLayer, ...]) -> int:
     """Bytes that any file of this network needs.
 
     log2(levels) x weights / 8 + 4 for each scale and bias of the quantized layers + 4 for each
@@ -54,29 +71,29 @@ def _nodes_with_parameters(network: fx.GraphModule) -> list[fx.Node]:
 
 
 def _integer_layer(
-    node: fx.Node, layer: IntegerLayer, packed: packing.Packing | None, network: fx.GraphModule
-) -> Layer:
+    node: fx.Node, layer: IntegerLayer, held: int, network: fx.GraphModule
+) -> ShippedLayer:
     codes = layer.codes.numpy()
     information = codes.size * math.log2(len(layer.grid.codes)) / 8
     values, counts = np.unique(codes // layer.spread, return_counts=True)
     activation = source_activation(node.all_input_nodes[0], network)
-    return Layer(
+    return ShippedLayer(
         name=str(node.target),
         kind=layer.kind,
         weight_bits=layer.grid.bits,
         act_bits=None if activation is None else activation.grid.bits,
         weights=codes.size,
         levels={int(value): int(count) for value, count in zip(values, counts, strict=True)},
-        weight_bytes=codes.nbytes if packed is None else packed.file_size(codes.size),
+        weight_bytes=held,
         bound_bytes=math.ceil(information) + BYTES_PER_CHANNEL * len(codes),
     )
 
 
-def _float_layer(node: fx.Node, module: nn.Module) -> Layer:
+def _float_layer(name: str, module: nn.Module, held: int | None) -> ShippedLayer:
     values = sum(map(_float_values, module.modules()))
-    size = 4 * values
+    bound = 4 * values
     kind = module.kind if isinstance(module, IntegerNorm) else type(module).__name__
-    return Layer(str(node.target), kind, None, None, values, {}, size, size)
+    return ShippedLayer(name, kind, None, None, values, {}, held or bound, bound)
 
 
 def _float_values(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Gates: the user's limits against what was measured."""
+"""The gates of a recipe's [export] against what was measured."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from qdeploy.recipe import ExportSection
 from qdeploy.record import Accuracies, Agreement, Gate
 
 
-def gates(
-    limits: ExportSection, accuracy: Accuracies, agreement: Agreement | None, size: int
+def check_gates(
+    section: ExportSection, accuracy: Accuracies, agreement: Agreement | None, size: int
 ) -> tuple[Gate, ...]:
-    """The user's limits against what was measured; what was not measured does not pass.
+    """The gates that are set, in the order of the recipe's keys; what was not measured does not pass.
 
-    max_drop is in percentage points of top-1 against the float network, or the trained one
-    where there is no float one; min_agreement a share; max_size in bytes.
+    max_drop is in percentage points of top-1 against the float network, or against the integers
+    in PyTorch where there is no float one; min_agreement a share; max_size in bytes.
     """
     measured = {
         "max_drop": top1_drop(accuracy),
@@ -21,7 +21,7 @@ def gates(
     }
     found = []
     for name, value in measured.items():
-        limit = getattr(limits, name)
+        limit = getattr(section, name)
         if limit is not None:
             worst = value is None or (value < limit if name.startswith("min") else value > limit)
             found.append(Gate(name, limit, value, not worst))

@@ -1,4 +1,4 @@
-"""validate: the file, in ONNX Runtime, beside the networks it came from, on the whole test set."""
+"""The file, in ONNX Runtime, beside the networks it came from, on the whole test set."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Which layer breaks: every quantized tensor of the file against the training network's.
+"""Which layer breaks: every quantized tensor of the file against that of the integers in PyTorch.
 
-A file can disagree with its network although each layer is right, because a value on a rounding
-tie tips over and later layers amplify it. So both networks run on the same images, and each
+A file can disagree with its network although each layer is right, because a float sum on a
+rounding tie tips over and later layers amplify it. So both run on the same images, and each
 quantized tensor is compared in steps of its own grid.
 """
 
@@ -18,8 +18,6 @@ from torch import Tensor, fx
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.layers.integer import IntegerActivation
-from qdeploy.preparation.convert import convert
-from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantizer_placement import is_rectifier
 from qdeploy.preparation.trace import called_module
 from qdeploy.record import TensorDifference
@@ -28,30 +26,29 @@ Values = npt.NDArray[np.float32]
 
 
 def trace_layers(
-    prepared: PreparedNetwork, images: Tensor, provider: str = "auto"
+    integers: fx.GraphModule, images: Tensor, provider: str = "auto"
 ) -> list[TensorDifference]:
-    """Runs the training network in evaluation mode and the ONNX file on `images` [N, C, H, W].
+    """Runs what `convert` returned and its ONNX file on `images` [N, C, H, W].
 
     The file is exported once more with every quantized tensor as an output beside the logits;
     ONNX Runtime's integer kernels stay as they are.
     """
-    converted = convert(prepared)
-    scales = quantized_tensors(converted)
-    expected = Recorder(prepared, set(scales)).recorded(images.cpu())
-    labels = {name: label(name, converted) for name in scales}
-    expose(converted, list(scales))
-    proto = finished(to_onnx(converted, images, ["logits", *scales]), True, {})
+    scales = quantized_tensors(integers)
+    expected = Recorder(integers, set(scales)).recorded(images.cpu())
+    exposed = copy.deepcopy(integers)
+    expose(exposed, list(scales))
+    proto = finished(to_onnx(exposed, images, ["logits", *scales]), True, {})
     session = open_session(proto.SerializeToString(), provider)
     _, *found = session.inference.run(None, {"input": images.cpu().numpy()})
     return [
-        compare(labels[name], expected[name].numpy(), values, scale)
+        compare(label(name, integers), expected[name].numpy(), values, scale)
         for (name, scale), values in zip(scales.items(), found, strict=True)
     ]
 
 
-def quantized_tensors(converted: fx.GraphModule) -> dict[str, float]:
+def quantized_tensors(integers: fx.GraphModule) -> dict[str, float]:
     """Node and scale of each place where values are rounded, in the order of the graph."""
-    modules = ((node.name, called_module(node, converted)) for node in converted.graph.nodes)
+    modules = ((node.name, called_module(node, integers)) for node in integers.graph.nodes)
     return {
         name: module.scale.item()
         for name, module in modules
@@ -72,10 +69,10 @@ def _maker(node: fx.Node) -> str:
 
 
 class Recorder(fx.Interpreter):
-    """Runs a copy of a training network in evaluation mode and keeps the values of the named nodes."""
+    """Runs an integer network and keeps the values of the named nodes."""
 
-    def __init__(self, prepared: PreparedNetwork, names: set[str]) -> None:
-        super().__init__(copy.deepcopy(prepared.network).cpu().eval())
+    def __init__(self, network: fx.GraphModule, names: set[str]) -> None:
+        super().__init__(network)
         self.names = names
         self.values: dict[str, Tensor] = {}
 

@@ -1,6 +1,7 @@
 """The values of a recipe's keys that need a check of their own: paths, names, bits, lists of numbers."""
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -54,9 +55,19 @@ def _dataset(name: str) -> str:
     return name
 
 
+def _target(name: str) -> str:
+    # Targets stand above the recipe, which asks their package for its names when it is validated.
+    names = import_module("qdeploy.deploy.targets").available()
+    if name not in names:
+        nearest = did_you_mean(name, names)
+        raise ValueError(f"given {name!r}, allowed: {', '.join(map(repr, names))}.{nearest}")
+    return name
+
+
 FilePath = Annotated[str, AfterValidator(_absolute)]
 Network = Annotated[str, AfterValidator(_absolute_network)]
 DatasetName = Annotated[str, AfterValidator(_dataset)]
+TargetName = Annotated[str, AfterValidator(_target)]
 WeightBits = Annotated[int, Field(ge=1, le=16)]
 ActBits = Annotated[
     int | None,

@@ -1,33 +1,9 @@
 """One record of an export, and its faces: terminal, JSON, Markdown, HTML. No torch in here."""
 
-from qdeploy.record import (
-    Accuracies,
-    Accuracy,
-    Agreement,
-    BitsWork,
-    Complexity,
-    Dataset,
-    Gate,
-    Layer,
-    LayerWork,
-    Record,
-    Sizes,
-)
 from qdeploy.report.table import benchmark_table, kernel_table, record_table
 from qdeploy.report.write import write_report, write_training_page
 
 __all__ = [
-    "Accuracies",
-    "Accuracy",
-    "Agreement",
-    "BitsWork",
-    "Complexity",
-    "Dataset",
-    "Gate",
-    "Layer",
-    "LayerWork",
-    "Record",
-    "Sizes",
     "benchmark_table",
     "kernel_table",
     "record_table",

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qdeploy.deploy.target import find_target
+from qdeploy.deploy.targets import available
 from qdeploy.record import Record
 from qdeploy.report.words import percent, significant, times
 
 
 def advice(record: Record) -> tuple[str, ...]:
     """The target and how the file was found to do there; a way out where int8 is slower than float."""
-    return (
-        *_input(record),
-        *_gates(record),
-        *_tensorrt(record),
-        *_openvino(record),
-        *_slower(record),
-    )
+    return (*_input(record), *_gates(record), *_target(record), *_runtime(record), *_slower(record))
 
 
 def _input(record: Record) -> Iterator[str]:
@@ -25,56 +21,38 @@ def _input(record: Record) -> Iterator[str]:
 
 
 def _gates(record: Record) -> Iterator[str]:
-    """Where sigmoids stand that multiply (SiLU, squeeze and excite): on codes or left in float."""
-    placed = next((p for p in record.placements if p.file == record.file), None)
-    kinds = (placed and placed.operators) or {}
+    """Where sigmoids stand that multiply (SiLU, squeeze and excite), if on codes."""
+    kinds = (record.placement and record.placement.operators) or {}
     on_codes = sum(n for kind, n in kinds.items() if kind.endswith("QLinearSigmoid"))
-    in_float = sum(n for kind, n in kinds.items() if kind.rpartition("::")[2] == "Sigmoid")
     if on_codes:
         yield (
             f"{on_codes} sigmoids compute on codes, between integer kernels: in float each would "
             "cost two conversions of its whole tensor."
         )
-    if in_float and record.delivery.target == "openvino":
-        yield (
-            f"{in_float} sigmoids are left in float: OpenVINO computes them inside of the "
-            "convolution in front. On ONNX Runtime, whose latency this is, that is slower."
-        )
 
 
-def _tensorrt(record: Record) -> Iterator[str]:
-    if record.delivery.target != "tensorrt":
-        return
-    ran = {row.provider for row in record.latency if row.file == record.file}
-    if "TensorrtExecutionProvider" not in ran:
-        yield (
-            "Target tensorrt: codes are signed, which no integer kernel of ONNX Runtime's CPU and "
-            "CUDA providers takes. Latency and kernels here are those of a float network; TensorRT "
-            "itself has not run the file."
-        )
-    coarser, activations = record.delivery.activations or (0, 0)
-    if coarser:
-        yield (
-            f"{coarser} of {activations} activations have a larger step than in training: 8 bits "
-            "less their zero point do not fit int8. With act_bits = 7, what is never negative is "
-            "exact; agreement and accuracy here are those of this file."
-        )
+def _target(record: Record) -> Iterator[str]:
+    """What the target itself says; nothing where it is not there, as in a record of another version."""
+    if record.delivery.target in available():
+        yield from find_target(record.delivery.target).advice(record)
 
 
-def _openvino(record: Record) -> Iterator[str]:
+def _runtime(record: Record) -> Iterator[str]:
+    """How another runtime that ran the file as well agrees with ONNX Runtime."""
     delivery = record.delivery
     if delivery.runtime is not None and delivery.agreement is not None:
         yield (
-            f"Target openvino: {delivery.runtime} and ONNX Runtime agree on "
+            f"Target {delivery.target}: {delivery.runtime} and ONNX Runtime agree on "
             f"{percent(delivery.agreement.top1)} of {delivery.agreement.samples:,} images; largest "
             f"logit difference {significant(delivery.agreement.max_logit_difference)}."
         )
 
 
 def _slower(record: Record) -> Iterator[str]:
-    rows = [row for row in record.latency if row.file == record.file]
+    name, rows = record.delivery.target, record.timings
     integers = any(layer.act_bits is not None for layer in record.layers)
-    if record.delivery.target == "cpu" and integers and rows and all(r.speedup < 1 for r in rows):
+    slower = integers and bool(rows) and all(row.speedup < 1 for row in rows)
+    if slower and name in available() and find_target(name).is_onnx_runtime:
         slowest = min(row.speedup for row in rows)
         yield (
             f"Integers are slower than float here ({times(slowest)}): the network is too small to "

@@ -19,7 +19,7 @@ from bokeh.models import (
 )
 from bokeh.plotting import figure
 
-from qdeploy.record import Layer
+from qdeploy.record import ShippedLayer
 
 FONT = "system-ui, sans-serif"
 INK, FAINT, ACCENT = "#1f2933", "#dde3ea", "#2563a8"
@@ -123,7 +123,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [step * 10.0**decade for decade in decades for step in steps]
 
 
-def histogram(layer: Layer) -> figure:
+def histogram(layer: ShippedLayer) -> figure:
     """How many weights of a layer hold each code."""
     codes = sorted(layer.levels)
     counts = [layer.levels[code] for code in codes]

@@ -7,7 +7,7 @@ from typing import Any
 from qdeploy.record import Record
 from qdeploy.report.charts import Row
 from qdeploy.report.progress import best_epoch
-from qdeploy.report.sections import Section
+from qdeploy.report.section import Section
 from qdeploy.report.words import percent, times
 
 
@@ -49,7 +49,7 @@ class Run:
 
     @property
     def agreement(self) -> float | None:
-        """The share of images that the file and the training network put in one class."""
+        """The share of images that the file and its integers in PyTorch put in one class."""
         found = self.record.agreement if self.record else None
         return None if found is None else found.top1
 

@@ -1,6 +1,5 @@
 """The report and the training curves as self-contained pages that open without a network."""
 
-import json
 from collections.abc import Mapping, Sequence
 
 from bokeh.embed import components
@@ -10,14 +9,13 @@ from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
 from qdeploy.record import Record
-from qdeploy.report import sections
 from qdeploy.report.advice import advice
-from qdeploy.report.charts import bars, histogram
 from qdeploy.report.comparison import Run, comparison
 from qdeploy.report.curves import compared_curves, run_curves, run_styles
 from qdeploy.report.progress import Progress
+from qdeploy.report.section import Chart, Section
+from qdeploy.report.sections import sections
 from qdeploy.report.summary import headlines
-from qdeploy.report.words import percent, size
 
 TEMPLATES = Environment(
     loader=PackageLoader("qdeploy.report", "."),
@@ -41,6 +39,12 @@ class Charts:
         self.script += Markup(script)
         return {name: Markup(element) for name, element in elements.items()}
 
+    def of(self, section: Section) -> list[tuple[Chart, Markup]]:
+        """The charts of a section, each with its element."""
+        drawn = section.charts()
+        placed = self.place({str(number): chart.figure for number, chart in enumerate(drawn)})
+        return list(zip(drawn, placed.values(), strict=True))
+
 
 def report_page(record: Record) -> str:
     """The whole record as one HTML page."""
@@ -50,15 +54,9 @@ def report_page(record: Record) -> str:
         charts,
         title=record.name,
         record=record,
-        sections=sections,
         headlines=headlines(record),
         advice=advice(record),
-        overview=charts.place(_overview(record)),
-        curves=charts.place(run_curves(record.training)),
-        codes=charts.place(
-            {layer.name: histogram(layer) for layer in record.layers if layer.levels}
-        ),
-        recipe=json.dumps(record.recipe, indent=2),
+        sections=[(section, charts.of(section)) for section in sections(record)],
     )
 
 
@@ -92,23 +90,3 @@ def comparison_page(runs: Sequence[Run]) -> str:
 def _render(template: str, charts: Charts, **content: object) -> str:
     bokeh = Markup(Resources(mode="inline", components=["bokeh"]).render())
     return TEMPLATES.get_template(template).render(bokeh=bokeh, script=charts.script, **content)
-
-
-def _overview(record: Record) -> dict[str, figure]:
-    networks = {
-        "float": record.accuracy.float,
-        "trained": record.accuracy.trained,
-        "ONNX": record.accuracy.onnx,
-    }
-    top1 = {name: accuracy.top1 for name, accuracy in networks.items() if accuracy}
-    forms = {
-        "float32": record.size.float,
-        "int8": record.size.int8,
-        "exported": record.size.onnx,
-        "bound": record.size.bound,
-    }
-    counts = {name: count for name, count in forms.items() if count}
-    charts = {"sizes": bars(counts, [size(count) for count in counts.values()], accent="exported")}
-    if top1:
-        charts["accuracy"] = bars(top1, [percent(share) for share in top1.values()], accent="ONNX")
-    return charts

@@ -1,11 +1,13 @@
 """The report as Markdown, for a pull request or a model card."""
 
+from collections.abc import Iterator
+
 from qdeploy.record import Record
-from qdeploy.report import sections
 from qdeploy.report.advice import advice
-from qdeploy.report.sections import Section
+from qdeploy.report.section import Section
+from qdeploy.report.sections import sections
 from qdeploy.report.summary import headlines
-from qdeploy.report.words import NOT_MEASURED, exact
+from qdeploy.report.words import NOT_MEASURED
 
 
 def markdown(record: Record) -> str:
@@ -15,40 +17,36 @@ def markdown(record: Record) -> str:
         f"{record.method} on {record.dataset.title}, {record.created}.",
         _table(("", "", ""), tuple((h.label, f"**{h.value}**", h.note) for h in headlines(record))),
         *advice(record),
-        *map(_section, _sections(record)),
-        _folded(sections.ran(record)),
-        f"## Training\n\n{_training(record)}",
-        f"## Quantization\n\n```text\n{record.settings}\n```",
+        *("\n\n".join(_section(section)) for section in sections(record) if _has_words(section)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def _sections(record: Record) -> tuple[Section, ...]:
-    demands = (sections.gates(record),) if record.gates else ()
-    exceptions = sections.coverage(record)
-    return (
-        *demands,
-        sections.accuracy(record),
-        sections.agreement(record),
-        sections.sizes(record),
-        sections.latency(record),
-        sections.operators(record),
-        *([exceptions] if exceptions.rows else ()),
-        sections.complexity(record),
-        sections.complexity_by_layer(record),
-        sections.layers(record),
-        sections.machine(record),
-    )
+def _has_words(section: Section) -> bool:
+    """False for one of charts alone, which only HTML can draw."""
+    return bool(section.columns or section.text)
 
 
-def _section(section: Section) -> str:
-    body = _table(section.columns, section.rows) if section.rows else f"_{NOT_MEASURED}_"
-    return f"## {section.title}\n\n{section.note}\n\n{body}"
+def _section(section: Section) -> Iterator[str]:
+    yield f"## {section.title}"
+    if section.note and (section.rows or section.text):
+        yield section.note
+    if section.text:
+        yield f"```text\n{section.text}\n```"
+    elif not section.rows:
+        yield f"_{NOT_MEASURED}_"
+    elif section.folds:
+        yield _folded(f"{len(section.rows)} {section.folds}", _table(section.columns, section.rows))
+    else:
+        yield _table(section.columns, section.rows)
+    if section.appendix is not None:
+        title, text = section.appendix
+        yield _folded(title, f"```json\n{text}\n```")
 
 
-def _folded(section: Section) -> str:
-    """A long table that opens at a click, in readers that know HTML."""
-    return f"<details><summary>Every kernel</summary>\n\n{_section(section)}\n\n</details>"
+def _folded(summary: str, content: str) -> str:
+    """What opens at a click, in readers that know HTML."""
+    return f"<details><summary>{summary}</summary>\n\n{content}\n\n</details>"
 
 
 def _table(columns: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:
@@ -58,11 +56,3 @@ def _table(columns: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _training(record: Record) -> str:
-    if not record.training:
-        return f"_{NOT_MEASURED}_"
-    last = record.training[-1]
-    values = tuple(map(exact, last.values()))
-    return f"The last epoch; report.html has the curves.\n\n{_table(tuple(last), (values,))}"

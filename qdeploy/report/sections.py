@@ -1,9 +1,16 @@
-"""The tables of the report as plain text cells, for Markdown and HTML alike."""
+"""The sections of the report, in order: Markdown and HTML walk SECTIONS and show what is there.
 
-from dataclasses import dataclass
+A new section is one function with @section in front, at its place among the others.
+"""
 
-from qdeploy.record import Accuracy, Complexity, Kernel, LayerWork, Record
-from qdeploy.report.summary import exported
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from qdeploy.record import Complexity, Kernel, LayerWork, Record
+from qdeploy.report.charts import bars, histogram
+from qdeploy.report.curves import run_curves
+from qdeploy.report.section import Chart, Section
 from qdeploy.report.words import (
     NOT_MEASURED,
     bits,
@@ -17,41 +24,88 @@ from qdeploy.report.words import (
     times,
 )
 
-
-@dataclass(frozen=True)
-class Section:
-    """A titled table; no rows means that nothing of it was measured. Later columns are numbers."""
-
-    title: str
-    note: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
+SECTIONS: list[Callable[[Record], Section]] = []
 
 
+def section(make: Callable[[Record], Section]) -> Callable[[Record], Section]:
+    """Puts a section at the end of the report."""
+    SECTIONS.append(make)
+    return make
+
+
+def sections(record: Record) -> Iterator[Section]:
+    """Those that this report shows, in order."""
+    return (found for make in SECTIONS if (found := make(record)).shown)
+
+
+@section
+def gates(record: Record) -> Section:
+    """What this export had to pass."""
+    return Section(
+        "Gates",
+        "Demands on this export; one that fails makes qdeploy export exit with an error.",
+        ("Gate", "Limit", "Value", "Result"),
+        tuple(
+            (g.name, exact(g.limit), exact(g.value), ("failed", "passed")[g.passed])
+            for g in record.gates
+        ),
+        shown=bool(record.gates),
+    )
+
+
+@section
 def accuracy(record: Record) -> Section:
     """Top-1 and top-5 of the three networks."""
-
-    def row(name: str, found: Accuracy | None) -> tuple[str, ...]:
-        return name, percent(found.top1 if found else None), percent(found.top5 if found else None)
-
+    trio = record.accuracy
+    networks = {"float": trio.float, "trained": trio.trained, "ONNX": trio.onnx}
+    top1 = {name: found.top1 if found else None for name, found in networks.items()}
+    top5 = {name: found.top5 if found else None for name, found in networks.items()}
     return Section(
         "Accuracy",
         f"On the {record.dataset.test_samples:,} test images of {record.dataset.title}.",
         ("Network", "Top-1", "Top-5"),
-        (
-            row("float", record.accuracy.float),
-            row("trained", record.accuracy.trained),
-            row("ONNX", record.accuracy.onnx),
-        ),
+        tuple((name, percent(top1[name]), percent(top5[name])) for name in networks),
+        charts=lambda: _bars(top1, percent, "ONNX"),
+        beside=True,
     )
 
 
+@section
+def sizes(record: Record) -> Section:
+    """Bytes of each form of the network, and how the exported file compares with it."""
+    found = record.size
+    files = {"float32": found.float, "int8": found.int8, "exported": found.onnx}
+    rows = {f"{form} ONNX": count for form, count in files.items()}
+    return Section(
+        "Size",
+        "The bound is bits x weights / 8 and 4 bytes for each scale, bias and float weight.",
+        ("Form", "Size", "Bytes", "Against the export"),
+        tuple(
+            (form, NOT_MEASURED, "", "")
+            if count is None
+            else (form, size(count), f"{count:,}", times(count / found.onnx))
+            for form, count in (rows | {"theoretical bound": found.bound}).items()
+        ),
+        charts=lambda: _bars(files | {"bound": found.bound}, size, "exported"),
+        beside=True,
+    )
+
+
+def _bars(
+    values: Mapping[str, float | None], words: Callable[[Any], str], accent: str
+) -> list[Chart]:
+    """One chart of what was measured."""
+    known = {name: value for name, value in values.items() if value is not None}
+    return [Chart(bars(known, list(map(words, known.values())), accent))] if known else []
+
+
+@section
 def agreement(record: Record) -> Section:
-    """The exported file against the training network in evaluation mode."""
+    """The exported file against what training tested."""
     found = record.agreement
     return Section(
         "Agreement",
-        "The ONNX file against the training network in evaluation mode.",
+        "The ONNX file against the integers in PyTorch, which training tested.",
         ("", "Images", "In another class", "Agreement", "Largest difference", "Mean difference"),
         ()
         if found is None
@@ -68,28 +122,21 @@ def agreement(record: Record) -> Section:
     )
 
 
-def sizes(record: Record) -> Section:
-    """Bytes of each form of the network, and how the exported file compares with it."""
-    forms = {
-        "float32 ONNX": record.size.float,
-        "int8 ONNX": record.size.int8,
-        "exported ONNX": record.size.onnx,
-        "theoretical bound": record.size.bound,
-    }
+@section
+def training(record: Record) -> Section:
+    """The curves, or the last epoch where they cannot be drawn."""
+    last = record.training[-1] if record.training else {}
     return Section(
-        "Size",
-        "The bound is bits x weights / 8 and 4 bytes for each scale, bias and float weight.",
-        ("Form", "Size", "Bytes", "Against the export"),
-        tuple(_size_row(form, count, record.size.onnx) for form, count in forms.items()),
+        "Training",
+        "The last epoch; report.html has the curves.",
+        tuple(last) or ("epoch",),
+        (tuple(map(exact, last.values())),) if last else (),
+        charts=lambda: [Chart(drawn, name) for name, drawn in run_curves(record.training).items()],
+        layout="pair",
     )
 
 
-def _size_row(form: str, count: int | None, exported: int) -> tuple[str, ...]:
-    if count is None:
-        return form, NOT_MEASURED, "", ""
-    return form, size(count), f"{count:,}", times(count / exported)
-
-
+@section
 def latency(record: Record) -> Section:
     """A row for each file and batch size."""
     return Section(
@@ -111,6 +158,7 @@ def latency(record: Record) -> Section:
     )
 
 
+@section
 def operators(record: Record) -> Section:
     """What ONNX Runtime runs after its optimisations, for each file."""
     return Section(
@@ -123,33 +171,36 @@ def operators(record: Record) -> Section:
             else (p.file, NOT_MEASURED, NOT_MEASURED, NOT_MEASURED)
             for p in record.placements
         ),
+        words=True,
     )
 
 
+@section
 def coverage(record: Record) -> Section:
     """A row for each product of the exported file that ran otherwise than the file says."""
-    placed = exported(record)
+    placed = record.placement
+    odd = [product for product in (placed.products if placed else ()) if product.reason]
     return Section(
         "Coverage",
         "Convolutions and matrix products that ran otherwise than the file says.",
         ("Layer", "Operator", "Kernel", "Reason"),
-        tuple(
-            (product.layer, product.operator, product.kernel or "", product.reason)
-            for product in (placed.products if placed else ())
-            if product.reason is not None
-        ),
+        tuple((p.layer, p.operator, p.kernel or "", p.reason or "") for p in odd),
+        words=True,
+        shown=bool(odd),
     )
 
 
+@section
 def ran(record: Record) -> Section:
     """A row for each kernel that ran for the exported file."""
-    placed = exported(record)
+    placed = record.placement
     return Section(
         "Kernels",
         "What ONNX Runtime ran for the exported file, in order, with the types of its first input and "
         "output; times are medians over its runs.",
         KERNEL_COLUMNS,
         tuple(map(kernel_row, placed.kernels if placed else ())),
+        folds="kernels",
     )
 
 
@@ -169,6 +220,7 @@ def kernel_row(kernel: Kernel) -> tuple[str, ...]:
     )
 
 
+@section
 def complexity(record: Record) -> Section:
     """A row for each pair of bit widths, and one for all."""
     found = record.complexity
@@ -195,6 +247,27 @@ def complexity(record: Record) -> Section:
     )
 
 
+@section
+def codes(record: Record) -> Section:
+    """A histogram for each layer that has codes."""
+    coded = [layer for layer in record.layers if layer.levels]
+    return Section(
+        "Codes",
+        "How many weights of each layer hold each integer.",
+        charts=lambda: [
+            Chart(
+                histogram(layer),
+                layer.name,
+                f"{layer.kind}, {layer.weight_bits} bit, {layer.weights:,} weights",
+            )
+            for layer in coded
+        ],
+        layout="histograms",
+        shown=bool(coded),
+    )
+
+
+@section
 def complexity_by_layer(record: Record) -> Section:
     """A row for each layer that multiplies or has parameters, and one for all."""
     return Section(
@@ -215,11 +288,12 @@ def _work(part: LayerWork | Complexity) -> tuple[str, ...]:
     return f"{part.parameters:,}", f"{part.macs:,}", f"{part.bit_operations:,}"
 
 
+@section
 def layers(record: Record) -> Section:
     """A row for each layer as it ships."""
     return Section(
         "Layers",
-        "Bytes of the weights in the file, and the least that their bits, scales and biases take.",
+        "Bytes of codes, scales and biases in the file, and the least that their bits take.",
         ("Layer", "Kind", "Weights", "Activations", "Count", "Levels", "Bytes", "Bound"),
         tuple(
             (
@@ -237,24 +311,18 @@ def layers(record: Record) -> Section:
     )
 
 
-def gates(record: Record) -> Section:
-    """The demands on this export."""
+@section
+def quantization(record: Record) -> Section:
+    """The settings of every layer, and the recipe."""
     return Section(
-        "Gates",
-        "Demands on this export; one that fails makes qdeploy export exit with an error.",
-        ("Gate", "Limit", "Value", "Result"),
-        tuple(
-            (
-                gate.name,
-                exact(gate.limit),
-                exact(gate.value),
-                "passed" if gate.passed else "failed",
-            )
-            for gate in record.gates
-        ),
+        "Quantization",
+        "Every setting that was in force.",
+        text=record.settings,
+        appendix=("The recipe", json.dumps(record.recipe, indent=2)),
     )
 
 
+@section
 def machine(record: Record) -> Section:
     """Where the numbers were measured."""
     m = record.machine
@@ -270,4 +338,5 @@ def machine(record: Record) -> Section:
             ("Target", f"{record.delivery.target}; input {record.delivery.input}"),
             ("qdeploy", f"{record.version}, {record.created}"),
         ),
+        words=True,
     )

@@ -83,7 +83,7 @@ def _top1(accuracy: Accuracy | None) -> str:
 def _agreement(record: Record) -> Headline:
     found = record.agreement
     if found is None:
-        return Headline("Agreement", NOT_MEASURED, "with the training network")
+        return Headline("Agreement", NOT_MEASURED, "with the integers in PyTorch")
     return Headline(
         "Agreement",
         percent(found.top1),
@@ -115,9 +115,9 @@ def _macs(found: Complexity) -> Headline:
 
 
 def _speed(record: Record) -> Headline:
-    row = next((row for row in record.latency if row.file == record.file), None)
-    if row is None:
+    if not record.timings:
         return Headline("Latency", NOT_MEASURED, "measure it with qdeploy benchmark")
+    row = record.timings[0]
     first = record.latency[0]
     against = ""
     if first is not row:
@@ -128,7 +128,7 @@ def _speed(record: Record) -> Headline:
 
 
 def _kernels(record: Record) -> Headline:
-    placed = exported(record)
+    placed = record.placement
     if placed is None or placed.operators is None:
         return Headline("Kernels", NOT_MEASURED, "operators that ONNX Runtime runs")
     ran = ", ".join(map(provider, placed.providers))
@@ -140,17 +140,12 @@ def _kernels(record: Record) -> Headline:
 
 
 def _coverage(record: Record) -> Headline:
-    placed = exported(record)
+    placed = record.placement
     found = None if placed is None else placed.coverage
     if placed is None or found is None:
         return Headline("Coverage", NOT_MEASURED, "quantized products that ran in integers")
     value = percent(found.integer / found.quantized) if found.quantized else "none"
     return Headline("Coverage", value, "; ".join((covered(placed), *exceptions(placed))))
-
-
-def exported(record: Record) -> Placement | None:
-    """What ONNX Runtime made of the exported file, None where that was not measured."""
-    return next((placed for placed in record.placements if placed.file == record.file), None)
 
 
 def _smaller(one: int, other: int) -> str:

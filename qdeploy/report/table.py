@@ -56,7 +56,7 @@ def _demand(gate: Gate) -> str:
 
 def trace_table(differences: Sequence[TensorDifference]) -> Table:
     """A row for each quantized tensor, in the order of the network."""
-    table = _titled("The ONNX file against the training network, tensor by tensor")
+    table = _titled("The ONNX file against the integers in PyTorch, tensor by tensor")
     table.add_column("tensor", overflow="fold")
     for heading in ("elements", "differ", "at most"):
         table.add_column(heading, justify="right")

@@ -332,7 +332,7 @@ def sizes(build_network, shape, method, bits, options):
     integers = qdeploy.convert(prepared)
     size = finished(to_onnx(integers, x), True, {}).ByteSize()
     bound, layers = bound_by_hand(network, bits)
-    assert information_bound(integers, describe(integers)) == bound
+    assert information_bound(integers, describe(integers, ())) == bound
     return size, bound, layers
 
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 from exported_networks import operators, optimized, session
 
-from qdeploy.deploy import passes
+from qdeploy.deploy import integer_passes, passes
 
 
 def graph(text, output="float[N, C] y"):
@@ -45,7 +45,7 @@ def test_the_mean_over_height_and_width_becomes_a_pooling(axes, keep):
     before = graph(
         f"<int64[2] axes = {{{axes}}}> {{ y = ReduceMean <keepdims = {keep}> (x, axes) }}", output
     )
-    after = rewritten(before, passes.global_average_pools)
+    after = rewritten(before, integer_passes.global_average_pools)
     assert kinds(after) == ["GlobalAveragePool"] + ["Flatten"] * (not keep)
     assert [o.name for o in after.graph.output] == ["y"]
     same_values(before, after, rtol=1e-5, atol=1e-6)
@@ -56,7 +56,7 @@ def test_other_means_stay(axes, output):
     before = graph(
         f"<int64[2] axes = {{{axes}}}> {{ y = ReduceMean <keepdims = 0> (x, axes) }}", output
     )
-    assert kinds(rewritten(before, passes.global_average_pools)) == ["ReduceMean"]
+    assert kinds(rewritten(before, integer_passes.global_average_pools)) == ["ReduceMean"]
 
 
 QUANTIZED_MEAN = """<int64[2] axes = {2, 3}, float s = {0.1}, uint8 z = {100}, float t = {0.02},
@@ -70,7 +70,7 @@ QUANTIZED_MEAN = """<int64[2] axes = {2, 3}, float s = {0.1}, uint8 z = {100}, f
 
 def test_a_quantized_mean_is_flattened_behind_its_quantizer(tmp_path):
     before = graph(QUANTIZED_MEAN, "float[N, 3] y")
-    after = rewritten(before, passes.global_average_pools)
+    after = rewritten(before, integer_passes.global_average_pools)
     assert kinds(after)[2:] == [
         "GlobalAveragePool",
         "QuantizeLinear",
@@ -109,7 +109,7 @@ CLIP = "k = Clip(q, first, last)"
 )
 def test_a_clip_of_floats_becomes_a_clip_of_codes(operator, zero, integer_clip, bounds):
     before = clipped(operator, zero, integer_clip)
-    after = rewritten(before, passes.clip_on_integers)
+    after = rewritten(before, integer_passes.clip_on_integers)
     same_values(before, after, atol=0)
     codes = [node for node in after.graph.node if node.op_type == "Clip"]
     assert kinds(after)[0] == "QuantizeLinear"
@@ -125,11 +125,11 @@ def test_a_relu_that_others_read_stays():
         d = DequantizeLinear(q, s, z)
         y = Add(c, d) }"""
     before = graph(text, "float[N, 3, 4, 4] y")
-    assert kinds(rewritten(before, passes.clip_on_integers))[0] == "Relu"
+    assert kinds(rewritten(before, integer_passes.clip_on_integers))[0] == "Relu"
 
 
 def test_other_operators_before_a_quantizer_stay():
-    assert kinds(rewritten(clipped("Neg(x)", 3), passes.clip_on_integers))[0] == "Neg"
+    assert kinds(rewritten(clipped("Neg(x)", 3), integer_passes.clip_on_integers))[0] == "Neg"
 
 
 def float_conv(source):
@@ -293,7 +293,7 @@ def quantized(body, scale, zero, output="float[N, C, H, W] y"):
 @pytest.mark.parametrize("product", ["Mul (q, n)", "Mul (n, q)", "Div (q, n)"])
 def test_a_number_that_multiplies_joins_the_quantizer(product):
     before = quantized(f"r = {product}", 0.02, 100)
-    after = rewritten(before, passes.scales_into_quantizers)
+    after = rewritten(before, integer_passes.scales_into_quantizers)
     assert not {"Mul", "Div"} & set(kinds(after))
     same_values(before, after, atol=0.0501)
     assert (np.abs(values(before, plain=True) - values(after, plain=True)) > 1e-6).mean() < 0.01
@@ -301,7 +301,7 @@ def test_a_number_that_multiplies_joins_the_quantizer(product):
 
 def test_a_negative_number_stays():
     before = quantized("m = Neg (n) r = Mul (q, m)", 0.02, 100)
-    assert "Mul" in kinds(rewritten(before, passes.scales_into_quantizers))
+    assert "Mul" in kinds(rewritten(before, integer_passes.scales_into_quantizers))
 
 
 @pytest.mark.parametrize(("scale", "zero", "on_codes"), [
@@ -312,7 +312,7 @@ def test_the_gate_of_a_hardswish_becomes_a_clip_of_codes_where_3_is_on_the_grid(
 ):
     body = "g = HardSigmoid <alpha = 0.16666667, beta = 0.5> (q) r = Mul (q, g)"
     before = quantized(body, scale, zero)
-    after = rewritten(before, passes.gates_on_integers)
+    after = rewritten(before, integer_passes.gates_on_integers)
     assert ("Clip" in kinds(after)) == on_codes
     assert ("HardSigmoid" in kinds(after)) != on_codes
     same_values(before, after, atol=0.0501)
@@ -331,7 +331,7 @@ def test_padding_pads_codes_where_it_makes_no_value_of_its_own(mode, value, on_c
         "d = QuantizeLinear (r, s, z) y = DequantizeLinear (d, s, z) }"
     )
     before = graph(text, "float[N, C, H, W] y")
-    after = rewritten(before, passes.pads_on_integers)
+    after = rewritten(before, integer_passes.pads_on_integers)
     assert kinds(after).count("QuantizeLinear") == (1 if on_codes else 2)
     same_values(before, after)
 
@@ -349,6 +349,6 @@ def test_rounding_moves_before_the_layout_in_squares():
             initializer.CopyFrom(onnx.numpy_helper.from_array(weight, "w"))
     if not any(i.name == "w" for i in before.graph.initializer):
         before.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
-    after = rewritten(before, passes.quantizers_before_squares)
+    after = rewritten(before, integer_passes.quantizers_before_squares)
     assert kinds(after) == ["Conv", "QuantizeLinear", "DepthToSpace", "DequantizeLinear"]
     same_values(before, after)

@@ -12,6 +12,7 @@ from onnx_files import assert_the_file_predicts_what_evaluation_does, calibrated
 from pydantic import ValidationError
 
 import qdeploy
+from qdeploy.deploy.inspect import inspect
 from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange
@@ -191,7 +192,10 @@ def test_five_weights_share_a_byte_of_the_file_beside_float_activations_too(tmp_
         if tensor.data_type == onnx.TensorProto.UINT8 and tensor.dims
     ]
     assert packed == [math.ceil(weights["1"] / 5)]  # the other is smaller as int8
-    layers = {layer.name: layer for layer in describe(qdeploy.convert(prepared))}
+    layers = {
+        layer.name: layer
+        for layer in describe(qdeploy.convert(prepared), inspect(tmp_path / "model.onnx").layers)
+    }
     assert layers["1"].levels.keys() == {-1, 0, 1}
     for name, channels in (("1", 9), ("4", 5)):
         bound = math.ceil(weights[name] * math.log2(3) / 8)

@@ -119,7 +119,7 @@ def test_bits_are_those_that_ship(name):
     prepared = calibrated(build(name), "simqat w3a4")
     shipped = {
         layer.name: (layer.weight_bits, layer.act_bits)
-        for layer in describe(qdeploy.convert(prepared))
+        for layer in describe(qdeploy.convert(prepared), ())
         if layer.weight_bits is not None
     }
     found = {

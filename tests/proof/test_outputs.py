@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from qdeploy.proof.gates import gates, top1_drop
+from qdeploy.proof.gates import check_gates, top1_drop
 from qdeploy.proof.outputs import Predictions, of_network, predict
 from qdeploy.recipe import ExportSection
 from qdeploy.record import Accuracies, Accuracy, Agreement
@@ -92,12 +92,12 @@ def test_the_drop_is_from_the_float_network_or_else_the_trained_one(three, drop)
     ],
 )
 def test_gates(limits, passed):
-    found = gates(ExportSection(**limits), accuracies(0.99, 0.99, 0.98), AGREEMENT, 5000)
+    found = check_gates(ExportSection(**limits), accuracies(0.99, 0.99, 0.98), AGREEMENT, 5000)
     assert [gate.passed for gate in found] == passed
     assert [gate.name for gate in found] == list(limits)
 
 
 def test_what_was_not_measured_does_not_pass():
     limits = ExportSection(max_drop=50, min_agreement=0.1)
-    found = gates(limits, accuracies(None, None, None), None, 1)
+    found = check_gates(limits, accuracies(None, None, None), None, 1)
     assert [(gate.value, gate.passed) for gate in found] == [(None, False), (None, False)]

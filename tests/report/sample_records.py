@@ -15,12 +15,12 @@ from qdeploy.record import (
     Gate,
     Kernel,
     Latency,
-    Layer,
     LayerWork,
     Machine,
     Placement,
-    Product,
+    ProductRun,
     Record,
+    ShippedLayer,
     Sizes,
 )
 
@@ -33,7 +33,7 @@ SHAPES = {
 }
 
 
-def layer(name: str, kind: str, weights: int, bits: int, seed: int = 0) -> Layer:
+def layer(name: str, kind: str, weights: int, bits: int, seed: int = 0) -> ShippedLayer:
     """A layer whose codes are drawn as trained codes fall: two signs, or a bell."""
     rng = np.random.default_rng(seed)
     reach = 2 ** (bits - 1)
@@ -42,7 +42,7 @@ def layer(name: str, kind: str, weights: int, bits: int, seed: int = 0) -> Layer
     else:
         codes = np.clip(rng.normal(0, reach / 3, weights).round(), 1 - reach, reach - 1)
     values, counts = np.unique(codes.astype(int), return_counts=True)
-    return Layer(
+    return ShippedLayer(
         name=name,
         kind=kind,
         weight_bits=bits,
@@ -98,9 +98,9 @@ KERNELS = (
     Kernel("head", "FusedGemm", CPU, "float", "float", 0.015, 0.15),
 )
 PRODUCTS = (
-    Product("conv1", "Conv", True, "QLinearConv", True, None),
-    Product("head", "Gemm", True, "FusedGemm", False, IN_FLOAT),
-    Product("aside", "Gemm", False, "Gemm", False, None),
+    ProductRun("conv1", "Conv", True, "QLinearConv", True, None),
+    ProductRun("head", "Gemm", True, "FusedGemm", False, IN_FLOAT),
+    ProductRun("aside", "Gemm", False, "Gemm", False, None),
 )
 
 MACHINE = Machine(

@@ -15,18 +15,30 @@ importers). So:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
-from torch import fx
 
-from qdeploy.deploy.packing import Initialisers
+from qdeploy.deploy.edits import Initialisers
+from qdeploy.deploy.passes import guard_float_layers, share_initialisers
+from qdeploy.deploy.target import Target
 from qdeploy.errors import QdeployError
-from qdeploy.layers.integer import IntegerActivation
+from qdeploy.record import Record
+
+if TYPE_CHECKING:
+    from torch import nn
 
 LOWEST, HIGHEST = -128, 127
 
 Array = npt.NDArray[np.generic]
+
+
+def rewrite(model: ir.Model) -> None:
+    for step in (with_symmetric_codes, guard_float_layers, share_initialisers):
+        step(model)
 
 
 def with_symmetric_codes(model: ir.Model) -> None:
@@ -49,8 +61,10 @@ def with_symmetric_codes(model: ir.Model) -> None:
             _symmetric_weight(node, initialisers)
 
 
-def coarser_steps(network: fx.GraphModule) -> tuple[int, int]:
+def coarser_steps(network: nn.Module) -> tuple[int, int]:
     """How many activations of a converted network get a larger step, and of how many."""
+    from qdeploy.layers.integer import IntegerActivation  # torch, which a report is read without
+
     ranges = {
         name: (module.grid.lowest - int(module.zero), module.grid.highest - int(module.zero))
         for name, module in network.named_modules()
@@ -202,3 +216,33 @@ def _array(value: ir.Value | None) -> Array:
     assert value is not None
     assert value.const_value is not None
     return value.const_value.numpy()
+
+
+def advice(record: Record) -> Iterator[str]:
+    """That TensorRT itself did not run the file; how many activations are coarser than in training."""
+    if "TensorrtExecutionProvider" not in {row.provider for row in record.timings}:
+        yield (
+            "Target tensorrt: codes are signed, which no integer kernel of ONNX Runtime's CPU and "
+            "CUDA providers takes. Latency and kernels here are those of a float network; TensorRT "
+            "itself has not run the file."
+        )
+    coarser, activations = record.delivery.activations or (0, 0)
+    if coarser:
+        yield (
+            f"{coarser} of {activations} activations have a larger step than in training: 8 bits "
+            "less their zero point do not fit int8. With act_bits = 7, what is never negative is "
+            "exact; agreement and accuracy here are those of this file."
+        )
+
+
+# TensorRT reads codes of 4 and 8 bits only, so nothing is packed.
+TARGET = Target(
+    rewrite=rewrite,
+    packs=False,
+    in_rows=False,
+    provider="tensorrt",
+    coarser_steps=coarser_steps,
+    advice=advice,
+    accelerator='gpu_execution_accelerator [ { name: "tensorrt" parameters { key: "precision_mode" '
+    'value: "INT8" } } ]',
+)

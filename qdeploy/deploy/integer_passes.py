@@ -1,0 +1,194 @@
+"""Rewrites that change no value and bring more of a graph onto ONNX Runtime's integer kernels."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from qdeploy.deploy.edits import Initialisers, Pass, inserted, number, only_reader, scalars
+
+UINT8 = ir.DataType.UINT8
+
+
+def global_average_pools(model: ir.Model) -> None:
+    """ReduceMean over height and width becomes GlobalAveragePool, which has an integer kernel."""
+    for node in list(model.graph):
+        if node.op_type != "ReduceMean" or not _over_height_and_width(node) or _is_too_fine(node):
+            continue
+        pool = ir.node("GlobalAveragePool", [node.inputs[0]])
+        ir.convenience.replace_nodes_and_values(
+            model.graph, node, [node], [pool], node.outputs, pool.outputs
+        )
+        if node.attributes.get_int("keepdims", 1) == 0:
+            # The quantizer must stand right behind the pool; the flattening can wait.
+            quantizer = only_reader(pool.outputs[0], "QuantizeLinear")
+            inserted("Flatten", (quantizer or pool).outputs[0], model.graph)
+            pool.outputs[0].shape = None
+
+
+def _over_height_and_width(node: ir.Node) -> bool:
+    source = node.inputs[0]
+    axes = node.inputs[1].const_value if len(node.inputs) > 1 and node.inputs[1] else None
+    if source is None or source.shape is None or len(source.shape) != 4 or axes is None:
+        return False
+    return sorted(int(axis) % 4 for axis in axes.numpy().ravel()) == [2, 3]
+
+
+def _is_too_fine(pool: ir.Node) -> bool:
+    """True where the output's steps are 256 times finer than the input's, as for a sign.
+
+    ONNX Runtime's QLinearGlobalAveragePool fails there ("out of computation range").
+    """
+    quantizer = only_reader(pool.outputs[0], "QuantizeLinear")
+    source = pool.inputs[0].producer() if pool.inputs[0] else None
+    if quantizer is None or source is None or source.op_type != "DequantizeLinear":
+        return False
+    return scalars(quantizer)[0] * 256 <= scalars(source)[0]
+
+
+def clip_on_integers(model: ir.Model) -> None:
+    """A Relu or Clip in front of a quantizer becomes a Clip of its codes, or goes where they end.
+
+    Rounding is monotonous, so the values are the same. ONNX Runtime keeps a Conv float if a Relu
+    or Clip stands between it and its quantizer that does not end where the 8 bits end: ReLU6
+    before k bits, or any with a zero point in the middle.
+    """
+    initialisers = Initialisers(model.graph)
+    for node in list(model.graph):
+        quantizer = only_reader(node.outputs[0], "QuantizeLinear")
+        if quantizer is None or (codes := _clipped_codes(node, quantizer)) is None:
+            continue
+        node.outputs[0].replace_all_uses_with(node.inputs[0])  # type: ignore[arg-type]
+        model.graph.remove(node, safe=True)
+        clip = only_reader(quantizer.outputs[0], "Clip")
+        if clip is not None:
+            first, last = scalars(clip)
+            codes = max(codes[0], int(first)), min(codes[1], int(last))
+            _set_bounds(clip, codes, initialisers)
+        elif codes != (0, 255):
+            clip = inserted("Clip", quantizer.outputs[0], model.graph)
+            _set_bounds(clip, codes, initialisers)
+
+
+def _clipped_codes(node: ir.Node, quantizer: ir.Node) -> tuple[int, int] | None:
+    """The uint8 codes of the bounds of a Relu or Clip; None for other operators."""
+    if node.op_type not in ("Relu", "Clip"):
+        return None
+    bounds = scalars(node) if node.op_type == "Clip" else [0, math.inf]
+    grid = scalars(quantizer)
+    if len(bounds) != 2 or len(grid) != 2 or quantizer.inputs[2].dtype != UINT8:  # type: ignore[union-attr]
+        return None
+    scale, zero = np.float32(grid[0]), grid[1]
+    first, last = np.clip(np.rint(np.array(bounds, np.float32) / scale) + zero, 0, 255)
+    return int(first), int(last)
+
+
+def _producer(node: ir.Node) -> ir.Node | None:
+    """The operator that makes the first input."""
+    return node.inputs[0].producer() if node.inputs[0] is not None else None
+
+
+def _set_bounds(clip: ir.Node, codes: tuple[int, int], initialisers: Initialisers) -> None:
+    clip.resize_inputs(3)
+    for index, code in enumerate(codes, start=1):
+        clip.replace_input_with(index, initialisers.constant(np.uint8(code)))
+
+
+def scales_into_quantizers(model: ir.Model) -> None:
+    """A product with a positive number in front of a quantizer divides the quantizer's scale."""
+    initialisers = Initialisers(model.graph)
+    for node in list(model.graph):
+        quantizer = only_reader(node.outputs[0], "QuantizeLinear")
+        if node.op_type not in ("Mul", "Div") or quantizer is None:
+            continue
+        x, other = node.inputs
+        if node.op_type == "Mul" and number(x) is not None:
+            x, other = other, x
+        factor = number(other)
+        if factor is None or factor <= 0 or len(scalars(quantizer)) != 2:
+            continue
+        scale = scalars(quantizer)[0]
+        scale = scale / factor if node.op_type == "Mul" else scale * factor
+        quantizer.replace_input_with(0, x)
+        quantizer.replace_input_with(1, initialisers.constant(np.float32(scale)))
+        model.graph.remove(node, safe=True)
+
+
+def gates_on_integers(model: ir.Model) -> None:
+    """The gate of a hardswish, clamp(x / 6 + 1/2, 0, 1), becomes a Clip of the codes of x.
+
+    Read on their own scale / 6 and from their own zero, the clipped codes are the gate: with
+    k = 3 / scale a whole number, (code - (zero - k)) * scale / 6 = x / 6 + 1/2.
+    """
+    initialisers = Initialisers(model.graph)
+    for node in list(model.graph):
+        source = _producer(node) if node.op_type == "HardSigmoid" else None
+        if source is None or source.op_type != "DequantizeLinear" or len(scalars(source)) != 2:
+            continue
+        scale, zero = scalars(source)
+        steps = round(3 / scale)
+        if abs(3 / scale - steps) > 1e-3 or zero < steps or source.inputs[2].dtype != UINT8:  # type: ignore[union-attr]
+            continue
+        first, last = int(zero) - steps, min(int(zero) + steps, 255)
+        clip = ir.node("Clip", [source.inputs[0]])
+        _set_bounds(clip, (first, last), initialisers)
+        clip.outputs[0].type, clip.outputs[0].shape = source.inputs[0].type, node.outputs[0].shape  # type: ignore[union-attr]
+        sixth = initialisers.constant(np.float32(scale / 6))
+        gate = ir.node(
+            "DequantizeLinear", [clip.outputs[0], sixth, initialisers.constant(np.uint8(first))]
+        )
+        ir.convenience.replace_nodes_and_values(
+            model.graph, node, [node], [clip, gate], node.outputs, gate.outputs
+        )
+
+
+def quantizers_before_squares(model: ir.Model) -> None:
+    """Rounds before DepthToSpace, which then moves codes: a Conv needs its quantizer right behind it."""
+    for node in list(model.graph):
+        quantizer = only_reader(node.outputs[0], "QuantizeLinear")
+        if node.op_type != "DepthToSpace" or quantizer is None:
+            continue
+        codes = ir.node("QuantizeLinear", [node.inputs[0], *quantizer.inputs[1:]])
+        moved = ir.node("DepthToSpace", [codes.outputs[0]], node.attributes)
+        moved.outputs[0].type = quantizer.outputs[0].type
+        ir.convenience.replace_nodes_and_values(
+            model.graph, quantizer, [node, quantizer], [codes, moved], quantizer.outputs, moved.outputs
+        )  # fmt: skip
+
+
+def pads_on_integers(model: ir.Model) -> None:
+    """Padding between integer tensors pads the codes; 0 is the code of the zero point."""
+    for node in list(model.graph):
+        source = _producer(node) if node.op_type == "Pad" else None
+        quantizer = only_reader(node.outputs[0], "QuantizeLinear")
+        if source is None or source.op_type != "DequantizeLinear" or quantizer is None:
+            continue
+        if not _pads_codes(node) or scalars(quantizer) != scalars(source):
+            continue
+        codes, _, zero = source.inputs
+        padded = ir.node("Pad", [codes, node.inputs[1], zero, *node.inputs[3:]], node.attributes)
+        padded.outputs[0].type, padded.outputs[0].shape = codes.type, node.outputs[0].shape  # type: ignore[union-attr]
+        ir.convenience.replace_nodes_and_values(
+            model.graph, quantizer, [node, quantizer], [padded], quantizer.outputs, padded.outputs
+        )
+        if not source.outputs[0].uses():
+            model.graph.remove(source, safe=True)
+
+
+def _pads_codes(node: ir.Node) -> bool:
+    """True for padding by 0 or by values of the tensor itself."""
+    value = node.inputs[2] if len(node.inputs) > 2 else None
+    by_constant = node.attributes.get_string("mode", "constant") == "constant"
+    return not by_constant or value is None or number(value) == 0
+
+
+ONTO_INTEGERS: tuple[Pass, ...] = (
+    global_average_pools,
+    scales_into_quantizers,
+    clip_on_integers,
+    gates_on_integers,
+    pads_on_integers,
+    quantizers_before_squares,
+)

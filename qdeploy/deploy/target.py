@@ -1,0 +1,64 @@
+"""What a target is, and how one is found by its name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qdeploy.benchmark.runtime import Array, Images
+from qdeploy.deploy.edits import Pass
+from qdeploy.deploy.targets import available
+from qdeploy.errors import QdeployError
+from qdeploy.record import Record
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def no_advice(record: Record) -> Iterable[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime that files are made for; it is called as its module in targets/.
+
+    rewrite        of the graph, in place, in front of packing
+    packs          whether the runtime folds packed weights
+    in_rows        whether a Linear takes sequences as rows of one matrix, for QGemm. ONNX Runtime
+                   fails to load such a product between signed codes
+    provider       ONNX Runtime's provider for this runtime, as --provider calls it: proves the file
+                   wherever it works
+    load           opens the file in another runtime, to run beside ONNX Runtime: the runtime's name
+                   with its version, and the logits [N, classes] of images [N, C, H, W]
+    coarser_steps  how many activations of a converted network `rewrite` gives a larger step, and of
+                   how many; None where it never does
+    advice         what the reader of a report should know of this runtime, in sentences
+    accelerator    how Triton's ONNX Runtime is told to hand the graph on: an entry of
+                   execution_accelerators in its model_config.proto
+    """
+
+    rewrite: Pass
+    packs: bool = True
+    in_rows: bool = True
+    provider: str | None = None
+    load: Callable[[Path], tuple[str, Callable[[Images], Array]]] | None = None
+    coarser_steps: Callable[[nn.Module], tuple[int, int]] | None = None
+    advice: Callable[[Record], Iterable[str]] = no_advice
+    accelerator: str | None = None
+
+    @property
+    def is_onnx_runtime(self) -> bool:
+        """Whether ONNX Runtime itself is what the file is for, so that its latency is the target's."""
+        return self.provider is None and self.load is None
+
+
+def find_target(name: str) -> Target:
+    """The target in targets/<name>.py. Errors: QdeployError with all names if there is none."""
+    if name not in available():
+        raise QdeployError(f"there is no target {name!r}; choose one of {', '.join(available())}")
+    target: Target = importlib.import_module(f"qdeploy.deploy.targets.{name}").TARGET
+    return target

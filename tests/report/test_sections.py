@@ -1,0 +1,57 @@
+"""One list of sections, which both Markdown and HTML show."""
+
+import re
+
+import pytest
+from parsed_page import Page
+from sample_records import BARE, FULL
+
+from qdeploy.report import sections as listed
+from qdeploy.report.charts import bars
+from qdeploy.report.html import report_page
+from qdeploy.report.markdown import markdown
+from qdeploy.report.section import Chart, Section
+
+
+def titles(text, pattern):
+    return re.findall(pattern, text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("record", [FULL, BARE], ids=["full", "bare"])
+def test_both_show_the_same_in_the_same_order(record):
+    in_html = titles(report_page(record), r"<h2>(.*?)</h2>")
+    in_markdown = titles(markdown(record), r"^## (.*)$")
+    assert in_markdown == [title for title in in_html if title != "Codes"]  # histograms alone
+    assert len(in_markdown) == len(set(in_markdown)) >= 11
+
+
+def test_a_new_section_is_one_function(monkeypatch):
+    monkeypatch.setattr(listed, "SECTIONS", listed.SECTIONS[:])
+
+    @listed.section
+    def energy(record):
+        return Section(
+            "Energy",
+            "Of one image.",
+            ("Part", "Joule"),
+            (("all of " + record.file, "0.25"),),
+            charts=lambda: [Chart(bars({"all": 0.25}, ["0.25 J"], "all"))],
+        )
+
+    assert "## Energy\n\nOf one image.\n\n| Part | Joule |\n" in markdown(FULL)
+    page = Page(report_page(FULL))
+    assert "Energy Of one image. Part Joule all of model.onnx 0.25" in " ".join(page.text)
+    assert len(page.charts()) == len(FULL.layers) + 5 + 1
+    assert page.open == []
+
+
+def test_one_that_is_not_shown_is_nowhere(monkeypatch):
+    monkeypatch.setattr(listed, "SECTIONS", [lambda record: Section("Energy", shown=False)])
+    assert "Energy" not in markdown(FULL) + report_page(FULL)
+
+
+@pytest.mark.parametrize("face", [markdown, report_page])
+def test_trained_means_the_integers_in_pytorch(face):
+    text = face(FULL)
+    assert "against the integers in PyTorch" in text
+    assert not re.search(r"training network|evaluation mode", text)
