@@ -36,13 +36,10 @@ class ActivationQuantizer(nn.Module, ABC):
 
     quant_delay: training steps before the rounding starts. Evaluation always rounds: what is
     evaluated is what is shipped. `steps` is a buffer, so the count survives a resume.
-
-    rectifies: whether in training it takes over the ReLU in front of it (see `Rectifier`); only
-    where `can_rectify`.
     """
 
     steps: Tensor
-    rectifies = False
+    does_relu = False  # whether it took over the ReLU in front of it
 
     def __init__(self, grid: Grid, quant_delay: int = 0) -> None:
         super().__init__()
@@ -58,26 +55,43 @@ class ActivationQuantizer(nn.Module, ABC):
     def observe(self, x: Tensor) -> None:
         """Sees a batch in training and calibration."""
 
+    def observe_relu_of(self, x: Tensor) -> None:
+        """Observes relu(x); a subclass may do that for less."""
+        self.observe(x.relu())
+
+    @property
+    def observing(self) -> bool:
+        """Whether `observe` has anything left to do."""
+        return True
+
     def reset(self) -> None:
         """Forgets what was observed."""
 
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
-        if self.training or self.calibrating:
-            self.observe(x.detach())
+        does_relu = self.does_relu and self.training
+        if (self.training or self.calibrating) and self.observing:
+            (self.observe_relu_of if does_relu else self.observe)(x.detach())
         if not self.training:
             return self.round(x)
         if self._delayed():
-            return x.relu() if self.rectifies else x
+            return x.relu() if does_relu else x
         return self.relax(x)
 
     @property
-    def can_rectify(self) -> bool:
-        """Whether `observe` and `relax` do the same with x as with relu(x), gradients included.
+    def can_take_over_relu(self) -> bool:
+        """Whether `relax` does the same with x as with relu(x), gradients included.
 
         That is so where the range starts at 0. False is always right, and costs a ReLU.
         """
         return False
+
+    def take_over_relu(self) -> None:
+        """From now on training gives it what stands in front of the ReLU (see `DeferredReLU`).
+
+        Only where `can_take_over_relu`. `observe` still sees what the ReLU gives.
+        """
+        self.does_relu = True
 
     def relax(self, x: Tensor) -> Tensor:
         """What training computes with: the values of `round`, with a gradient."""
@@ -95,8 +109,8 @@ class ActivationQuantizer(nn.Module, ABC):
         return bool(self.steps <= self.quant_delay)
 
 
-class Rectifier(nn.Module):
-    """A ReLU in front of a quantizer that clips at 0 as well: in training that one does its work."""
+class DeferredReLU(nn.Module):
+    """A ReLU that training leaves to the quantizer behind it, which clips at 0 as well."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x if self.training else x.relu()
@@ -159,12 +173,20 @@ class MovingRange(ActivationQuantizer):
         self._has_range = False
 
     @property
-    def can_rectify(self) -> bool:
+    def can_take_over_relu(self) -> bool:
         return not self.symmetric
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
+        self._average(*self.extremes(as_stored(x)))
+
+    @torch.no_grad()
+    def observe_relu_of(self, x: Tensor) -> None:
         low, high = self.extremes(as_stored(x))
+        self._average(low.relu(), high.relu())
+
+    def _average(self, low: Tensor, high: Tensor) -> None:
+        low, high = self.over_batch(low, high)
         self.batches += 1
         slowest = 0 if self.calibrating else 1 - self.decay
         weight = (1 / self.batches.to(torch.float32)).clamp(min=slowest)
@@ -172,12 +194,12 @@ class MovingRange(ActivationQuantizer):
         self.maximum += weight * (high - self.maximum)
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Minimum and maximum of the batch of all processes, as the average takes them in."""
-        return processes.extremes(*self.rectified(*torch.aminmax(x)))
+        """Minimum and maximum of this process's batch."""
+        return torch.aminmax(x)
 
-    def rectified(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """The extremes of what the ReLU leaves, if it is this quantizer's to do."""
-        return (low.relu(), high.relu()) if self.rectifies else (low, high)
+    def over_batch(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """What the average takes in: the extremes of the batch of all processes."""
+        return processes.extremes(low, high)
 
     def reset(self) -> None:
         for buffer in (self.minimum, self.maximum, self.batches):
@@ -219,7 +241,7 @@ class MovingRange(ActivationQuantizer):
 class GateRange(MovingRange):
     """The range of what a hardswish reads: -3 and 3 are on the grid, so that its gate is a clamp of codes."""
 
-    can_rectify = False  # its range reaches below 0
+    can_take_over_relu = False  # its range reaches below 0
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         return gate_range(*super().qparams(), self.grid.lowest, self.grid.highest)

@@ -121,7 +121,7 @@ class BoundedActivation(ActivationQuantizer):
         self.register_buffer("zero", torch.tensor(float(middle)), persistent=False)
 
     @property
-    def can_rectify(self) -> bool:
+    def can_take_over_relu(self) -> bool:
         return not self.signed
 
     @abstractmethod
@@ -137,6 +137,8 @@ class BoundedActivation(ActivationQuantizer):
 
 class UnitActivation(BoundedActivation):
     """Q_k(clip(x, 0, 1)) (eq. 11), or the same of clip(x, -1, 1)."""
+
+    observing = False
 
     def bound(self) -> Tensor:
         return torch.ones_like(self.zero)

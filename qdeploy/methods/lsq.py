@@ -139,15 +139,16 @@ class LsqActivation(ActivationQuantizer):
         self.register_load_state_dict_post_hook(_look_again)
 
     @property
-    def can_rectify(self) -> bool:
+    def can_take_over_relu(self) -> bool:
         return self.zero == 0
+
+    @property
+    def observing(self) -> bool:
+        return not self._is_learning()
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        if self._is_learning():
-            return
         if self.calibrating or not self.batches:
-            x = x.relu() if self.rectifies else x
             mean_size = processes.mean(x.abs().mean())
             mean_size = torch.where(mean_size > 0, mean_size, 1.0)
             self.batches += 1

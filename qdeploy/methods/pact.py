@@ -78,12 +78,14 @@ class PactActivation(BoundedActivation):
         self.register_buffer("started", torch.tensor(options.alpha is not None))
         self._has_alpha = False
 
+    @property
+    def observing(self) -> bool:
+        return not self._has_alpha and not self.started
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        if not self._has_alpha and not self.started:
-            x = x.relu() if self.rectifies else x
-            self.alpha.copy_(first_alpha(x, self.grid.highest - int(self.zero)))
-            self.started.fill_(True)
+        self.alpha.copy_(first_alpha(x, self.grid.highest - int(self.zero)))
+        self.started.fill_(True)
 
     def bound(self) -> Tensor:
         if not self._has_alpha and not self.started:  # reads the device once

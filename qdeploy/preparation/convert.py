@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Array, Grid, QTensor
-from qdeploy.layers.activation import ActivationQuantizer, Rectifier
+from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.bias import (
     finest_multiples,
 )
@@ -26,7 +26,7 @@ from qdeploy.layers.product import (
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.prepare import insert_after
 from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.preparation.quantizer_placement import PLAIN_RELUS, is_mover, is_rectifier, kind_of
+from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.trace import (
     called_module,
     is_float_tensor,
@@ -34,6 +34,7 @@ from qdeploy.preparation.trace import (
     is_tuple,
     shape_of,
 )
+from qdeploy.preparation.vocabulary import is_clip, is_relu
 
 
 def convert(prepared: PreparedNetwork) -> fx.GraphModule:
@@ -126,7 +127,7 @@ def thresholds_behind(node: fx.Node, network: fx.GraphModule) -> Array | None:
         if isinstance(module, IntegerActivation):
             # Of 16 bits there are too many to mind, and one step of them is nothing.
             return module.thresholds(rectified) if module.zero.dtype == torch.uint8 else None
-        if kind_of(node, network) not in PLAIN_RELUS | {Rectifier}:
+        if not is_relu(node, network):
             return None
         rectified = True
     return None
@@ -175,7 +176,7 @@ def tiled(
 def is_rounded(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether all that reads the value rounds it, perhaps behind a ReLU, to more than a sign."""
     readers = [called_module(user, network) for user in node.users]
-    if len(node.users) == 1 and is_rectifier(user := next(iter(node.users)), network):
+    if len(node.users) == 1 and is_clip(user := next(iter(node.users)), network):
         return is_rounded(user, network)
     kinds = {type(reader) for reader in readers}
     return kinds == {IntegerActivation}

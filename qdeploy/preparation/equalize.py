@@ -14,26 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from qdeploy.layers.norm import gamma_beta
+from qdeploy.layers.norm import BATCH_NORMS, gamma_beta
+from qdeploy.layers.product import WEIGHT_LAYERS, TransposedLayer
 from qdeploy.layers.weight import per_channel
-from qdeploy.preparation.quantizer_placement import kind_of
-from qdeploy.preparation.trace import called_module, is_tuple, shape_of
-
-LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
-RELU6: set[Any] = {nn.ReLU6, F.relu6}
-FLATTENS: set[Any] = {nn.Flatten, torch.flatten, torch.reshape, "flatten", "reshape", "view"}
-HOMOGENEOUS: set[Any] = {
-    nn.ReLU, nn.LeakyReLU, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.MaxPool1d,
-    nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, F.relu, F.relu_, F.leaky_relu, F.max_pool1d,
-    F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d,
-    F.adaptive_max_pool1d, F.adaptive_max_pool2d, torch.relu, torch.relu_, "relu", "relu_",
-    "contiguous",
-}  # fmt: skip
+from qdeploy.preparation.trace import called_module, is_tuple, module_calls, shape_of
+from qdeploy.preparation.vocabulary import (
+    FLATTEN,
+    RESHAPE,
+    bounds_of,
+    is_homogeneous,
+    operator_of,
+)
 
 ROUNDS = 20
 SETTLED = 1e-3  # of a factor: what another round would not change
@@ -94,7 +87,7 @@ def output_reach(giver: Any) -> Tensor:
     A BatchNorm says it: 3 deviations around its shift. Of a layer without one it is the largest
     weight of the channel, as in the paper, or its bias if that is larger.
     """
-    if isinstance(giver, _BatchNorm):
+    if isinstance(giver, BATCH_NORMS):
         gamma, beta = gamma_beta(giver)
         return beta.abs() + 3 * gamma.abs()
     largest: Tensor = giver.weight.abs().flatten(1).amax(1)
@@ -108,7 +101,7 @@ def at_least(sizes: Tensor) -> Tensor:
 
 def divide_outputs(giver: Any, by: Tensor) -> None:
     """Divides what a layer or a BatchNorm gives by `by`, [C]."""
-    if isinstance(giver, _BatchNorm) and not giver.affine:
+    if isinstance(giver, BATCH_NORMS) and not giver.affine:
         giver.weight, giver.bias = map(nn.Parameter, gamma_beta(giver))
         giver.affine = True
     giver.weight.div_(per_channel(by, giver.weight))
@@ -138,27 +131,35 @@ def pairs(network: fx.GraphModule) -> Iterator[Pair]:
         if node not in alone or not gives_channels(node, giver):
             continue
         reader, clipped = reader_of(node, network)
-        if reader in alone and not (clipped and not isinstance(giver, _BatchNorm)):
+        if reader in alone and not (clipped and not isinstance(giver, BATCH_NORMS)):
             yield Pair(giver, called_module(reader, network), clipped)
 
 
 def gives_channels(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether a module makes channels, on the second axis."""
-    if isinstance(module, _BatchNorm):
+    """Whether a module makes channels, on the second axis.
+
+    Constants for each channel do not: nothing says how large the values are that they multiply.
+    """
+    if isinstance(module, BATCH_NORMS):
         return module.track_running_stats
-    return type(module) in LAYERS and (type(module) is not nn.Linear or len(shape_of(node)) == 2)
+    return has_channel_weights(module, node)
+
+
+def has_channel_weights(module: nn.Module | None, tensor: fx.Node) -> bool:
+    """Whether a layer's weight is [out, in, ...] and the channels of `tensor` are its second axis."""
+    if type(module) not in WEIGHT_LAYERS or isinstance(module, TransposedLayer):
+        return False
+    return type(module) is not nn.Linear or len(shape_of(tensor)) == 2
 
 
 def called_alone(network: fx.GraphModule) -> set[fx.Node]:
     """Calls of modules that are called once and whose parameters are their own."""
-    calls = [node for node in network.graph.nodes if node.op == "call_module"]
-    times = Counter(node.target for node in calls)
     owners = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
     return {
-        node
-        for node in calls
-        if times[node.target] == 1
-        and all(owners[id(p)] == 1 for p in network.get_submodule(str(node.target)).parameters())
+        calls[0]
+        for name, calls in module_calls(network).items()
+        if len(calls) == 1
+        and all(owners[id(p)] == 1 for p in network.get_submodule(name).parameters())
     }
 
 
@@ -167,22 +168,25 @@ def reader_of(node: fx.Node, network: fx.GraphModule) -> tuple[fx.Node | None, b
     clipped = False
     while len(node.users) == 1:
         (user,) = node.users
-        kind = kind_of(user, network)
-        if kind in LAYERS:
-            fits = kind is not nn.Linear or len(shape_of(node)) == 2
-            return (user if fits else None), clipped
-        if kind not in HOMOGENEOUS | RELU6 | FLATTENS or not keeps_channels(user, node, kind):
+        if has_channel_weights(called_module(user, network), node):
+            return user, clipped
+        is_relu6 = bounds_of(user, network) == (0, 6)
+        if not (is_relu6 or is_homogeneous(user, network)) or not keeps_channels(
+            user, node, network
+        ):
             break
-        clipped |= kind in RELU6
+        clipped |= is_relu6
         node = user
     return None, clipped
 
 
-def keeps_channels(user: fx.Node, node: fx.Node, kind: Any) -> bool:
+def keeps_channels(user: fx.Node, node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether the channels stay where they are; a flatten may put several columns in each place."""
     if is_tuple(user):
         return False
     before, after = shape_of(node), shape_of(user)
-    if kind in FLATTENS:
+    row = operator_of(user, network)
+    if row in (FLATTEN, RESHAPE):
         return len(after) == 2 and after[0] == before[0]
-    return len(after) == len(before) and after[1] == before[1]
+    kept = row is not None and row.keeps_channels
+    return kept and len(after) == len(before) and after[1] == before[1]

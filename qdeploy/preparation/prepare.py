@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
 from torch import fx, nn
+from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer, GateRange
@@ -15,8 +15,8 @@ from qdeploy.layers.norm import BATCH_NORMS
 from qdeploy.layers.product import WEIGHT_LAYERS, product_of, weight_of
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.methods import ActivationSite, WeightSite
+from qdeploy.preparation import deferred_relus, rewrites
 from qdeploy.preparation import quantizer_placement as placement
-from qdeploy.preparation import rectifiers, rewrites
 from qdeploy.preparation.attention import open_fused_attention, with_open_attention
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -32,9 +32,11 @@ from qdeploy.preparation.trace import (
     annotate_shapes,
     as_inputs,
     called_module,
+    module_calls,
     shape_of,
     trace,
 )
+from qdeploy.preparation.vocabulary import operator_of
 
 
 def prepare(
@@ -53,7 +55,7 @@ def prepare(
     """A copy of `model` in which Conv and Linear layers train quantized.
 
     Keeps trained weights and BatchNorm statistics. Joins each Conv or Linear with the BatchNorm
-    behind it, and quantizes activations where integer kernels need it (see placement.py).
+    behind it, and quantizes activations where integer kernels need it (see quantizer_placement.py).
 
     example_input     one batch, [N, C, H, W] as a rule; a tuple if forward takes several tensors
     method            see `qdeploy methods`
@@ -83,7 +85,7 @@ def prepare(
     replace_norms(network, default)
     everything = settings | dict.fromkeys(other_products(network))
     quantize_activations(network, everything, default)
-    rectifiers.rectifiers_into_quantizers(network)
+    deferred_relus.defer_relus(network)
     network.graph.lint()
     network.recompile()
     return PreparedNetwork(network, everything).train(model.training)
@@ -98,11 +100,8 @@ def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
     rewrites.scalars_last(network)
     annotate_shapes(network, as_inputs(example_input))
     rewrites.channel_affines(network)
-    rectifiers.rectifiers_first(network)
+    deferred_relus.clips_first(network)
     return network
-
-
-FUNCTIONAL_PRODUCTS = {F.conv1d, F.conv2d, F.conv3d, F.linear}
 
 
 def weight_layers(network: fx.GraphModule) -> dict[str, nn.Module]:
@@ -117,20 +116,18 @@ def other_products(network: fx.GraphModule) -> list[str]:
     for node in network.graph.nodes:
         module = called_module(node, network)
         inner = () if module is None or isinstance(module, QuantizedLayer) else module.modules()
-        products = [part for part in inner if isinstance(part, placement.FLOAT_LAYERS)]
+        products = [part for part in inner if isinstance(part, (_ConvNd, nn.Linear))]
+        row = operator_of(node, network)
         if products and type(module) not in WEIGHT_LAYERS:
             found.append(str(node.target))
-        elif node.target in FUNCTIONAL_PRODUCTS:
+        elif row is not None and row.product:
             found.append(f"{node.name} (functional)")
     return found
 
 
 def quantize_weights(network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]) -> None:
     """Replaces each layer that has settings, together with the BatchNorm behind it."""
-    calls: dict[str, list[fx.Node]] = {}
-    for node in network.graph.nodes:
-        if node.op == "call_module":
-            calls.setdefault(str(node.target), []).append(node)
+    calls = module_calls(network)
     for name, chosen in settings.items():
         if chosen is None:
             continue
@@ -177,8 +174,8 @@ def quantized_layer(layer: Any, norm: Any, chosen: LayerSettings) -> QuantizedLa
 
 def replace_norms(network: fx.GraphModule, default: LayerSettings) -> None:
     """Gives the method's norm to each BatchNorm that no quantized layer has taken in."""
-    called = {str(n.target): called_module(n, network) for n in network.graph.nodes}
-    for name, norm in called.items():
+    for name in module_calls(network):
+        norm = network.get_submodule(name)
         if isinstance(norm, BATCH_NORMS) and norm.track_running_stats:
             network.set_submodule(name, default.method.norm(norm, default.options))
 
@@ -186,10 +183,10 @@ def replace_norms(network: fx.GraphModule, default: LayerSettings) -> None:
 def quantize_activations(
     network: fx.GraphModule, settings: Mapping[str, LayerSettings | None], default: LayerSettings
 ) -> None:
-    """Inserts the activation quantizers: one for each tensor that placement.py names.
+    """Inserts the activation quantizers: one for each tensor that quantizer_placement.py names.
 
-    What low-bit layers and other operators both read is carried at 8 bits and narrowed in front
-    of the layers. The network's input is carried, not narrowed: an image has 8 bits.
+    What low-bit layers and other operators both read is quantized at 8 bits for all readers, and
+    requantized in front of the low-bit layers. The network's input is not: an image has 8 bits.
     """
 
     def is_float_layer(node: fx.Node) -> bool:
@@ -213,17 +210,17 @@ def quantize_tensor(
 ) -> None:
     """layers: those of its readers that are quantized; chosen: the settings that they go by."""
     name = f"activations.{tensor.producers[0].name}"
-    if placement.is_gated(tensor):
+    if placement.is_gated(tensor, network):
         bits = max(8, chosen.act_bits or 8)
         quantize_after(tensor.producers, name, GateRange(bits), network)
         return
     if layers and not tensor.is_input:
-        narrow = layer_activation(layers, site, chosen)
-        if len(layers) == len(tensor.readers) or can_carry(chosen):
-            quantize_after(tensor.producers, name, narrow, network)
+        for_layers = layer_activation(layers, site, chosen)
+        if len(layers) == len(tensor.readers) or serves_all(chosen):
+            quantize_after(tensor.producers, name, for_layers, network)
             return
-        quantize_before(layers, f"{name}_narrow", narrow, network)
-    quantize_after(tensor.producers, name, carrier(chosen, site), network)
+        quantize_before(layers, f"{name}_narrow", for_layers, network)
+    quantize_after(tensor.producers, name, shared_activation(chosen, site), network)
 
 
 def layer_activation(
@@ -238,7 +235,7 @@ def layer_activation(
         raise QdeployError(f"{names}: {error}") from None
 
 
-def carrier(chosen: LayerSettings, site: ActivationSite) -> ActivationQuantizer:
+def shared_activation(chosen: LayerSettings, site: ActivationSite) -> ActivationQuantizer:
     """The quantizer of what other operators read: 8 bits, or the layer's own if it has more."""
     bits = max(8, chosen.act_bits or 8)
     if chosen.method.carrier is not None:
@@ -246,8 +243,8 @@ def carrier(chosen: LayerSettings, site: ActivationSite) -> ActivationQuantizer:
     return chosen.method.activation(site, bits, chosen.options)
 
 
-def can_carry(chosen: LayerSettings) -> bool:
-    """Whether other operators may read what the layer reads."""
+def serves_all(chosen: LayerSettings) -> bool:
+    """Whether other operators may read what the layer reads, at no fewer than 8 bits."""
     return chosen.method.carrier is None and (chosen.act_bits or 8) >= 8
 
 

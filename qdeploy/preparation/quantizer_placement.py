@@ -17,112 +17,44 @@ It gives ONNX Runtime what its integer kernels need: quantization after Conv [+ 
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
+from torch import fx
 
-from qdeploy.layers.activation import Rectifier
+from qdeploy.layers.norm import BATCH_NORMS, BatchNorm
+from qdeploy.layers.product import WEIGHT_LAYERS, Convolution, TransposedConvolution
 from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.preparation.rewrites import (
-    ADDITIONS,
-    DIVISIONS,
-    MULTIPLICATIONS,
-    constant_nodes,
-    factor,
-    kind,
-)
+from qdeploy.preparation.rewrites import constant_nodes, factor
 from qdeploy.preparation.trace import called_module, is_float_tensor, is_tuple
-from qdeploy.preparation.tracer import TrainingOnly
+from qdeploy.preparation.vocabulary import (
+    ADD,
+    DIVIDE,
+    GETITEM,
+    HARDSIGMOID,
+    MULTIPLY,
+    SOFTMAX,
+    SUBTRACT,
+    gives_non_negative,
+    is_clip,
+    keeps_non_negative,
+    moves,
+    operator_of,
+    writes_in_place,
+)
 
-FLOAT_LAYERS = (_ConvNd, nn.Linear)  # not yet replaced by a quantized layer
-RECTIFIERS: set[Any] = {
-    nn.ReLU, nn.ReLU6, nn.Hardtanh, Rectifier, F.relu, F.relu_, F.relu6, F.hardtanh, torch.relu,
-    torch.relu_, "relu", "relu_", torch.clamp, "clamp", "clamp_",
-}  # fmt: skip
-MOVERS: set[Any] = {
-    nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten,
-    TrainingOnly, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.PixelShuffle, nn.PixelUnshuffle,
-    nn.ChannelShuffle, nn.UpsamplingNearest2d, nn.ZeroPad2d, nn.Upsample, F.interpolate, F.pad,
-    F.max_pool1d, F.max_pool2d, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.pixel_shuffle,
-    F.pixel_unshuffle, F.channel_shuffle, torch.swapaxes, torch.roll, torch.flip, torch.narrow,
-    torch.flatten, torch.reshape, torch.permute, torch.transpose, torch.squeeze, torch.unsqueeze,
-    torch.chunk, torch.split, torch.unbind, torch.cat, torch.concat, torch.stack, torch.clone,
-    operator.getitem,
-    "flatten", "reshape", "view", "permute", "transpose", "squeeze", "unsqueeze", "contiguous",
-    "chunk", "split", "unbind", "expand", "clone", "detach", "unflatten", "expand_as", "repeat",
-    "swapaxes", "roll", "flip", "narrow", "tile", "movedim", "reshape_as", "view_as",
-}  # fmt: skip
-
-SOFTMAXES: set[Any] = {nn.Softmax, torch.softmax, F.softmax, "softmax"}
-RELUS: set[Any] = {
-    nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, F.relu, F.relu_, F.relu6, torch.relu, torch.relu_,
-    torch.sigmoid, F.sigmoid, F.hardsigmoid, "relu", "relu_", "sigmoid", *SOFTMAXES,
-}  # fmt: skip
-PLAIN_RELUS: set[Any] = {nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
-# Movers that put zeros between the values; dropout scales those that stay.
-ZEROING: set[Any] = {nn.ZeroPad2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, F.pad}
-# Of values none of which is negative, these make none.
-AVERAGES: set[Any] = {
-    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, F.avg_pool1d, F.avg_pool2d,
-    F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean, "mean",
-}  # fmt: skip
-SUMS: set[Any] = {
-    operator.add,
-    operator.iadd,
-    operator.mul,
-    torch.add,
-    torch.mul,
-    "add",
-    "add_",
-    "mul",
-}
-
-
-AFFINE = MULTIPLICATIONS | DIVISIONS | ADDITIONS | {operator.sub, torch.sub, "sub", "sub_"}
-
-
-def kind_of(node: fx.Node, network: fx.GraphModule) -> Any:
-    """What a node calls: a module's type, a function, or a method's name."""
-    module = called_module(node, network)
-    return type(module) if module is not None else node.target
+ARITHMETIC = (ADD, SUBTRACT, MULTIPLY, DIVIDE)
 
 
 def is_mover(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether it gives values that it read, and computes none."""
     sources = [source for source in node.all_input_nodes if is_float_tensor(source)]
-    if kind_of(node, network) not in MOVERS or not sources:
+    if not sources or not moves(node, network):
         return False
-    if kind_of(node, network) is operator.getitem and is_tuple(sources[0]):
+    if operator_of(node, network) is GETITEM and is_tuple(sources[0]):
         return is_mover(sources[0], network)  # not a part of what a whole module gives
-    return makes_no_values(node, network)
-
-
-def makes_no_values(node: fx.Node, network: fx.GraphModule) -> bool:
-    """False for interpolation between values, and for padding with anything but 0."""
-    module = called_module(node, network)
-    if isinstance(module, nn.Upsample):
-        return module.mode.startswith("nearest")
-    if node.target is F.interpolate:
-        return str(argument(node, 3, "mode", "nearest")).startswith("nearest")
-    if node.target is F.pad:
-        mode = argument(node, 2, "mode", "constant")
-        return mode != "constant" or not argument(node, 3, "value", None)
     return True
-
-
-def argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
-    """What the function is given by position or by name."""
-    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-
-
-def is_rectifier(node: fx.Node, network: fx.GraphModule) -> bool:
-    return kind_of(node, network) in RECTIFIERS
 
 
 @dataclass
@@ -143,7 +75,7 @@ def shared_tensors(
 ) -> list[SharedTensor]:
     """The groups of tensors to quantize, in the order of the graph."""
     groups: dict[fx.Node, list[fx.Node]] = {}
-    for node in _values(network):
+    for node in quantizable_tensors(network):
         merged = [node]
         if is_mover(node, network):
             for source in filter(is_float_tensor, node.all_input_nodes):
@@ -174,7 +106,8 @@ def raw_inputs(network: fx.GraphModule) -> set[fx.Node]:
         sources = [source for source in node.all_input_nodes if is_float_tensor(source)]
         values = [source for source in sources if source not in constants]
         affine = len(values) == 1 and (
-            kind(node) in AFFINE or isinstance(called_module(node, network), _BatchNorm)
+            operator_of(node, network) in ARITHMETIC
+            or isinstance(called_module(node, network), BATCH_NORMS)
         )
         from_input = bool(values) and found.issuperset(values)
         if node.op == "placeholder" or (from_input and (affine or is_mover(node, network))):
@@ -182,9 +115,14 @@ def raw_inputs(network: fx.GraphModule) -> set[fx.Node]:
     return found
 
 
-def is_gated(tensor: SharedTensor) -> bool:
+def is_gated(tensor: SharedTensor, network: fx.GraphModule) -> bool:
     """Whether a hardswish reads it."""
-    return any(reader.target is F.hardsigmoid for reader in tensor.readers)
+    return any(is_hard_gate(reader, network) for reader in tensor.readers)
+
+
+def is_hard_gate(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether it is the gate of a hardswish, as rewrites.py writes it."""
+    return operator_of(node, network) is HARDSIGMOID and not writes_in_place(node, network)
 
 
 def is_convolved_output(tensor: SharedTensor, network: fx.GraphModule) -> bool:
@@ -194,38 +132,35 @@ def is_convolved_output(tensor: SharedTensor, network: fx.GraphModule) -> bool:
 
 def is_convolution(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether the node calls a quantized convolution, or the ReLU behind one."""
-    module = called_module(node, network)
-    if is_rectifier(node, network):
-        module = called_module(node.all_input_nodes[0], network)
-    return isinstance(module, QuantizedLayer) and module.kind.startswith("Conv")
+    module = called_module(node.all_input_nodes[0] if is_clip(node, network) else node, network)
+    product = module.product.shipped if isinstance(module, QuantizedLayer) else None
+    return isinstance(product, Convolution | TransposedConvolution)
 
 
 def is_nonnegative(tensor: SharedTensor, network: fx.GraphModule) -> bool:
-    """Whether the values come from ReLUs, perhaps through pooling or sums of them."""
+    """Whether no value of it is negative: of ReLUs, say, pooled or added up."""
 
     def nonnegative(node: fx.Node) -> bool:
-        kind = kind_of(node, network)
-        if kind in RELUS:
+        if gives_non_negative(node, network):
             return True
-        if kind in SUMS and "alpha" in node.kwargs:
-            return False  # the factor of torch.add may be negative
-        if kind in SUMS:
-            terms = [*node.args, *node.kwargs.values()]
-            return all(isinstance(term, fx.Node) and nonnegative(term) for term in terms)
-        sources = [source for source in node.all_input_nodes if is_float_tensor(source)]
-        return kind in AVERAGES | MOVERS and bool(sources) and all(map(nonnegative, sources))
+        if not keeps_non_negative(node, network):
+            return False
+        read: list[Any] = list(filter(is_float_tensor, node.all_input_nodes))
+        if operator_of(node, network) in ARITHMETIC:  # numbers among them may be negative
+            read = [*node.args, *(v for name, v in node.kwargs.items() if name != "alpha")]
+        return bool(read) and all(isinstance(x, fx.Node) and nonnegative(x) for x in read)
 
     return all(map(nonnegative, tensor.producers))
 
 
-def _values(network: fx.GraphModule) -> Iterator[fx.Node]:
+def quantizable_tensors(network: fx.GraphModule) -> Iterator[fx.Node]:
     """Float tensors that are computed; not parameters, and not those on the way to a ReLU or a softmax."""
     for node in network.graph.nodes:
         if node.op in ("get_attr", "output") or not is_float_tensor(node):
             continue
         if is_tuple(node) and not is_mover(node, network):
             continue  # its parts are quantized where they are taken out
-        if node.target is F.hardsigmoid:
+        if is_hard_gate(node, network):
             continue
         if not (_is_passed_on(node, network) or _is_normalized(node, network)):
             yield node
@@ -236,16 +171,15 @@ def _is_passed_on(node: fx.Node, network: fx.GraphModule) -> bool:
     if node.op == "placeholder" or is_mover(node, network) or len(node.users) != 1:
         return False
     (reader,) = node.users
-    if kind_of(reader, network) in SOFTMAXES:
-        return True
-    return is_rectifier(reader, network) or factor(reader) is not None
+    softmax = operator_of(reader, network) is SOFTMAX
+    return softmax or is_clip(reader, network) or factor(reader, network) is not None
 
 
 def _is_normalized(node: fx.Node, network: fx.GraphModule) -> bool:
     """True for what a float layer computes only for its BatchNorm to read; those fold at export."""
-    if not isinstance(called_module(node, network), FLOAT_LAYERS) or len(node.users) != 1:
+    if not isinstance(called_module(node, network), WEIGHT_LAYERS) or len(node.users) != 1:
         return False
-    return isinstance(called_module(next(iter(node.users)), network), _BatchNorm)
+    return isinstance(called_module(next(iter(node.users)), network), BatchNorm)
 
 
 def _shared_tensor(group: list[fx.Node], network: fx.GraphModule) -> SharedTensor:

@@ -20,33 +20,27 @@ from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.layers.channel_affine import ChannelAffine
 from qdeploy.layers.product import WEIGHT_LAYERS
-from qdeploy.preparation.trace import called_module, is_silent, shape_of
-
-MULTIPLICATIONS: set[Any] = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
-DIVISIONS: set[Any] = {operator.truediv, torch.div, "div", "div_"}
-ADDITIONS: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
-MATRIX_PRODUCTS: set[Any] = {
-    torch.matmul, operator.matmul, torch.bmm, "matmul", "bmm", "__matmul__",
-}  # fmt: skip
-PERMUTATIONS: set[Any] = {torch.permute, "permute"}
-HARD_SIGMOIDS: set[Any] = {nn.Hardsigmoid, F.hardsigmoid}
-GATES: dict[Any, Any] = {
-    nn.SiLU: torch.sigmoid, F.silu: torch.sigmoid,
-    nn.Hardswish: F.hardsigmoid, F.hardswish: F.hardsigmoid,
-    nn.Hardsigmoid: None, F.hardsigmoid: None,
-}  # fmt: skip
-FUNCTIONAL: dict[Any, type[nn.Module]] = {
-    F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.linear: nn.Linear,
-}  # fmt: skip
+from qdeploy.preparation.trace import called_module, is_silent, module_calls, shape_of
+from qdeploy.preparation.vocabulary import (
+    ADD,
+    DIVIDE,
+    HARDSIGMOID,
+    MATRIX_PRODUCT,
+    MULTIPLY,
+    PERMUTE,
+    operator_of,
+    writes_in_place,
+)
 
 
 def functional_layers(network: fx.GraphModule) -> None:
     """Gives a module to each functional product of parameters, in the place of their owner."""
     layers: dict[tuple[Any, ...], str] = {}
     for node in list(network.graph.nodes):
-        if node.op != "call_function" or node.target not in FUNCTIONAL:
+        row = operator_of(node, network)
+        if node.op != "call_function" or row is None or row.module not in WEIGHT_LAYERS:
             continue
-        x, layer, key = functional_layer(node, network)
+        x, layer, key = functional_layer(node, row.module, network)
         if layer is None:
             continue
         if key not in layers:
@@ -61,7 +55,7 @@ def functional_layers(network: fx.GraphModule) -> None:
 
 
 def functional_layer(
-    node: fx.Node, network: fx.GraphModule
+    node: fx.Node, kind: Any, network: fx.GraphModule
 ) -> tuple[Any, nn.Module | None, tuple[Any, ...]]:
     """What the node reads, the layer that it amounts to, and what tells this layer from others."""
     names = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -72,7 +66,6 @@ def functional_layer(
         return x, None, ()
     values = [attribute(part, network) for part in constants]
     out, fan_in = values[0].shape[:2]
-    kind = FUNCTIONAL[node.target]
     if kind is not nn.Linear:
         given["kernel_size"] = tuple(values[0].shape[2:])
         fan_in *= given.get("groups", 1)
@@ -91,8 +84,11 @@ def attribute(node: fx.Node, network: fx.GraphModule) -> Any:
 def place_of(parameter: str, network: fx.GraphModule) -> str:
     """The owner's name if nothing else needs the owner; else a name made of both."""
     owner, _, name = parameter.rpartition(".")
-    called = any(n.op == "call_module" and n.target == owner for n in network.graph.nodes)
-    alone = owner and not called and not list(network.get_submodule(owner).children())
+    alone = (
+        owner
+        and owner not in module_calls(network)
+        and not list(network.get_submodule(owner).children())
+    )
     return owner if alone and name == "weight" else parameter.replace(".", "_") + "_layer"
 
 
@@ -102,14 +98,15 @@ def open_gates(network: fx.GraphModule) -> None:
     x / 6 + 1/2 folds into that layer, so that its kernel's saturation does the rest.
     """
     for node in list(network.graph.nodes):
-        module = called_module(node, network)
-        called = node.target if module is None else type(module)
-        if called not in GATES or changes_what_others_read(node, module):
+        row = operator_of(node, network)
+        if row is None or not (row.gate or row is HARDSIGMOID):
             continue
         x = node.all_input_nodes[0]
+        if writes_in_place(node, network) and len(x.users) > 1:
+            continue  # others read what it writes
         with network.graph.inserting_before(node):
-            if called not in HARD_SIGMOIDS:
-                gate = network.graph.call_function(GATES[called], (x,))
+            if row.gate:
+                gate = network.graph.call_function(row.gate, (x,))
                 result = network.graph.call_function(operator.mul, (x, gate))
             elif type(called_module(x, network)) in WEIGHT_LAYERS and len(x.users) == 1:
                 sixth = network.graph.call_function(operator.mul, (x, 1 / 6))
@@ -120,12 +117,6 @@ def open_gates(network: fx.GraphModule) -> None:
         node.replace_all_uses_with(result)
         network.graph.erase_node(node)
     network.recompile()
-
-
-def changes_what_others_read(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether it works in place on a value that has other readers."""
-    inplace = getattr(module, "inplace", node.kwargs.get("inplace", False))
-    return bool(inplace) and len(node.all_input_nodes[0].users) > 1
 
 
 def explicit_padding(network: fx.GraphModule) -> None:
@@ -146,10 +137,10 @@ def explicit_padding(network: fx.GraphModule) -> None:
 def scalars_last(network: fx.GraphModule) -> None:
     """Multiplies what a matrix product gives, not an operand of it: no rounding in between."""
     for node in list(network.graph.nodes):
-        if kind(node) not in MATRIX_PRODUCTS:
+        if operator_of(node, network) is not MATRIX_PRODUCT:
             continue
         for operand in list(node.all_input_nodes):
-            if (number := factor(operand)) is None or len(operand.users) != 1:
+            if (number := factor(operand, network)) is None or len(operand.users) != 1:
                 continue
             node.replace_input_with(operand, operand.all_input_nodes[0])
             with network.graph.inserting_after(node):
@@ -161,21 +152,18 @@ def scalars_last(network: fx.GraphModule) -> None:
     network.recompile()
 
 
-def factor(node: fx.Node) -> float | None:
+def factor(node: fx.Node, network: fx.GraphModule) -> float | None:
     """The positive number that the node multiplies its only input by; None for other nodes."""
     if len(node.args) != 2 or node.kwargs:
         return None
     first, second = node.args
-    if kind(node) in MULTIPLICATIONS:
+    row = operator_of(node, network)
+    if row is MULTIPLY:
         numbers = [part for part in (first, second) if isinstance(part, int | float)]
         return float(numbers[0]) if numbers and numbers[0] > 0 else None
-    if kind(node) in DIVISIONS and isinstance(second, int | float) and second > 0:
+    if row is DIVIDE and isinstance(second, int | float) and second > 0:
         return 1 / second
     return None
-
-
-def kind(node: fx.Node) -> Any:
-    return node.target if node.op in ("call_function", "call_method") else None
 
 
 def channel_affines(network: fx.GraphModule) -> None:
@@ -183,10 +171,10 @@ def channel_affines(network: fx.GraphModule) -> None:
 
     A frozen BatchNorm and a layer scale are written so. Norms fold into the layer.
     """
-    constants = constant_nodes(network)
+    constants, calls = constant_nodes(network), module_calls(network)
     for node in list(network.graph.nodes):
         layer = called_module(node, network)
-        if type(layer) not in WEIGHT_LAYERS or called_twice(node, network):
+        if type(layer) not in WEIGHT_LAYERS or len(calls[str(node.target)]) > 1:
             continue
         axis = len(shape_of(node)) - 1 if isinstance(layer, nn.Linear) else 1
         affine = affine_of(node, axis, constants, network)
@@ -207,11 +195,6 @@ def constant_nodes(network: fx.GraphModule) -> set[fx.Node]:
     return found
 
 
-def called_twice(node: fx.Node, network: fx.GraphModule) -> bool:
-    calls = [n for n in network.graph.nodes if n.op == "call_module" and n.target == node.target]
-    return len(calls) > 1
-
-
 @dataclass
 class Affine:
     """y * weight + bias for each channel, and the nodes that compute it. Numbers are 1 and 0 at first."""
@@ -220,9 +203,9 @@ class Affine:
     bias: Any = 0.0
     nodes: list[fx.Node] = field(default_factory=list)
 
-    def then(self, node: fx.Node, constant: Any) -> bool:
-        """Takes in one more operator; False where a parameter would stop training."""
-        if kind(node) in ADDITIONS:
+    def then(self, node: fx.Node, adds: bool, constant: Any) -> bool:
+        """Takes in one more sum or product; False where a parameter would stop training."""
+        if adds:
             if is_trained(self.bias) or (is_trained(constant) and differs(self.bias, 0.0)):
                 return False
             self.bias = constant if is_trained(constant) else self.bias + constant
@@ -260,13 +243,13 @@ def affine_of(
         (user,) = node.users
         if is_silent(called_module(user, network)):
             node = user
-        elif kind(user) in PERMUTATIONS:
+        elif operator_of(user, network) is PERMUTE:
             axis, node = permutation(user).index(axis), user
         else:
             constant = operand_of(user, node, constants, network)
             if constant is None or (values := per_channel(constant, node, axis)) is None:
                 break
-            if not found.then(user, values):
+            if not found.then(user, operator_of(user, network) is ADD, values):
                 break
             node = user
     return found
@@ -282,7 +265,7 @@ def operand_of(
     node: fx.Node, source: fx.Node, constants: set[fx.Node], network: fx.GraphModule
 ) -> Any:
     """The constant that the node adds to `source` or multiplies it by; None for other nodes."""
-    if kind(node) not in MULTIPLICATIONS | ADDITIONS or len(node.args) != 2 or node.kwargs:
+    if operator_of(node, network) not in (MULTIPLY, ADD) or len(node.args) != 2 or node.kwargs:
         return None
     first, second = node.args
     other = second if first is source else first

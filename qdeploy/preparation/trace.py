@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-import inspect
 import traceback
 import warnings
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.tracer import NetworkTracer, SizedTracer, TrainingOnly
+from qdeploy.preparation.vocabulary import SILENT, Argument, argument, operator_of
 
 Inputs = Tensor | Sequence[Tensor]
 TORCH = Path(torch.__file__).parent
@@ -26,11 +26,6 @@ WAYS_OUT = (
     "Ways out: name the module that does it in `leaves`, which keeps it whole and in float; move "
     "what depends on values out of forward; or mark a function with torch.fx.wrap."
 )
-# Functional dropouts, and the modules that stand for them.
-DROPOUTS: dict[Any, type[nn.Module]] = {
-    F.dropout: nn.Dropout, torch.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d,
-    F.dropout2d: nn.Dropout2d,
-}  # fmt: skip
 
 
 def trace(model: nn.Module, example_input: Inputs, leaves: Iterable[str] = ()) -> fx.GraphModule:
@@ -75,7 +70,6 @@ def traced(
     model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str] = ()
 ) -> fx.GraphModule:
     """The graph of the model in the mode that it is in."""
-    without_further_arguments(model, len(inputs))
     try:
         graph = graph_of(model, inputs, leaves)
     except Exception as error:
@@ -87,25 +81,10 @@ def traced(
     return network
 
 
-def without_further_arguments(model: nn.Module, count: int) -> None:
-    """Makes forward take so many arguments and leave the others at their defaults, in place.
-
-    torch.fx would make an input of every argument, and take none of them for None.
-    """
-    kind, forward = type(model), type(model).forward
-    names = list(inspect.signature(model.forward).parameters)
-    if len(names) <= count or not all(map(str.isidentifier, names)):
-        return
-    given = ", ".join(["self", *names[:count]])
-    space: dict[str, Any] = {"whole": forward}
-    exec(f"def forward({given}): return whole({given})", space)
-    model.__class__ = type(kind.__name__, (kind,), {"forward": space["forward"]})
-
-
 def graph_of(model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str]) -> fx.Graph:
     """Traced without sizes, or with those of the inputs where forward computes with sizes."""
     try:
-        return NetworkTracer(leaves).trace(model)
+        return NetworkTracer(leaves, len(inputs)).trace(model)
     except Exception:
         return SizedTracer(leaves, inputs).trace(model)
 
@@ -259,10 +238,11 @@ def _place(error: Exception) -> str:
 def dropout_as_module(network: fx.GraphModule) -> None:
     """Functional dropouts become modules: tracing froze their `training` argument."""
     for node in list(network.graph.nodes):
-        if node.op == "call_function" and node.target in DROPOUTS:
-            probability = node.args[1] if len(node.args) > 1 else node.kwargs.get("p", 0.5)
+        row = operator_of(node, network)
+        if row and row.module and row.silent and node.op == "call_function":
             name = f"dropouts.{node.name}"
-            network.add_submodule(name, DROPOUTS[node.target](probability))
+            probability = argument(node, network, Argument("p", 1, 0.5))
+            network.add_submodule(name, row.module(probability))
             with network.graph.inserting_after(node):
                 new = network.graph.call_module(name, (node.all_input_nodes[0],))
             node.replace_all_uses_with(new)
@@ -299,7 +279,16 @@ def is_tuple(node: fx.Node) -> bool:
 
 def is_silent(module: nn.Module | None) -> bool:
     """True for modules that evaluation leaves out."""
-    return isinstance(module, (TrainingOnly, nn.Identity, *DROPOUTS.values()))
+    return isinstance(module, SILENT)
+
+
+def module_calls(network: fx.GraphModule) -> dict[str, list[fx.Node]]:
+    """Where each module is called, by its name, in the order of the graph."""
+    calls: dict[str, list[fx.Node]] = {}
+    for node in network.graph.nodes:
+        if node.op == "call_module":
+            calls.setdefault(str(node.target), []).append(node)
+    return calls
 
 
 def called_module(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:

@@ -9,9 +9,9 @@ both agree on is a number; one that differs depends on the batch and stays in th
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
@@ -37,11 +37,28 @@ TRANSFORMERS = (
 
 
 class NetworkTracer(fx.Tracer):
-    """torch.fx's tracer; modules whose name matches one of the globs `leaves` stay whole."""
+    """torch.fx's tracer; modules whose name matches one of the globs `leaves` stay whole.
 
-    def __init__(self, leaves: Iterable[str] = ()) -> None:
+    count   how many tensors forward is given; its other arguments keep their defaults
+    """
+
+    def __init__(self, leaves: Iterable[str], count: int) -> None:
         super().__init__()
         self.leaves = tuple(leaves)
+        self.count = count
+
+    def create_args_for_root(
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,
+        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
+    ) -> tuple[Callable[..., Any], list[Any]]:
+        """What forward is called with: torch.fx would make an input of every argument."""
+        _, *names = inspect.signature(root_fn).parameters
+        if len(names) <= self.count:
+            return super().create_args_for_root(root_fn, is_module, concrete_args)
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in names[: self.count]]
+        return root_fn, [self.root, *inputs]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         chosen = any(fnmatch.fnmatchcase(module_qualified_name, glob) for glob in self.leaves)
@@ -58,11 +75,10 @@ class SizedTracer(NetworkTracer):
     """
 
     def __init__(self, leaves: Iterable[str], inputs: Sequence[Tensor]) -> None:
-        super().__init__(leaves)
+        super().__init__(leaves, len(inputs))
         self.examples = [inputs, [torch.cat([x, x[:1]]) for x in inputs]]
         self.arguments: dict[str, int] = {}
-        # While torch.fx traces, a module that is called writes a node instead of running.
-        self.running = {name: getattr(nn.Module, name) for name in ("__call__", "__getattr__")}
+        self.running = False
 
     def proxy(self, node: fx.Node) -> SizedProxy:
         return SizedProxy(node, self)
@@ -81,12 +97,25 @@ class SizedTracer(NetworkTracer):
         if kind == "placeholder":
             self.arguments[target] = len(self.arguments)
         if kind != "output" and isinstance(proxy, SizedProxy):
-            with mock.patch.multiple(nn.Module, **self.running):
+            self.running = True
+            try:
                 proxy.values = tuple(
                     self.value(kind, target, args, kwargs, batch)
                     for batch in range(len(self.examples))
                 )
+            finally:
+                self.running = False
         return proxy
+
+    # While torch.fx traces, a module that is called writes a node, and so does one whose parameter
+    # is read. What runs on the examples does neither.
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self.running:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     @torch.no_grad()
     def value(self, kind: str, target: Any, args: Any, kwargs: Any, batch: int) -> Any:

@@ -18,8 +18,8 @@ from torch import Tensor, fx
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.layers.integer import IntegerActivation
-from qdeploy.preparation.quantizer_placement import is_rectifier
 from qdeploy.preparation.trace import called_module
+from qdeploy.preparation.vocabulary import is_clip
 from qdeploy.record import TensorDifference
 
 Values = npt.NDArray[np.float32]
@@ -59,7 +59,7 @@ def quantized_tensors(integers: fx.GraphModule) -> dict[str, float]:
 def label(name: str, network: fx.GraphModule) -> str:
     """A quantized tensor in the user's words: the layer that made it, and its ReLU."""
     node = next(node for node in network.graph.nodes if node.name == name).all_input_nodes[0]
-    if is_rectifier(node, network):
+    if is_clip(node, network):
         return f"{_maker(node.all_input_nodes[0])}, {node.name}"
     return _maker(node)
 

@@ -5,11 +5,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from families import FrozenBatchNorm2d
 from networks import awkward_norms, build, images
 from torch import nn
 
 import qdeploy
+from qdeploy.layers.channel_affine import ChannelAffine
 from qdeploy.preparation.equalize import LEAST, equalize, pairs
+from qdeploy.preparation.prepare import rewritten
 from qdeploy.preparation.trace import trace
 
 
@@ -164,6 +167,20 @@ class TestReLU6:
             expected = network(images())
             found = equalized(network)(images())
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+    def test_constants_for_each_channel_do_not_say_what_reaches_it(self):
+        """They multiply values of any size; a BatchNorm, values that are normalised."""
+        network = seeded(
+            nn.Conv2d(3, 6, 3), FrozenBatchNorm2d(6), nn.ReLU6(), nn.Conv2d(6, 5, 3), nn.Flatten()
+        )
+        with torch.no_grad():
+            network[0].weight.mul_(20)
+            network[1].weight.fill_(0.5)
+        traced = rewritten(trace(network, images(2)), images(2))
+        assert any(isinstance(module, ChannelAffine) for module in traced.modules())
+        equalize(traced)
+        with torch.no_grad():
+            torch.testing.assert_close(traced(images()), network(images()), rtol=1e-4, atol=1e-4)
 
     def test_without_a_norm_nothing_says_what_reaches_it(self):
         assert not list(pairs(trace(plain(nn.ReLU6).eval()[:7], images(2))))

@@ -321,7 +321,7 @@ def test_the_image_keeps_eight_bits_and_adds_do_too():
     assert bits["stem_2"] == bits["relu"] == 3  # read by layers alone
 
 
-def test_what_layers_and_an_add_read_is_carried_at_eight_bits_and_narrowed_for_the_layers():
+def test_what_layers_and_an_add_read_has_eight_bits_and_is_requantized_for_the_layers():
     prepared = qdeploy.prepare(build("residual"), images(2), "simqat", 8, 3)
     bits = activation_bits(prepared)
     assert (bits["relu_1"], bits["relu_1_narrow"]) == (8, 3)
@@ -339,7 +339,7 @@ def test_at_eight_bits_one_quantizer_serves_layers_and_adds():
     assert not [name for name in activation_bits(prepared) if name.endswith("narrow")]
 
 
-def test_layers_that_read_a_narrowed_tensor_share_its_quantizer():
+def test_layers_for_which_a_tensor_is_requantized_share_its_quantizer():
     network = Network(
         lambda self, x: head(self, (y := F.relu(self.a(x))) + self.b(y) + self.c(y)),
         a=conv(),
@@ -372,6 +372,28 @@ NONNEGATIVE = {
     "bare": (lambda self, x: self.conv(x), False),
     "hardtanh": (lambda self, x: F.hardtanh(self.conv(x)), False),
     "normalized relu": (lambda self, x: self.norm(F.relu(self.conv(x))), False),
+    "relu padded by 0": (lambda self, x: F.pad(F.relu(self.conv(x)), (1, 1, 1, 1)), True),
+    "relu padded by -1": (
+        lambda self, x: F.pad(F.relu(self.conv(x)), (1, 1, 1, 1), value=-1.0),
+        False,
+    ),
+    "bilinear": (
+        lambda self, x: F.interpolate(F.relu(self.conv(x)), scale_factor=2, mode="bilinear"),
+        True,
+    ),
+    "bicubic": (
+        lambda self, x: F.interpolate(F.relu(self.conv(x)), scale_factor=2, mode="bicubic"),
+        False,
+    ),
+    "gated in place": (lambda self, x: F.relu(y := self.conv(x)).mul_(torch.sigmoid(y)), True),
+    "gated by torch.multiply": (
+        lambda self, x: torch.multiply(F.relu(y := self.conv(x)), torch.sigmoid(y)),
+        True,
+    ),
+    "square of a relu": (lambda self, x: (y := F.relu(self.conv(x))) * y, True),
+    "multiple of a relu": (lambda self, x: F.relu(self.conv(x)) * -2, False),
+    "clamp from 0": (lambda self, x: self.conv(x).clamp(0, 4), True),
+    "clamp to a tensor": (lambda self, x: (y := self.conv(x)).clamp(max=y.abs()), False),
     "relu and bare": (lambda self, x: torch.cat([F.relu(y := self.conv(x)), y], 1), False),
 }
 
@@ -400,6 +422,23 @@ def test_methods_are_told_what_has_no_negative_values(function, expected, monkey
 
 def carrier(bits, options):
     return MovingRange(bits)
+
+
+@pytest.mark.parametrize("name", ["relu padded by -1", "bicubic"])
+@pytest.mark.parametrize("method", ["pact", "lsq", "dorefa"])
+def test_negative_values_behind_a_relu_reach_the_layer(method, name):
+    torch.manual_seed(0)
+    network = Network(
+        lambda self, x: self.last(NONNEGATIVE[name][0](self, 3 * x)).mean((2, 3)),
+        conv=conv(), last=conv(6, 4),
+    )  # fmt: skip
+    prepared = qdeploy.prepare(network, images(2), method, 4, 4)
+    qdeploy.calibrate(prepared, [images(8)])
+    read = []
+    prepared.network.last.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    with torch.no_grad():
+        prepared.eval()(images(8))
+    assert read[0].min() < 0
 
 
 def test_a_tensor_has_the_bits_of_the_reader_that_wants_most():

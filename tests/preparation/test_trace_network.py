@@ -161,6 +161,28 @@ def test_a_branch_of_training_that_cannot_be_traced_is_left_out_too():
     torch.testing.assert_close(traced.train()(images()), network.eval()(images()))
 
 
+class Optional(nn.Module):
+    """Takes more than it is given, and minds its own type; if `sized`, the size of its input too."""
+
+    def __init__(self, sized):
+        super().__init__()
+        self.sized = sized
+
+    def forward(self, x, mask=None, *, scale=2.0, **more):
+        assert type(self) is Optional
+        assert not self.sized or x.shape[2] == 8
+        return x * scale if mask is None and not more else x * mask
+
+
+@pytest.mark.parametrize("sized", [False, True])
+def test_arguments_that_are_not_given_keep_their_defaults(sized):
+    before = nn.Module.__call__, nn.Module.__getattr__
+    traced = trace(Optional(sized), images(2))
+    assert (nn.Module.__call__, nn.Module.__getattr__) == before
+    assert [n.name for n in traced.graph.nodes if n.op == "placeholder"] == ["x"]
+    assert torch.equal(traced(images()), 2 * images())
+
+
 def test_several_inputs_are_a_tuple():
     class Two(nn.Module):
         def forward(self, x, y):

@@ -1,5 +1,7 @@
 """In training a quantizer does the work of the ReLU in front of it: the same values and gradients."""
 
+import dataclasses
+
 import networks
 import pytest
 import torch
@@ -9,9 +11,10 @@ from torch import nn
 
 import qdeploy
 from qdeploy import methods
-from qdeploy.layers.activation import ActivationQuantizer, Rectifier
+from qdeploy.grid import Grid
+from qdeploy.layers.activation import ActivationQuantizer, DeferredReLU
 
-INTO_QUANTIZERS = "qdeploy.preparation.rectifiers.rectifiers_into_quantizers"
+INTO_QUANTIZERS = "qdeploy.preparation.deferred_relus.defer_relus"
 SETTINGS = [
     (name, max(methods.find(name).weight_bits), bits)
     for name in methods.available()
@@ -31,8 +34,8 @@ def prepared(monkeypatch, network, method, weight_bits, act_bits, *, fused, **op
         )
 
 
-def rectifiers(network):
-    return [module for module in network.modules() if isinstance(module, Rectifier)]
+def deferred_relus(network):
+    return [module for module in network.modules() if isinstance(module, DeferredReLU)]
 
 
 def steps(network, count=3):
@@ -59,7 +62,7 @@ def test_training_is_the_same_with_and_without_the_relu(
 ):
     settings = network, method, weight_bits, act_bits
     apart, together = (prepared(monkeypatch, *settings, fused=fused) for fused in (False, True))
-    assert not rectifiers(apart)
+    assert not deferred_relus(apart)
     wanted, wanted_buffers = steps(apart)
     found, buffers = steps(together)
     for some, others in zip(wanted, found, strict=True):
@@ -74,7 +77,7 @@ def test_training_is_the_same_with_and_without_the_relu(
 def test_a_relu_behind_a_norm_is_taken_over(monkeypatch, method):
     weight_bits = 8 if method != "slb" else 1
     network = prepared(monkeypatch, "residual", method, weight_bits, 8, fused=True)
-    assert rectifiers(network)
+    assert deferred_relus(network)
 
 
 def test_during_the_delay_the_relu_is_there(monkeypatch):
@@ -87,7 +90,7 @@ def test_during_the_delay_the_relu_is_there(monkeypatch):
 @pytest.mark.parametrize("options", [{"act_symmetric": True}, {}])
 def test_a_range_that_reaches_below_zero_leaves_the_relu(monkeypatch, options):
     network = prepared(monkeypatch, "residual", "simqat", 8, 8, fused=True, **options)
-    assert bool(rectifiers(network)) != bool(options)
+    assert bool(deferred_relus(network)) != bool(options)
 
 
 READERS = {
@@ -106,9 +109,61 @@ def test_where_the_relu_is_needed_it_stays(name):
     prepared = qdeploy.prepare(network, networks.images(2), "simqat")
     expected = 1 if name == "two readers" else 0
     # Of two readers both read what one quantizer gives; the ReLU itself has that one reader.
-    assert len(rectifiers(prepared)) == expected
+    assert len(deferred_relus(prepared)) == expected
     quantizers = [m for m in prepared.modules() if isinstance(m, ActivationQuantizer)]
-    assert sum(quantizer.rectifies for quantizer in quantizers) == expected
+    assert sum(quantizer.does_relu for quantizer in quantizers) == expected
+
+
+TENSOR_BOUNDS = {
+    "a buffer": lambda self, x: torch.clamp(self.conv(x).permute(0, 2, 3, 1), max=self.high),
+    "computed": lambda self, x: torch.clamp(self.conv(x).permute(0, 2, 3, 1), max=self.high.abs()),
+    "two tensors": lambda self, x: (
+        self.conv(x).permute(0, 2, 3, 1).clamp(-self.high.abs(), self.high)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TENSOR_BOUNDS)
+def test_a_clamp_to_a_tensor_stays_behind_what_moves_the_values(name):
+    network = Network(
+        lambda self, x: self.last(TENSOR_BOUNDS[name](self, x)),
+        conv=conv(3, 8),
+        last=nn.Linear(8, 4),
+    )
+    network.register_buffer("high", torch.linspace(-0.2, 0.5, 8))
+    network.eval()
+    prepared = qdeploy.prepare(network, networks.images(2), "simqat", 8, "float", {"*": "float"})
+    torch.testing.assert_close(prepared(networks.images()), network(networks.images()))
+
+
+def test_a_method_has_no_duty_when_its_quantizer_takes_over_a_relu(monkeypatch):
+    class Largest(ActivationQuantizer):
+        """Clips at 0, observes plainly, and knows nothing of a ReLU that is left to it."""
+
+        can_take_over_relu = True
+
+        def __init__(self, bits):
+            super().__init__(Grid.unsigned(bits))
+            self.seen, self.largest = [], torch.zeros(())
+
+        def observe(self, x):
+            self.seen.append(x.min().item())
+            self.largest = torch.maximum(self.largest, x.mean() + 2 * x.std())
+
+        def qparams(self):
+            return self.largest / self.grid.highest, torch.zeros(())
+
+    method = dataclasses.replace(
+        methods.find("simqat"), activation=lambda site, bits, options: Largest(bits)
+    )
+    monkeypatch.setattr(methods, "find", lambda name: method)
+    settings = "residual", "simqat", 8, 8
+    apart, together = (prepared(monkeypatch, *settings, fused=fused) for fused in (False, True))
+    for some, others in zip(steps(apart)[0], steps(together)[0], strict=True):
+        torch.testing.assert_close(others, some, rtol=1e-5, atol=1e-7)
+    quantizers = [m for m in together.modules() if isinstance(m, Largest) and m.does_relu]
+    assert quantizers
+    assert all(min(quantizer.seen) >= 0 for quantizer in quantizers)
 
 
 def test_one_relu_module_called_at_several_places_is_taken_over_at_each():
@@ -117,7 +172,7 @@ def test_one_relu_module_called_at_several_places_is_taken_over_at_each():
         conv=conv(), same=conv(6), relu=nn.ReLU(inplace=True),
     )  # fmt: skip
     prepared = qdeploy.prepare(network, networks.images(2), "simqat")
-    assert len(rectifiers(prepared)) == 2
+    assert len(deferred_relus(prepared)) == 2
 
 
 def test_evaluation_and_calibration_see_the_relu(monkeypatch):

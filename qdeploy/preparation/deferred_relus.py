@@ -1,0 +1,55 @@
+"""Where a ReLU stands: right behind its layer, and in training inside of the quantizer behind it."""
+
+from __future__ import annotations
+
+from torch import fx
+
+from qdeploy.layers.activation import ActivationQuantizer, DeferredReLU
+from qdeploy.preparation.quantizer_placement import is_mover
+from qdeploy.preparation.trace import is_float_tensor, module_calls
+from qdeploy.preparation.vocabulary import GETITEM, is_clip, is_relu, operator_of
+
+
+def clips_first(network: fx.GraphModule) -> None:
+    """Rewrites relu(move(x)) as move(relu(x)), the same values, so that a ReLU joins its Conv."""
+    for node in list(network.graph.nodes):
+        if not is_clip(node, network):
+            continue
+        while _can_pass(node, mover := node.all_input_nodes[0], network):
+            source = mover.all_input_nodes[0]
+            node.replace_all_uses_with(mover)
+            mover.replace_input_with(source, node)
+            node.replace_input_with(mover, source)
+            mover.prepend(node)
+            node.meta["tensor_meta"] = source.meta["tensor_meta"]
+    network.recompile()
+
+
+def _can_pass(clip: fx.Node, mover: fx.Node, network: fx.GraphModule) -> bool:
+    """True for an operator that moves one tensor, which nothing but the clip reads."""
+    if len(mover.users) != 1 or not is_mover(mover, network):
+        return False
+    row = operator_of(mover, network)
+    # Other bounds may not leave zeros as they are, and are not those of scaled values.
+    if row is None or row is GETITEM or (row.inserts_zeros and not is_relu(clip, network)):
+        return False
+    sources = [source for source in mover.all_input_nodes if is_float_tensor(source)]
+    return sources == mover.all_input_nodes[:1] and len(sources[0].users) == 1
+
+
+def defer_relus(network: fx.GraphModule) -> None:
+    """Leaves each ReLU that only quantizers with a range from 0 read to them, in training."""
+    for name, places in module_calls(network).items():
+        quantizer = network.get_submodule(name)
+        if not (isinstance(quantizer, ActivationQuantizer) and quantizer.can_take_over_relu):
+            continue
+        relus = [place.all_input_nodes[0] for place in places]
+        if not all(is_relu(relu, network) and len(relu.users) == 1 for relu in relus):
+            continue
+        quantizer.take_over_relu()
+        for relu in relus:
+            deferred = f"deferred_relus.{relu.name}"
+            network.add_submodule(deferred, DeferredReLU())
+            relu.op, relu.target = "call_module", deferred
+            relu.args, relu.kwargs = tuple(relu.all_input_nodes), {}
+    network.recompile()

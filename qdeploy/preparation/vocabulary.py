@@ -1,0 +1,336 @@
+"""What preparation knows of PyTorch's operators: one row for each, with all of its spellings.
+
+`operator_of` finds the row of a node in a traced graph, whichever way the network spells it. The
+functions below the table answer what depends on the arguments of the call. A new spelling is one
+more entry in its row, and tests/preparation/test_vocabulary.py runs every row in every spelling.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from qdeploy.layers.activation import DeferredReLU
+from qdeploy.preparation.tracer import TrainingOnly
+
+
+class Argument(NamedTuple):
+    """A number or a word that a call is given by position or by name, or a module by an attribute."""
+
+    name: str
+    position: int
+    default: Any = None
+
+
+Bounds = tuple[float | Argument, float | Argument]
+
+
+@dataclass(frozen=True, eq=False)
+class Operator:
+    """One operator of PyTorch.
+
+    spellings           functions, names of methods, and types of modules
+    in_place            those that write to their input whatever they are given
+    inplace             the argument that makes any of the others do so
+    moves               every value that it gives is one that it read, or a 0 if it `inserts_zeros`
+    keeps_channels      channels stay the second axis, and each is made of itself alone
+    silent              it gives its input back in evaluation
+    bounds              it clips to them; None for what is no clip
+    non_negative        it gives no negative value
+    keeps_non_negative  nor does it where it reads none
+    homogeneous         f(s x) = s f(x) for every s > 0
+    gate                it is x * gate(x)
+    product             it multiplies by a weight, as a convolution does
+    module              the module that a call of the function amounts to
+    """
+
+    name: str
+    spellings: tuple[Any, ...]
+    in_place: tuple[Any, ...] = ()
+    inplace: Argument | None = None
+    moves: bool = False
+    inserts_zeros: bool = False
+    keeps_channels: bool = False
+    silent: bool = False
+    bounds: Bounds | None = None
+    non_negative: bool = False
+    keeps_non_negative: bool = False
+    homogeneous: bool = False
+    gate: Callable[..., Any] | None = None
+    product: bool = False
+    module: type[nn.Module] | None = None
+
+
+def mover(name: str, *spellings: Any, **more: Any) -> Operator:
+    """An operator that makes no values."""
+    return Operator(name, spellings, moves=True, keeps_non_negative=True, homogeneous=True, **more)
+
+
+def average(name: str, *spellings: Any, **more: Any) -> Operator:
+    """An operator whose values are means of those that it reads."""
+    return Operator(name, spellings, keeps_non_negative=True, homogeneous=True, **more)
+
+
+def dropout(name: str, *spellings: Any, module: type[nn.Module]) -> Operator:
+    """In training it scales the values that stay."""
+    return mover(
+        name, module, *spellings, inplace=Argument("inplace", 3, False), inserts_zeros=True,
+        keeps_channels=True, silent=True, module=module,
+    )  # fmt: skip
+
+
+INPLACE = Argument("inplace", 1, False)
+SECOND_INPLACE = Argument("inplace", 2, False)
+
+# Rows that preparation asks for by name have one.
+OPERATORS = (
+    # Clips.
+    Operator(
+        "relu", (nn.ReLU, DeferredReLU, F.relu, torch.relu, "relu"),
+        (torch.relu_, "relu_"), INPLACE, bounds=(0.0, inf), keeps_channels=True,
+    ),
+    Operator("relu6", (nn.ReLU6, F.relu6), (), INPLACE, bounds=(0.0, 6.0), keeps_channels=True),
+    Operator(
+        "hardtanh", (nn.Hardtanh, F.hardtanh), (F.hardtanh_,), Argument("inplace", 3, False),
+        bounds=(Argument("min_val", 1, -1.0), Argument("max_val", 2, 1.0)), keeps_channels=True,
+    ),
+    Operator(
+        "clamp", (torch.clamp, torch.clip, "clamp", "clip"),
+        (torch.clamp_, torch.clip_, "clamp_", "clip_"),
+        bounds=(Argument("min", 1), Argument("max", 2)), keeps_channels=True,
+    ),
+    Operator(
+        "clamp_min", (torch.clamp_min, "clamp_min"), (torch.clamp_min_, "clamp_min_"),
+        bounds=(Argument("min", 1), inf), keeps_channels=True,
+    ),
+    Operator(
+        "clamp_max", (torch.clamp_max, "clamp_max"), (torch.clamp_max_, "clamp_max_"),
+        bounds=(-inf, Argument("max", 1)), keeps_channels=True,
+    ),
+    # Other activations.
+    Operator(
+        "leaky_relu", (nn.LeakyReLU, F.leaky_relu), (F.leaky_relu_,), SECOND_INPLACE,
+        homogeneous=True, keeps_non_negative=True, keeps_channels=True,
+    ),
+    Operator(
+        "sigmoid", (nn.Sigmoid, torch.sigmoid, F.sigmoid, torch.special.expit, "sigmoid"),
+        (torch.sigmoid_, "sigmoid_"), non_negative=True, keeps_channels=True,
+    ),
+    HARDSIGMOID := Operator(
+        "hardsigmoid", (nn.Hardsigmoid, F.hardsigmoid), (), INPLACE, non_negative=True, keeps_channels=True,
+    ),
+    Operator("silu", (nn.SiLU, F.silu), (), INPLACE, gate=torch.sigmoid, keeps_channels=True),
+    Operator("hardswish", (nn.Hardswish, F.hardswish), (), INPLACE, gate=F.hardsigmoid, keeps_channels=True),
+    SOFTMAX := Operator(
+        "softmax", (nn.Softmax, nn.Softmax2d, torch.softmax, torch.special.softmax, F.softmax, "softmax"),
+        non_negative=True,
+    ),
+    # Arithmetic.
+    ADD := Operator(
+        "add", (operator.add, torch.add, "add"), (operator.iadd, "add_"), keeps_non_negative=True
+    ),
+    SUBTRACT := Operator(
+        "subtract", (operator.sub, torch.sub, torch.subtract, "sub", "subtract"),
+        (operator.isub, "sub_", "subtract_"),
+    ),
+    MULTIPLY := Operator(
+        "multiply", (operator.mul, torch.mul, torch.multiply, "mul", "multiply"),
+        (operator.imul, "mul_", "multiply_"), keeps_non_negative=True,
+    ),
+    DIVIDE := Operator(
+        "divide",
+        (operator.truediv, torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide"),
+        (operator.itruediv, "div_", "divide_", "true_divide_"),
+    ),
+    MATRIX_PRODUCT := Operator(
+        "matmul",
+        (operator.matmul, torch.matmul, torch.bmm, torch.mm, "matmul", "bmm", "mm", "__matmul__"),
+    ),
+    # Averages.
+    average(
+        "avg_pool", nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+        keeps_channels=True,
+    ),
+    average(
+        "adaptive_avg_pool", nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
+        F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, keeps_channels=True,
+    ),
+    average("bilinear", nn.UpsamplingBilinear2d, keeps_channels=True),
+    average("mean", torch.mean, "mean"),
+    # Movers that change no shape.
+    mover("identity", nn.Identity, TrainingOnly, keeps_channels=True, silent=True),
+    dropout("dropout", F.dropout, torch.dropout, module=nn.Dropout),
+    dropout("dropout1d", F.dropout1d, module=nn.Dropout1d),
+    dropout("dropout2d", F.dropout2d, module=nn.Dropout2d),
+    dropout("dropout3d", F.dropout3d, module=nn.Dropout3d),
+    mover("clone", torch.clone, "clone", keeps_channels=True),
+    mover("contiguous", "contiguous", keeps_channels=True),
+    mover("detach", torch.detach, "detach", keeps_channels=True),
+    # Movers over the pixels of each channel.
+    mover(
+        "max_pool", nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d,
+        torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, keeps_channels=True,
+    ),
+    mover(
+        "adaptive_max_pool", nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+        F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, keeps_channels=True,
+    ),
+    INTERPOLATE := mover(
+        "interpolate", nn.Upsample, nn.UpsamplingNearest2d, F.interpolate, keeps_channels=True
+    ),
+    PAD := mover(
+        "pad", nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d,
+        nn.ConstantPad3d, F.pad, inserts_zeros=True,
+    ),
+    mover(
+        "border", nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReflectionPad3d, nn.ReplicationPad1d,
+        nn.ReplicationPad2d, nn.ReplicationPad3d, nn.CircularPad1d, nn.CircularPad2d, nn.CircularPad3d,
+        keeps_channels=True,
+    ),
+    # Movers between axes and tensors.
+    FLATTEN := mover("flatten", nn.Flatten, torch.flatten, "flatten"),
+    RESHAPE := mover("reshape", torch.reshape, "reshape", "view"),
+    mover("reshape_as", "reshape_as", "view_as"),
+    mover("unflatten", nn.Unflatten, torch.unflatten, "unflatten"),
+    PERMUTE := mover("permute", torch.permute, "permute"),
+    mover("transpose", torch.transpose, torch.swapaxes, "transpose", "swapaxes"),
+    mover("movedim", torch.movedim, "movedim"),
+    mover("squeeze", torch.squeeze, "squeeze"),
+    mover("unsqueeze", torch.unsqueeze, "unsqueeze"),
+    mover("expand", "expand"),
+    mover("expand_as", "expand_as"),
+    mover("repeat", torch.tile, "repeat", "tile"),
+    mover("roll", torch.roll, "roll"),
+    mover("flip", torch.flip, "flip"),
+    mover("narrow", torch.narrow, "narrow"),
+    mover("chunk", torch.chunk, "chunk"),
+    mover("split", torch.split, "split"),
+    mover("unbind", torch.unbind, "unbind"),
+    GETITEM := mover("getitem", operator.getitem),
+    mover("concat", torch.cat, torch.concat, torch.concatenate, torch.stack),
+    mover("pixel_shuffle", nn.PixelShuffle, F.pixel_shuffle),
+    mover("pixel_unshuffle", nn.PixelUnshuffle, F.pixel_unshuffle),
+    mover("channel_shuffle", nn.ChannelShuffle, F.channel_shuffle),
+    # Products with weights; as modules they are known by `WEIGHT_LAYERS`.
+    Operator("conv1d", (F.conv1d,), product=True, module=nn.Conv1d),
+    Operator("conv2d", (F.conv2d,), product=True, module=nn.Conv2d),
+    Operator("conv3d", (F.conv3d,), product=True, module=nn.Conv3d),
+    Operator("linear", (F.linear,), product=True, module=nn.Linear),
+)  # fmt: skip
+
+ROWS = {spelling: row for row in OPERATORS for spelling in (*row.spellings, *row.in_place)}
+# Types of the modules that evaluation leaves out.
+SILENT = tuple(part for part, row in ROWS.items() if row.silent and isinstance(part, type))
+
+
+def spelling_of(node: fx.Node, network: fx.GraphModule) -> Any:
+    """The type of the module, the function or the name of the method that a node calls, if any."""
+    if node.op == "call_module":
+        return type(network.get_submodule(str(node.target)))
+    return node.target if node.op in ("call_function", "call_method") else None
+
+
+def operator_of(node: fx.Node, network: fx.GraphModule) -> Operator | None:
+    """The row of what a node calls; None where the table has none."""
+    return ROWS.get(spelling_of(node, network))
+
+
+def argument(node: fx.Node, network: fx.GraphModule, wanted: Argument) -> Any:
+    """What the call is given, or the module was made with."""
+    if node.op == "call_module":
+        return getattr(network.get_submodule(str(node.target)), wanted.name, wanted.default)
+    if len(node.args) > wanted.position:
+        return node.args[wanted.position]
+    return node.kwargs.get(wanted.name, wanted.default)
+
+
+def writes_in_place(node: fx.Node, network: fx.GraphModule) -> bool:
+    row = operator_of(node, network)
+    if row is None or spelling_of(node, network) in row.in_place:
+        return row is not None
+    return row.inplace is not None and bool(argument(node, network, row.inplace))
+
+
+def bounds_of(node: fx.Node, network: fx.GraphModule) -> tuple[float, float] | None:
+    """What a clip clips to, without a bound an infinity; None for other nodes and bounds of tensors."""
+    row = operator_of(node, network)
+    if row is None or row.bounds is None:
+        return None
+    low, high = (
+        argument(node, network, bound) if isinstance(bound, Argument) else bound
+        for bound in row.bounds
+    )
+    low, high = -inf if low is None else low, inf if high is None else high
+    return (low, high) if isinstance(low, int | float) and isinstance(high, int | float) else None
+
+
+def is_clip(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether it clips to numbers, as a ReLU does."""
+    return bounds_of(node, network) is not None
+
+
+def is_relu(node: fx.Node, network: fx.GraphModule) -> bool:
+    return bounds_of(node, network) == (0, inf)
+
+
+def moves(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether it makes no values: interpolation between values does, and so does padding by a number."""
+    row = operator_of(node, network)
+    if row is INTERPOLATE:
+        return _interpolation(node, network).startswith("nearest")
+    if row is PAD:
+        return _padding(node, network) in (None, 0)
+    return row is not None and row.moves
+
+
+def gives_non_negative(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether no value of it is negative, whatever it reads."""
+    row, bounds = operator_of(node, network), bounds_of(node, network)
+    return min(bounds) >= 0 if bounds is not None else row is not None and row.non_negative
+
+
+def keeps_non_negative(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether it makes no negative value of values of which none is.
+
+    A cubic overshoots, and a sum may have a factor for its second term.
+    """
+    row = operator_of(node, network)
+    if row is INTERPOLATE:
+        return _interpolation(node, network) != "bicubic"
+    if row is PAD:
+        return _at_least_zero(_padding(node, network) or 0)
+    if row is ADD:
+        return _at_least_zero(argument(node, network, Argument("alpha", 2, 1)))
+    return row is not None and row.keeps_non_negative
+
+
+def is_homogeneous(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether f(s x) = s f(x) for every s > 0: of a clip where it clips at 0 or not at all."""
+    row, bounds = operator_of(node, network), bounds_of(node, network)
+    if bounds is not None:
+        return {*bounds} <= {-inf, 0, inf}
+    if row is PAD:
+        return _padding(node, network) in (None, 0)
+    return row is not None and row.homogeneous
+
+
+def _at_least_zero(number: Any) -> bool:
+    return isinstance(number, int | float) and number >= 0
+
+
+def _interpolation(node: fx.Node, network: fx.GraphModule) -> str:
+    return str(argument(node, network, Argument("mode", 3, "nearest")))
+
+
+def _padding(node: fx.Node, network: fx.GraphModule) -> Any:
+    """The number that surrounds the values; None where they are repeated or nothing is said."""
+    if argument(node, network, Argument("mode", 2, "constant")) != "constant":
+        return None
+    return argument(node, network, Argument("value", 3))
