@@ -65,3 +65,8 @@ def rounded(weight, bits=8):
     scale = column(magnitude.clamp(min=1e-30) / ((2**bits - 1) / 2), weight)
     codes = (weight / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     return codes * scale
+
+
+def parts(tensor):
+    """Codes, scale and zero of a QTensor."""
+    return tensor.codes, tensor.scale, tensor.zero

@@ -22,7 +22,14 @@ from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange, as_stored
 from qdeploy.layers.noise import pairwise_uniform
 from qdeploy.layers.norm import BatchNorm
-from qdeploy.layers.product import Convolution, MatrixProduct, PlainProduct, TransposedLayer
+from qdeploy.layers.product import (
+    Convolution,
+    MatrixProduct,
+    PlainProduct,
+    Product,
+    TransposedConvolution,
+    product_of,
+)
 from qdeploy.layers.range_norm import RangeConstant, range_norm
 from qdeploy.layers.uniform import UniformWeight
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
@@ -45,7 +52,7 @@ class Int8TrainingOptions(Options):
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
 
     def covers(self, layer: nn.Module) -> bool:
-        return not isinstance(layer, TransposedLayer)
+        return not isinstance(product_of(layer), TransposedConvolution)
 
 
 def round_at_random(values: Tensor, bits: int) -> Tensor:
@@ -123,7 +130,7 @@ def matrix_gradients(
 
 
 @dataclass(frozen=True)
-class BifurcatedProduct:
+class BifurcatedProduct(Product):
     """A plain product whose gradient to the input has `grad_bits` bits."""
 
     plain: PlainProduct
