@@ -107,7 +107,7 @@ def test_codes_outside_the_grid_are_named():
 def test_codes_of_a_grid_wider_than_int8_are_int16(grid):
     codes = torch.tensor([[1], [grid.highest]])
     one, none = torch.ones(2), torch.zeros(2)
-    with pytest.raises(ValueError, match="is stored as torch.int16, not torch.int8"):
+    with pytest.raises(ValueError, match=r"is stored as torch\.int16, not torch\.int8"):
         QTensor(codes.to(torch.int8), one, none.to(torch.int8), grid)
     wide = QTensor(codes.to(torch.int16), one, none.to(torch.int16), grid)
     assert torch.equal(wide.dequantize(), codes.float())
