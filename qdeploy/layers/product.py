@@ -1,7 +1,6 @@
 """What a layer does with a weight, apart from the weight: convolve or multiply.
 
-A kind of layer is a row of PRODUCTS and what its product says of itself. Nothing else in qdeploy asks
-which kind a layer is.
+A kind of layer is a row of PRODUCTS: all that differs from one kind to another is asked of the product.
 
 In mixed precision the products are what runs in 16 bits; what they give is float32 again.
 """
@@ -10,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,20 +22,17 @@ TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transp
 
 
 class Product(ABC):
-    """What a layer computes of x, its weight [out, ...] and its bias [out]."""
+    """What a layer computes of x, its weight [out, ...] and its bias [out].
+
+    channel_axis         where the output channels are in what it gives
+    has_integer_kernel   whether ONNX Runtime computes it on 8-bit codes
+    """
+
+    channel_axis: ClassVar[int] = 1
+    has_integer_kernel: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
-
-    @property
-    def channel_axis(self) -> int:
-        """Of the output channels in what it gives."""
-        return 1
-
-    @property
-    def has_integer_kernel(self) -> bool:
-        """Whether ONNX Runtime multiplies 8-bit codes so."""
-        return True
 
     @property
     def shipped(self) -> Product:
@@ -113,6 +109,8 @@ class TransposedConvolution(PlainProduct):
     The output channels come first, as in every product; nn.ConvTranspose has the inputs first.
     """
 
+    has_integer_kernel = False
+
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -137,10 +135,6 @@ class TransposedConvolution(PlainProduct):
             x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
         )  # fmt: skip
         return widened(y)
-
-    @property
-    def has_integer_kernel(self) -> bool:
-        return False
 
     @property
     def tiles(self) -> bool:
@@ -184,13 +178,11 @@ class TiledConvolution(Product):
 class MatrixProduct(PlainProduct):
     """x [..., in] with weight [out, in] and bias [out]."""
 
+    channel_axis = -1
+
     @classmethod
     def of(cls, layer: Any) -> Self:
         return cls()
-
-    @property
-    def channel_axis(self) -> int:
-        return -1
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return widened(F.linear(x, weight, bias))

@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
-from qdeploy.layers.norm import BatchNorm, gamma_beta
+from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gamma_beta
 
 RangeConstant = Literal["paper", "code"]
 
@@ -164,11 +164,7 @@ class RangeBatchNorm3d(RangeBatchNorm, nn.BatchNorm3d):
     """Range BN over [N, C, D, H, W]."""
 
 
-RANGE_NORMS = {
-    nn.BatchNorm1d: RangeBatchNorm1d,
-    nn.BatchNorm2d: RangeBatchNorm2d,
-    nn.BatchNorm3d: RangeBatchNorm3d,
-}
+RANGE_NORMS = (RangeBatchNorm1d, RangeBatchNorm2d, RangeBatchNorm3d)  # in the order of BATCH_NORMS
 
 
 def range_norm(norm: BatchNorm, chunks: int, constant: RangeConstant) -> BatchNorm:
@@ -180,7 +176,8 @@ def range_norm(norm: BatchNorm, chunks: int, constant: RangeConstant) -> BatchNo
     the same outputs with either constant. Without a gamma only evaluation starts the same.
     """
     assert norm.running_mean is not None
-    kind = next(made for known, made in RANGE_NORMS.items() if isinstance(norm, known))
+    pairs = zip(BATCH_NORMS, RANGE_NORMS, strict=True)
+    kind = next(ranged for plain, ranged in pairs if isinstance(norm, plain))
     made = kind(
         norm.num_features,
         chunks=chunks,

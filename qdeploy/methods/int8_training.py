@@ -22,14 +22,7 @@ from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange, as_stored
 from qdeploy.layers.noise import pairwise_uniform
 from qdeploy.layers.norm import BatchNorm
-from qdeploy.layers.product import (
-    Convolution,
-    MatrixProduct,
-    PlainProduct,
-    Product,
-    TransposedConvolution,
-    product_of,
-)
+from qdeploy.layers.product import Convolution, MatrixProduct, PlainProduct, Product
 from qdeploy.layers.range_norm import RangeConstant, range_norm
 from qdeploy.layers.uniform import UniformWeight
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
@@ -52,7 +45,7 @@ class Int8TrainingOptions(Options):
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
 
     def covers(self, layer: nn.Module) -> bool:
-        return not isinstance(product_of(layer), TransposedConvolution)
+        return not getattr(layer, "transposed", False)
 
 
 def round_at_random(values: Tensor, bits: int) -> Tensor:

@@ -23,14 +23,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid, QTensor, per_channel
 from qdeploy.layers.activation import ActivationQuantizer, SignActivation
 from qdeploy.layers.fake_quantize import fake_sign, sign_of
-from qdeploy.layers.product import (
-    Convolution,
-    MatrixProduct,
-    PlainProduct,
-    Product,
-    TransposedConvolution,
-    product_of,
-)
+from qdeploy.layers.product import Convolution, MatrixProduct, PlainProduct, Product
 from qdeploy.layers.weight import WeightQuantizer, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
@@ -52,7 +45,7 @@ class XnorOptions(Options):
     k_map: bool = False
 
     def covers(self, layer: nn.Module) -> bool:
-        return not isinstance(product_of(layer), TransposedConvolution)
+        return not getattr(layer, "transposed", False)
 
     def check(self, act_bits: int | None) -> None:
         if self.k_map and act_bits != 8:
@@ -157,7 +150,7 @@ class ScaledSigns(Product):
     sign: Callable[[Tensor], Tensor] = fake_sign
 
     @property
-    def channel_axis(self) -> int:
+    def channel_axis(self) -> int:  # type: ignore[override]
         return self.product.channel_axis
 
     @property

@@ -47,7 +47,8 @@ RECTIFIERS: set[Any] = {
     torch.relu_, "relu", "relu_", torch.clamp, "clamp", "clamp_",
 }  # fmt: skip
 MOVERS: set[Any] = {
-    nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Flatten, nn.Unflatten,
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d, F.max_pool3d, F.adaptive_max_pool3d, nn.Flatten, nn.Unflatten,
     TrainingOnly, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.PixelShuffle, nn.PixelUnshuffle,
     nn.ChannelShuffle, nn.UpsamplingNearest2d, nn.ZeroPad2d, nn.Upsample, F.interpolate, F.pad,
     F.max_pool1d, F.max_pool2d, F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.pixel_shuffle,
@@ -70,7 +71,8 @@ PLAIN_RELUS: set[Any] = {nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "rel
 ZEROING: set[Any] = {nn.ZeroPad2d, nn.Dropout, nn.Dropout1d, nn.Dropout2d, F.pad}
 # Of values none of which is negative, these make none.
 AVERAGES: set[Any] = {
-    nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, F.avg_pool1d, F.avg_pool2d,
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d, F.adaptive_avg_pool3d,
     F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, torch.mean, "mean",
 }  # fmt: skip
 SUMS: set[Any] = {
