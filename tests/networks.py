@@ -264,8 +264,8 @@ class Volumes(nn.Module):
         self.norm = nn.BatchNorm3d(5)
         self.up = nn.ConvTranspose3d(5, 6, (1, 2, 2), stride=(1, 2, 2))
         self.last = nn.Sequential(nn.BatchNorm3d(6), nn.ReLU(), nn.Conv3d(6, 5, 1), nn.ReLU())
-        self.average, self.pool = nn.AvgPool3d((3, 2, 2)), nn.AdaptiveAvgPool3d(1)
-        self.fc = nn.Linear(45, classes)
+        self.average, self.pool = nn.AvgPool3d((1, 2, 2)), nn.AdaptiveAvgPool3d(1)
+        self.fc = nn.Linear(125, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
                 nn.init.kaiming_normal_(module.weight)  # else hardly anything of the image arrives

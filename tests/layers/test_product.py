@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
+import qdeploy
 from qdeploy.layers.product import product_of, weight_of
 
 LAYERS = {
@@ -110,3 +113,14 @@ def test_a_product_keeps_no_weight_of_its_own():
 )
 def test_a_product_prints_its_geometry(layer, text):
     assert repr(product_of(layer)).endswith(text)
+
+
+def test_a_kind_of_layer_costs_three_files():
+    """The products, the norms that fold into them, and Range BN name each kind; no other file does."""
+    package = Path(qdeploy.__file__).parent
+    naming = {
+        str(file.relative_to(package))
+        for file in package.rglob("*.py")
+        if any(name in file.read_text() for name in ("Conv3d", "ConvTranspose3d", "BatchNorm3d"))
+    }
+    assert naming == {"layers/product.py", "layers/norm.py", "layers/range_norm.py"}
