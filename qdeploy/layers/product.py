@@ -191,6 +191,21 @@ class MatrixProduct(PlainProduct):
         return "linear"
 
 
+@dataclass(frozen=True)
+class LowBitGradient(Product):
+    """A plain product with a gradient of `grad_bits` bits, which only training needs; a method says where."""
+
+    plain: PlainProduct
+    grad_bits: int
+
+    @property
+    def shipped(self) -> PlainProduct:
+        return self.plain
+
+    def __repr__(self) -> str:
+        return f"{self.plain}, grad_bits={self.grad_bits}"
+
+
 # The layers of torch that may be quantized, and what each computes.
 PRODUCTS: dict[type[nn.Module], type[PlainProduct]] = {
     nn.Conv1d: Convolution,

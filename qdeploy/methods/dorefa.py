@@ -16,7 +16,6 @@ in float.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from qdeploy.grid import Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer, SignActivation
 from qdeploy.layers.fake_quantize import straight_through
 from qdeploy.layers.noise import pairwise_uniform
-from qdeploy.layers.product import PlainProduct, Product
+from qdeploy.layers.product import LowBitGradient, PlainProduct, Product
 from qdeploy.layers.weight import WeightQuantizer, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
@@ -173,23 +172,12 @@ def quantized_gradient(grad: Tensor, bits: int) -> Tensor:
     return codes.mul_(step).to(grad.dtype)
 
 
-@dataclass(frozen=True)
-class QuantizedGradient(Product):
+class QuantizedGradient(LowBitGradient):
     """A product whose output's gradient has k bits before it becomes those of x and the weight."""
 
-    plain: PlainProduct
-    bits: int
-
-    @property
-    def shipped(self) -> PlainProduct:
-        return self.plain
-
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        result: Tensor = _QuantizeGradient.apply(self.plain(x, weight, bias), self.bits)
+        result: Tensor = _QuantizeGradient.apply(self.plain(x, weight, bias), self.grad_bits)
         return result
-
-    def __repr__(self) -> str:
-        return f"{self.plain}, grad_bits={self.bits}"
 
 
 def weight(site: WeightSite, bits: int, options: Options) -> WeightQuantizer:

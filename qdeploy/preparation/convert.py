@@ -146,11 +146,9 @@ def integer_norms(network: fx.GraphModule) -> None:
 
 def is_rounded(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether all that reads the value rounds it, perhaps behind a ReLU, to more than a sign."""
-    readers = [called_module(user, network) for user in node.users]
     if len(node.users) == 1 and is_rectifier(user := next(iter(node.users)), network):
         return is_rounded(user, network)
-    kinds = {type(reader) for reader in readers}
-    return kinds == {IntegerActivation}
+    return {type(called_module(user, network)) for user in node.users} == {IntegerActivation}
 
 
 def meets_integer_kernel(activation: IntegerActivation, product: Product, weight: QTensor) -> bool:
