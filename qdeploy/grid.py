@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-Array = npt.NDArray
+import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -56,27 +52,17 @@ class Grid:
         return max(1, (len(self.codes) - 1).bit_length())
 
     @property
-    def storage(self) -> np.dtype[Any]:
+    def storage(self) -> torch.dtype:
         """The type of weight codes: int8, or int16 where they do not fit."""
-        fitting = [t for t in (np.int8, np.int16) if self._fits(np.iinfo(t))]
-        if not fitting:
-            raise ValueError(f"{self} does not fit int16")
-        return np.dtype(fitting[0])
-
-    def _fits(self, limits: np.iinfo[Any]) -> bool:
-        return bool(limits.min <= self.lowest and self.highest <= limits.max)
+        for kind in (torch.int8, torch.int16):
+            limits = torch.iinfo(kind)
+            if limits.min <= self.lowest and self.highest <= limits.max:
+                return kind
+        raise ValueError(f"{self} does not fit int16")
 
     @property
     def symmetric(self) -> bool:
-        return all(-code in self._members for code in self.codes)
-
-    @cached_property
-    def _members(self) -> frozenset[int]:
-        return frozenset(self.codes)
-
-    def holds(self, codes: Array) -> bool:
-        """True if every element of `codes` is on the grid."""
-        return bool(np.isin(codes, self.codes).all())
+        return self.codes == tuple(-code for code in reversed(self.codes))
 
     def spread(self, factor: int) -> Grid:
         """The grid with every code multiplied by a positive integer."""
@@ -93,19 +79,36 @@ class Grid:
 SIGN = Grid((127, 129))
 
 
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """values [out] shaped to broadcast over like [out, ...]."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def dequantized(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """(code - zero) * scale as float32 [out, ...], bitwise what ONNX DequantizeLinear gives.
+
+    codes int8, 16 or 32 [out, ...]; scale float32, zero like codes, [out] each.
+    """
+    centred = codes.to(torch.int32) - per_channel(zero, codes).to(torch.int32)
+    return centred.to(torch.float32) * per_channel(scale, codes)
+
+
 @dataclass(frozen=True)
 class QTensor:
     """Integer codes times one positive scale per output channel: value = (code - zero) * scale.
 
-    codes  int8, [out, ...], on the grid; int16 for a grid that does not fit int8
-    scale  float32, [out]
+    codes  int8 [out, ...], on the grid; int16 for a grid that does not fit int8
+    scale  float32 [out]
     zero   [out], of the codes' type: the code of the value 0; all zeros unless the method is
            asymmetric
+
+    Whether every code is on the grid is not looked at here, since training makes a tensor of
+    each weight at every step; `checked` does it.
     """
 
-    codes: Array
-    scale: Array
-    zero: Array
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
     grid: Grid
 
     def __post_init__(self) -> None:
@@ -113,40 +116,48 @@ class QTensor:
             raise ValueError(
                 f"{self.grid} is stored as {self.grid.storage}, not {self.codes.dtype}"
             )
-        if not self.grid.holds(self.codes):
-            raise ValueError(
-                f"codes outside {self.grid}: {np.setdiff1d(self.codes, self.grid.codes)}"
-            )
 
-    def _column(self, per_channel: Array) -> Array:
-        return per_channel.reshape(-1, *[1] * (self.codes.ndim - 1))
+    @classmethod
+    def symmetric(cls, codes: Tensor, scale: Tensor, grid: Grid) -> QTensor:
+        """Codes [out, ...] of any type whose zero is 0, and one scale or one for each channel."""
+        stored = codes.to(grid.storage)
+        return cls(stored, scale.expand(len(stored)), stored.new_zeros(len(stored)), grid)
 
-    def dequantize(self) -> Array:
+    def checked(self) -> QTensor:
+        """The tensor itself. Errors: ValueError if a code is not on the grid."""
+        found = self.codes.unique().tolist()
+        if outside := sorted(set(found) - set(self.grid.codes)):
+            raise ValueError(f"codes outside {self.grid}: {outside}")
+        return self
+
+    def cpu(self) -> QTensor:
+        """The same without gradients, on the CPU."""
+        codes, scale, zero = (part.detach().cpu() for part in (self.codes, self.scale, self.zero))
+        return QTensor(codes, scale, zero, self.grid)
+
+    def dequantize(self) -> Tensor:
         """The float32 values, [out, ...]."""
-        centred = self.codes.astype(np.int32) - self._column(self.zero).astype(np.int32)
-        return centred.astype(np.float32) * self._column(self.scale)
+        return dequantized(self.codes, self.scale, self.zero)
 
-    def fold(self, gain: Array) -> QTensor:
+    def fold(self, gain: Tensor) -> QTensor:
         """The tensor times `gain` (float32, [out]) without quantizing again.
 
         The gain's absolute value goes into the scale. A negative gain flips the channel's codes: to
         -code on a symmetric grid, and elsewhere to the mirror image lowest + highest - code, which
         moves the zero as well.
         """
-        flip = self._column(gain < 0)
         offset = 0 if self.grid.symmetric else self.grid.lowest + self.grid.highest
-        codes = np.where(flip, offset - self.codes.astype(np.int32), self.codes)
-        zero = np.where(gain < 0, offset - self.zero.astype(np.int32), self.zero)
-        scale = self.scale * np.abs(gain)
-        kind = self.codes.dtype
-        return QTensor(codes.astype(kind), scale.astype(np.float32), zero.astype(kind), self.grid)
+
+        def flipped(codes: Tensor) -> Tensor:
+            mirrored = (offset - codes.to(torch.int32)).to(codes.dtype)
+            return torch.where(per_channel(gain < 0, codes), mirrored, codes)
+
+        return QTensor(flipped(self.codes), self.scale * gain.abs(), flipped(self.zero), self.grid)
 
     def spread(self, factor: int) -> QTensor:
-        """The same values on codes multiplied by an integer: a finer step for the int32 bias."""
-        kind = self.codes.dtype
-        return QTensor(
-            (self.codes * kind.type(factor)).astype(kind),
-            (self.scale / np.float32(factor)).astype(np.float32),
-            (self.zero * kind.type(factor)).astype(kind),
-            self.grid.spread(factor),
-        )
+        """The same values on codes multiplied by a positive integer, with a scale that much smaller.
+
+        Errors: ValueError if the larger codes do not fit the type of these.
+        """
+        codes, zero = self.codes * factor, self.zero * factor
+        return QTensor(codes, self.scale / factor, zero, self.grid.spread(factor))

@@ -11,6 +11,7 @@ CASES = {
     "conv2d-groups": (lambda: nn.Conv2d(6, 9, 3, groups=3, dilation=2, padding=2), (6, 7, 7)),
     "depthwise": (lambda: nn.Conv2d(5, 5, 3, groups=5, stride=(1, 2), bias=False), (5, 6, 7)),
     "conv1d": (lambda: nn.Conv1d(4, 6, 3, stride=2, groups=2), (4, 11)),
+    "conv3d": (lambda: nn.Conv3d(4, 6, (2, 3, 1), stride=(1, 2, 1), groups=2), (4, 3, 5, 3)),
     "linear": (lambda: nn.Linear(11, 5), (11,)),
     "linear-no-bias": (lambda: nn.Linear(7, 3, bias=False), (7,)),
 }
@@ -18,7 +19,8 @@ CASES = {
 
 def norm_for(layer, seed=0, momentum=0.3):
     """A BatchNorm with statistics of its own, gain < 0 in channel 0 and 0 in channel 1."""
-    kind = nn.BatchNorm2d if isinstance(layer, nn.Conv2d) else nn.BatchNorm1d
+    kinds = {nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
+    kind = kinds.get(type(layer), nn.BatchNorm1d)
     out = layer.weight.shape[0]
     norm = kind(out, momentum=momentum)
     random = torch.Generator().manual_seed(seed)
@@ -65,3 +67,8 @@ def rounded(weight, bits=8):
     scale = column(magnitude.clamp(min=1e-30) / ((2**bits - 1) / 2), weight)
     codes = (weight / scale).round().clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     return codes * scale
+
+
+def parts(tensor):
+    """Codes, scale and zero of a QTensor."""
+    return tensor.codes, tensor.scale, tensor.zero

@@ -11,7 +11,7 @@ def awkward_norms(network, seed=0):
     """Gives each BatchNorm trained-looking statistics, one negative gain and one dead channel."""
     generator = torch.Generator().manual_seed(seed)
     for norm in network.modules():
-        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+        if not isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             continue
         count = norm.num_features
 
@@ -247,6 +247,36 @@ class CalledTwice(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+class Volumes(nn.Module):
+    """Convolutions over the channels, rows and columns of the image as one volume [N, 1, 3, 8, 8]."""
+
+    def __init__(self, classes=5):
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv3d(1, 7, 3, padding=1, bias=False), nn.BatchNorm3d(7), nn.ReLU(),
+            nn.MaxPool3d((1, 2, 2)),
+        )  # fmt: skip
+        self.grouped = nn.Sequential(
+            nn.Conv3d(7, 14, (1, 3, 3), stride=(1, 2, 1), padding=(0, 1, 1), groups=7),
+            nn.BatchNorm3d(14), nn.ReLU(),
+        )  # fmt: skip
+        self.dilated = nn.Conv3d(14, 5, 3, padding=(2, 1, 2), dilation=(2, 1, 2), bias=False)
+        self.norm = nn.BatchNorm3d(5)
+        self.up = nn.ConvTranspose3d(5, 6, (1, 2, 2), stride=(1, 2, 2))
+        self.last = nn.Sequential(nn.BatchNorm3d(6), nn.ReLU(), nn.Conv3d(6, 5, 1), nn.ReLU())
+        self.average, self.pool = nn.AvgPool3d((1, 2, 2)), nn.AdaptiveAvgPool3d(1)
+        self.fc = nn.Linear(125, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv3d | nn.ConvTranspose3d):
+                nn.init.kaiming_normal_(module.weight)  # else hardly anything of the image arrives
+
+    def forward(self, x):
+        x = self.grouped(self.stem(x.unsqueeze(1)))
+        x = self.up(F.relu(self.norm(self.dilated(x))))
+        x = self.last(x)
+        return self.fc(torch.cat([self.average(x).flatten(1), self.pool(x).flatten(1)], 1))
+
+
 NETWORKS = {
     "residual": Residual,
     "branches": Branches,
@@ -257,6 +287,7 @@ NETWORKS = {
     "average_pooled": average_pooled,
     "hard_swish": hard_swish,
     "up_and_down": UpAndDown,
+    "volumes": Volumes,
     "plain": plain,
     "vector": vector_network,
     "signal": Signal,

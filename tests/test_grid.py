@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -28,13 +29,20 @@ def qtensors(draw, grids=GRIDS):
     contiguous = len(grid.codes) == grid.highest - grid.lowest + 1
     zero = draw(arrays.arrays(np.int8, out, elements=member if contiguous else st.just(0)))
     scale = draw(arrays.arrays(np.float32, out, elements=SCALES))
-    return QTensor(codes, scale, zero, grid)
+    return qtensor(codes, scale, zero, grid)
+
+
+def qtensor(codes, scale, zero, grid):
+    """A QTensor of numpy arrays, or of lists."""
+    kind = np.int8 if grid.storage == torch.int8 else np.int16
+    parts = (np.asarray(codes, kind), np.asarray(scale, np.float32), np.asarray(zero, kind))
+    return QTensor(*map(torch.from_numpy, parts), grid).checked()
 
 
 def reference(tensor):
     """(code - zero) * scale, channel by channel, in float64."""
     rows = [
-        (row.astype(np.float64) - float(zero)) * float(scale)
+        (row.numpy().astype(np.float64) - float(zero)) * float(scale)
         for row, zero, scale in zip(tensor.codes, tensor.zero, tensor.scale, strict=True)
     ]
     return np.stack(rows)
@@ -69,10 +77,13 @@ def test_a_grid_needs_ascending_codes(codes):
         Grid(codes)
 
 
-def test_a_grid_holds_its_codes_and_no_others():
+def test_a_tensor_holds_the_codes_of_its_grid_and_no_others():
+    one, none = torch.ones(2), torch.zeros(2, dtype=torch.int8)
     grid = Grid((-3, -1, 1, 3))
-    assert grid.holds(np.array([[-3, 3], [1, 1]], np.int8))
-    assert not grid.holds(np.array([[-3, 3], [2, 1]], np.int8))
+    fits = QTensor(torch.tensor([[-3, 3], [1, 1]], dtype=torch.int8), one, none, grid)
+    assert fits.checked() is fits
+    with pytest.raises(ValueError, match=r"codes outside Grid\(-3, -1, 1, 3\): \[2\]"):
+        QTensor(torch.tensor([[-3, 3], [2, 1]], dtype=torch.int8), one, none, grid).checked()
 
 
 @pytest.mark.parametrize(
@@ -89,18 +100,18 @@ def test_a_grid_prints_short(grid, text):
 
 def test_codes_outside_the_grid_are_named():
     with pytest.raises(ValueError, match=r"outside Grid\(-1, 1\).*0"):
-        QTensor(np.array([[0, 1]], np.int8), np.ones(1, np.float32), np.zeros(1), Grid((-1, 1)))
+        qtensor([[0, 1]], [1], [0], Grid((-1, 1)))
 
 
 @pytest.mark.parametrize("grid", [Grid.odd(8), Grid.unsigned(8)])
 def test_codes_of_a_grid_wider_than_int8_are_int16(grid):
-    codes = np.array([[1], [grid.highest]])
-    one, none = np.ones(2, np.float32), np.zeros(2)
-    with pytest.raises(ValueError, match="is stored as int16, not int8"):
-        QTensor(codes.astype(np.int8), one, none.astype(np.int8), grid)
-    wide = QTensor(codes.astype(np.int16), one, none.astype(np.int16), grid)
-    np.testing.assert_array_equal(wide.dequantize(), codes)
-    assert wide.fold(one).codes.dtype == np.int16
+    codes = torch.tensor([[1], [grid.highest]])
+    one, none = torch.ones(2), torch.zeros(2)
+    with pytest.raises(ValueError, match=r"is stored as torch\.int16, not torch\.int8"):
+        QTensor(codes.to(torch.int8), one, none.to(torch.int8), grid)
+    wide = QTensor(codes.to(torch.int16), one, none.to(torch.int16), grid)
+    assert torch.equal(wide.dequantize(), codes.float())
+    assert wide.fold(one).codes.dtype == wide.fold(one).zero.dtype == torch.int16
 
 
 def test_a_grid_wider_than_int16_is_refused():
@@ -111,13 +122,12 @@ def test_a_grid_wider_than_int16_is_refused():
 @given(qtensors())
 def test_dequantize_is_code_minus_zero_times_scale(tensor):
     np.testing.assert_allclose(tensor.dequantize(), reference(tensor), rtol=2**-23)
-    assert tensor.dequantize().dtype == np.float32
+    assert tensor.dequantize().dtype == torch.float32
 
 
 def test_code_minus_zero_does_not_wrap_around():
     """127 - (-128) is 255, and not the -1 of int8."""
-    codes, zero = np.array([[127], [-128]], np.int8), np.array([-128, 127], np.int8)
-    tensor = QTensor(codes, np.ones(2, np.float32), zero, Grid.signed(8))
+    tensor = qtensor([[127], [-128]], [1, 1], [-128, 127], Grid.signed(8))
     assert tensor.dequantize().tolist() == [[255.0], [-255.0]]
 
 
@@ -125,17 +135,17 @@ def test_code_minus_zero_does_not_wrap_around():
 def test_folding_multiplies_by_the_gain_and_never_quantizes_again(data, tensor):
     """Two roundings (scale times gain, then times the code) against one: at most 2 units of 2^-23."""
     gain = data.draw(arrays.arrays(np.float32, len(tensor.scale), elements=GAINS))
-    folded = tensor.fold(gain)
+    folded = tensor.fold(torch.from_numpy(gain))
     wanted = reference(tensor) * gain.astype(np.float64).reshape(-1, *[1] * (tensor.codes.ndim - 1))
     np.testing.assert_allclose(folded.dequantize(), wanted, rtol=2**-22, atol=1e-37)
     assert folded.grid == tensor.grid
-    assert folded.grid.holds(folded.codes)
+    assert folded.checked().scale.dtype == torch.float32
     assert (folded.scale >= 0).all()
 
 
 @given(qtensors())
 def test_folding_minus_one_twice_gives_back_every_bit(tensor):
-    gain = np.full(len(tensor.scale), -1, np.float32)
+    gain = torch.full((len(tensor.scale),), -1.0)
     twice = tensor.fold(gain).fold(gain)
     np.testing.assert_array_equal(twice.codes, tensor.codes)
     np.testing.assert_array_equal(twice.zero, tensor.zero)
@@ -144,32 +154,22 @@ def test_folding_minus_one_twice_gives_back_every_bit(tensor):
 
 def test_only_channels_of_negative_gain_are_flipped():
     grid = Grid.signed(8)
-    codes = np.array([[-128, 127, 0]] * 3, np.int8)
-    zero = np.array([0, 0, 5], np.int8)
-    tensor = QTensor(codes, np.array([1, 1, 2], np.float32), zero, grid)
-    folded = tensor.fold(np.array([2, -2, -0.5], np.float32))
+    tensor = qtensor([[-128, 127, 0]] * 3, [1, 1, 2], [0, 0, 5], grid)
+    folded = tensor.fold(torch.tensor([2, -2, -0.5]))
     assert folded.codes.tolist() == [[-128, 127, 0], [127, -128, -1], [127, -128, -1]]
     assert folded.zero.tolist() == [0, -1, -6]
     assert folded.scale.tolist() == [2, 2, 1]
 
 
 def test_codes_of_a_symmetric_grid_change_their_sign():
-    tensor = QTensor(
-        np.array([[-3, 1]], np.int8), np.ones(1, np.float32), np.zeros(1, np.int8), Grid.odd(2)
-    )
-    folded = tensor.fold(np.array([-1], np.float32))
+    folded = qtensor([[-3, 1]], [1], [0], Grid.odd(2)).fold(torch.tensor([-1.0]))
     assert folded.codes.tolist() == [[3, -1]]
     assert folded.zero.tolist() == [0]
 
 
 def test_a_gain_of_zero_leaves_no_weight():
-    tensor = QTensor(
-        np.array([[-128, 5]], np.int8),
-        np.ones(1, np.float32),
-        np.array([3], np.int8),
-        Grid.signed(8),
-    )
-    assert not tensor.fold(np.zeros(1, np.float32)).dequantize().any()
+    tensor = qtensor([[-128, 5]], [1], [3], Grid.signed(8))
+    assert not tensor.fold(torch.zeros(1)).dequantize().any()
 
 
 SPREADABLE = st.one_of(
@@ -181,7 +181,7 @@ SPREADABLE = st.one_of(
 def test_spreading_by_a_power_of_two_changes_no_bit_of_the_values(tensor, factor):
     spread = tensor.spread(factor)
     np.testing.assert_array_equal(spread.dequantize(), tensor.dequantize())
-    np.testing.assert_array_equal(spread.codes, tensor.codes.astype(int) * factor)
+    np.testing.assert_array_equal(spread.codes, tensor.codes.numpy().astype(int) * factor)
     assert spread.grid.codes == tuple(code * factor for code in tensor.grid.codes)
 
 
@@ -192,11 +192,6 @@ def test_spreading_by_any_integer_changes_values_by_rounding_alone(tensor, facto
 
 @pytest.mark.parametrize("factor", [2, 3, 63])
 def test_spreading_beyond_int8_is_refused_and_does_not_wrap_around(factor):
-    tensor = QTensor(
-        np.array([[64, -128]], np.int8),
-        np.ones(1, np.float32),
-        np.zeros(1, np.int8),
-        Grid.signed(8),
-    )
+    tensor = qtensor([[64, -128]], [1], [0], Grid.signed(8))
     with pytest.raises(ValueError, match="int8"):
         tensor.spread(factor)

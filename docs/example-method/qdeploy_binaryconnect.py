@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from qdeploy.grid import Grid
+from qdeploy.grid import Grid, QTensor
 from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.fake_quantize import straight_through
-from qdeploy.layers.weight import Collapsed, WeightQuantizer, signs
+from qdeploy.layers.weight import WeightQuantizer, signs
 from qdeploy.methods import ActivationSite, Method, Options, WeightSite
 
 
@@ -30,8 +30,8 @@ class BinaryConnectWeight(WeightQuantizer):
         passed = latent.clamp(-self.clip, self.clip)
         return straight_through(self.collapse(latent).dequantize(), passed)
 
-    def collapse(self, latent: Tensor) -> Collapsed:
-        return Collapsed.symmetric(signs(latent), self.scale, self.grid)
+    def collapse(self, latent: Tensor) -> QTensor:
+        return QTensor.symmetric(signs(latent), self.scale, self.grid)
 
 
 def activation(site: ActivationSite, bits: int, options: BinaryConnectOptions) -> MovingRange:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,16 @@ class ActivationQuantizer(nn.Module, ABC):
     def reset(self) -> None:
         """Forgets what was observed."""
 
+    @contextmanager
+    def calibration(self) -> Iterator[None]:
+        """Inside the block it observes in evaluation mode too: anew, and as plain means."""
+        self.reset()
+        self.calibrating = True
+        try:
+            yield
+        finally:
+            self.calibrating = False
+
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
         does_relu = self.does_relu and self.training
@@ -107,6 +119,16 @@ class ActivationQuantizer(nn.Module, ABC):
             return False
         self.steps += 1
         return bool(self.steps <= self.quant_delay)
+
+
+@contextmanager
+def calibration(network: nn.Module) -> Iterator[None]:
+    """`ActivationQuantizer.calibration` for each of the network's."""
+    with ExitStack() as stack:
+        for module in network.modules():
+            if isinstance(module, ActivationQuantizer):
+                stack.enter_context(module.calibration())
+        yield
 
 
 class DeferredReLU(nn.Module):

@@ -6,11 +6,10 @@ Where weights have few levels that step is coarse: a third of a 2-bit activation
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from qdeploy.grid import Array, Grid, QTensor
+from qdeploy.grid import Grid, QTensor, per_channel
 
 # Two products of codes fit the int16 sums of processors without VNNI.
 PAIR_LIMIT = 2**15 - 1
@@ -26,9 +25,9 @@ def spread_factor(weight: QTensor, input_highest: int) -> int:
     input_highest   the highest code of what they are multiplied with
     """
     limit = min(CODE_LIMIT, PAIR_LIMIT // (2 * input_highest))
-    grid, column = weight.grid, (-1, *[1] * (weight.codes.ndim - 1))
-    centred = np.abs(weight.codes.astype(np.int32) - weight.zero.reshape(column))
-    return max(1, limit // max(abs(grid.lowest), grid.highest, int(centred.max())))
+    centred = weight.codes.to(torch.int32) - per_channel(weight.zero, weight.codes)
+    largest = max(abs(weight.grid.lowest), weight.grid.highest, int(centred.abs().max()))
+    return max(1, limit // largest)
 
 
 def with_room_for_bias(weight: QTensor, bias: Tensor, input_scale: float) -> QTensor:
@@ -38,29 +37,29 @@ def with_room_for_bias(weight: QTensor, bias: Tensor, input_scale: float) -> QTe
     scale, so nothing is lost but what the bias drowns. A grid without 0 keeps the signs, so that
     what is left of the products cancels.
     """
-    floor = bias.abs().to(torch.float64).numpy() / (BIAS_LIMIT * input_scale)
-    floor = np.maximum(floor, 1e-30 / input_scale)
+    floor = bias.abs().to(torch.float64) / (BIAS_LIMIT * input_scale)
+    floor = floor.clamp(min=1e-30 / input_scale)
     small = weight.scale < floor
-    scale = np.where(small, floor, weight.scale).astype(np.float32)
-    column = (-1, *[1] * (weight.codes.ndim - 1))
-    shrink = np.maximum(weight.scale[small] / scale[small], 1e-9).reshape(column)
-    zero = weight.zero[small].reshape(column)
-    codes = weight.codes.copy()
-    codes[small] = nearest((codes[small].astype(np.float64) - zero) * shrink + zero, weight.grid)
+    scale = torch.where(small, floor, weight.scale).to(torch.float32)
+    codes = weight.codes.clone()
+    shrink = per_channel((weight.scale[small] / scale[small]).clamp(min=1e-9), codes)
+    zero = per_channel(weight.zero[small], codes)
+    codes[small] = nearest((codes[small].to(torch.float64) - zero) * shrink + zero, weight.grid)
     return QTensor(codes, scale, weight.zero, weight.grid)
 
 
-def nearest(values: Array, grid: Grid) -> Array:
-    """The codes of the grid that are nearest to `values`."""
-    levels = np.array(grid.codes)
-    codes: Array = levels[np.searchsorted((levels[1:] + levels[:-1]) / 2, values)]
-    return codes.astype(grid.storage)
+def nearest(values: Tensor, grid: Grid) -> Tensor:
+    """The codes of the grid that are nearest to `values` (float64)."""
+    levels = torch.tensor(grid.codes)
+    between = (levels[1:] + levels[:-1]).to(torch.float64) / 2
+    return levels[torch.searchsorted(between, values.contiguous())].to(grid.storage)
 
 
-def deciding(bias: Array, thresholds: Array, spread: int) -> Array:
-    """The integer below or above each `bias` [out] that changes the fewest codes behind the layer.
+def rounded_to_keep_codes(bias: Tensor, thresholds: Tensor, spread: int) -> Tensor:
+    """The integer below or above each `bias` that changes the fewest codes behind the layer.
 
-    thresholds  [out, n] where the quantizer behind the layer changes its code; all in bias steps
+    bias        float64 [out]
+    thresholds  float64 [out, n], where the quantizer behind the layer changes its code; both in bias steps
     spread      the sums of products are multiples of it
 
     A code changes only where another multiple of `spread` is the first to cross a threshold, so a
@@ -68,15 +67,14 @@ def deciding(bias: Array, thresholds: Array, spread: int) -> Array:
     it: then the one with MARGIN to its ends is taken, which no rounding of floats tips over, and
     of two such the nearer one.
     """
-    crossing = np.ceil((thresholds - bias[:, None]) / spread)  # the first multiple behind each
+    crossing = ((thresholds - bias[:, None]) / spread).ceil()  # the first multiple behind each
     lowest = thresholds - spread * crossing  # of the biases that leave it the first
-    choices = np.stack([np.floor(bias), np.ceil(bias)])
+    choices = torch.stack([bias.floor(), bias.ceil()])
     inside = choices[..., None] - lowest
     changed = ((inside < 0) | (inside >= spread)).sum(-1)
     close = ((inside < MARGIN) | (inside > spread - MARGIN)).sum(-1)
-    rank = changed * (thresholds.shape[1] + 1) + close + np.abs(choices - bias) / 2
-    chosen: Array = choices[rank.argmin(0), np.arange(len(bias))]
-    return chosen
+    rank = changed * (thresholds.shape[1] + 1) + close + (choices - bias).abs() / 2
+    return torch.where(rank[1] < rank[0], choices[1], choices[0])
 
 
 def finest_multiples(bias: Tensor) -> Tensor:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from qdeploy.grid import Array, Grid, QTensor
+from qdeploy.grid import Grid, QTensor
 from qdeploy.layers import operators
-from qdeploy.layers.bias import deciding, spread_factor, with_room_for_bias
+from qdeploy.layers.bias import rounded_to_keep_codes, spread_factor, with_room_for_bias
 from qdeploy.layers.fake_quantize import SIGN_STEP
 from qdeploy.layers.product import Product
 
@@ -41,11 +40,12 @@ class IntegerActivation(nn.Module):
         """Scale and zero point."""
         return self.scale.item(), int(self.zero.item())
 
-    def thresholds(self, rectified: bool) -> Array:
+    def thresholds(self, rectified: bool) -> Tensor:
         """Where the code changes, float64 [n]; behind a ReLU only those of positive values."""
         scale, zero = self.step
         lowest = max(zero, self.grid.lowest) if rectified else self.grid.lowest
-        return scale * (np.arange(lowest, self.grid.highest) + 0.5 - zero)
+        codes = torch.arange(lowest, self.grid.highest, dtype=torch.float64)
+        return scale * (codes + 0.5 - zero)
 
     def again(self) -> IntegerActivation:
         """The same for values that are on the grid already."""
@@ -62,8 +62,8 @@ class IntegerSign(IntegerActivation):
         result: Tensor = operators.sign(x)
         return result
 
-    def thresholds(self, rectified: bool) -> Array:
-        return np.full(1, -SIGN_STEP / 2)  # as sign_of has it
+    def thresholds(self, rectified: bool) -> Tensor:
+        return torch.tensor([-SIGN_STEP / 2], dtype=torch.float64)  # as sign_of has it
 
 
 class IntegerLayer(nn.Module):
@@ -72,7 +72,7 @@ class IntegerLayer(nn.Module):
     source      the quantizer of what it reads; None where no integer kernel takes both
     thresholds  where the code of the quantizer behind it changes, float64 [n]; None if there is none
     grid        the codes that the weight may take, before they are multiplied by `spread`
-    in_rows     whether a Linear takes its input [..., in] as [rows, in]
+    in_rows     whether an input [..., in] is taken as [rows, in]
     bias        counts steps of input scale x weight scale, see bias.py; float32 without a source
     """
 
@@ -90,12 +90,12 @@ class IntegerLayer(nn.Module):
         weight: QTensor,
         bias: Tensor,
         source: IntegerActivation | None,
-        thresholds: Array | None = None,
+        thresholds: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.kind = kind
         self.product = product
-        self.in_rows = kind == "Linear"
+        self.in_rows = product.channel_axis == -1
         self.grid = weight.grid
         self.in_integers = source is not None
         self.spread = 1
@@ -103,16 +103,16 @@ class IntegerLayer(nn.Module):
             self.spread = spread_factor(weight, source.grid.highest)
             weight = with_room_for_bias(weight.spread(self.spread), bias, source.step[0])
         for name, part in (("codes", weight.codes), ("scale", weight.scale), ("zero", weight.zero)):
-            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(part)))
+            self.register_buffer(name, part.contiguous())
         if source is None:
             self.register_buffer("bias", bias.to(torch.float32))
             return
         self.register_buffer("bias_scale", self.scale * source.scale)
-        step = self.bias_scale.to(torch.float64).numpy()
-        codes = bias.to(torch.float64).numpy() / step
+        step = self.bias_scale.to(torch.float64)
+        codes = bias.to(torch.float64) / step
         if thresholds is not None and self.spread > 1:
-            codes = deciding(codes, thresholds / step[:, None], self.spread)
-        self.register_buffer("bias", torch.from_numpy(np.rint(codes).astype(np.int32)))
+            codes = rounded_to_keep_codes(codes, thresholds / step[:, None], self.spread)
+        self.register_buffer("bias", codes.round().to(torch.int32))
         self.register_buffer("bias_zero", torch.zeros_like(self.bias))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -14,13 +14,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy import processes
-from qdeploy.layers.channel_affine import ChannelAffine
 from qdeploy.layers.precision import widened
 
 aten = torch.ops.aten
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | ChannelAffine
+BatchNorm = _BatchNorm  # one of BATCH_NORMS, a subclass such as Range BN, or ChannelAffine
 # The norms of torch that may fold into the layer before them.
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def deviation(norm: BatchNorm) -> Tensor:

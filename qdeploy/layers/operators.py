@@ -13,14 +13,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from qdeploy.grid import dequantized
 from qdeploy.layers.fake_quantize import quantize, sign_of
-from qdeploy.layers.weight import Collapsed
 
 
 @torch.library.custom_op("qdeploy::dequantize", mutates_args=())
 def dequantize(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """(codes - zero) * scale. codes int8, 16 or 32 [out, ...]; scale float32, zero like codes, [out]."""
-    return Collapsed(codes, scale, zero).dequantize()
+    return dequantized(codes, scale, zero)
 
 
 @dequantize.register_fake

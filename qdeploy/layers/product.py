@@ -1,31 +1,64 @@
 """What a layer does with a weight, apart from the weight: convolve or multiply.
 
+A kind of layer is a row of PRODUCTS: all that differs from one kind to another is asked of the product.
+
 In mixed precision the products are what runs in 16 bits; what they give is float32 again.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qdeploy.grid import QTensor
 from qdeploy.layers.precision import widened
 
+CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
-class Product(Protocol):
-    """What a layer computes of x, its weight [out, ...] and its bias [out]."""
 
+class Product(ABC):
+    """What a layer computes of x, its weight [out, ...] and its bias [out].
+
+    channel_axis         where the output channels are in what it gives
+    has_integer_kernel   whether ONNX Runtime computes it on 8-bit codes
+    """
+
+    channel_axis: ClassVar[int] = 1
+    has_integer_kernel: ClassVar[bool] = True
+
+    @abstractmethod
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
     @property
     def shipped(self) -> Product:
         """The product without what only training needs, such as a gradient of its own."""
+        return self
+
+    def for_integer_kernel(self, weight: QTensor, bias: Tensor) -> tuple[Product, QTensor, Tensor]:
+        """The product, weight and bias in a form that an integer kernel takes, where there is one."""
+        return self, weight, bias
+
+
+class PlainProduct(Product):
+    """The product of a layer of torch."""
+
+    @classmethod
+    @abstractmethod
+    def of(cls, layer: Any) -> Self:
+        """The product of a float layer, without its weight."""
+
+    def with_output_channels_first(self, weight: Tensor) -> Tensor:
+        """The layer's own weight as [out, ...]."""
+        return weight
 
 
 @dataclass(frozen=True)
-class Convolution:
+class Convolution(PlainProduct):
     """x [N, in, ...] with weight [out, in / groups, ...] and bias [out]."""
 
     dimensions: int
@@ -37,22 +70,29 @@ class Convolution:
     border: tuple[int, ...]
 
     @classmethod
-    def depthwise(cls, channels: int, dimensions: int) -> Convolution:
+    def of(cls, layer: Any) -> Self:
+        return cls(
+            dimensions=layer.weight.ndim - 2,
+            stride=tuple(layer.stride),
+            padding=layer.padding if isinstance(layer.padding, str) else tuple(layer.padding),
+            dilation=tuple(layer.dilation),
+            groups=layer.groups,
+            padding_mode=layer.padding_mode,
+            border=tuple(layer._reversed_padding_repeated_twice),
+        )
+
+    @classmethod
+    def depthwise(cls, channels: int, dimensions: int) -> Self:
         """One weight a channel: y = x * weight + bias."""
         one, nothing = (1,) * dimensions, (0,) * dimensions
         return cls(dimensions, one, nothing, one, channels, "zeros", nothing * 2)
-
-    @property
-    def shipped(self) -> Convolution:
-        return self
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         padding: tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self.border, mode=self.padding_mode), (0,) * self.dimensions
-        convolve = F.conv1d if self.dimensions == 1 else F.conv2d
-        y = convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups)
-        return widened(y)
+        convolve = CONVOLUTIONS[self.dimensions - 1]
+        return widened(convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups))
 
     def __repr__(self) -> str:
         return (
@@ -63,11 +103,13 @@ class Convolution:
 
 
 @dataclass(frozen=True)
-class TransposedConvolution:
-    """x [N, in, H, W] with weight [out, in / groups, ...] and bias [out].
+class TransposedConvolution(PlainProduct):
+    """x [N, in, ...] with weight [out, in / groups, ...] and bias [out].
 
-    The weight is turned: output channels first, as everywhere, not as nn.ConvTranspose2d has it.
+    The output channels come first, as in every product; nn.ConvTranspose has the inputs first.
     """
+
+    has_integer_kernel = False
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -76,51 +118,71 @@ class TransposedConvolution:
     groups: int
     dilation: tuple[int, ...]
 
-    @property
-    def shipped(self) -> TransposedConvolution:
-        return self
+    @classmethod
+    def of(cls, layer: Any) -> Self:
+        return cls(
+            tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding),
+            tuple(layer.output_padding), layer.groups, tuple(layer.dilation),
+        )  # fmt: skip
 
-    @property
-    def tiles(self) -> bool:
-        """Whether each input pixel makes a square of output pixels of its own: kernel = stride."""
-        plain = not any(self.padding) and not any(self.output_padding) and self.groups == 1
-        return plain and self.kernel == self.stride == (self.stride[0],) * 2
+    def with_output_channels_first(self, weight: Tensor) -> Tensor:
+        return channels_swapped(weight, self.groups)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        weight = turned(weight, self.groups)
-        convolve = F.conv_transpose1d if weight.ndim == 3 else F.conv_transpose2d
+        weight = channels_swapped(weight, self.groups)
+        convolve = TRANSPOSED_CONVOLUTIONS[len(self.kernel) - 1]
         y = convolve(
             x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
         )  # fmt: skip
         return widened(y)
 
+    @property
+    def tiles(self) -> bool:
+        """Whether each input pixel makes a square of output pixels that no other pixel reaches."""
+        plain = not any(self.padding) and not any(self.output_padding) and self.groups == 1
+        dense = set(self.dilation) == {1}
+        return plain and dense and self.kernel == self.stride == (self.stride[0],) * 2
 
-def turned(weight: Tensor, groups: int) -> Tensor:
+    def for_integer_kernel(self, weight: QTensor, bias: Tensor) -> tuple[Product, QTensor, Tensor]:
+        """As a pointwise convolution, where each input pixel has output pixels of its own."""
+        if not self.tiles:
+            return self, weight, bias
+        size = self.stride[0]
+        each = size * size  # output pixels of an input pixel
+        codes = weight.codes.permute(0, 2, 3, 1).reshape(len(weight.codes) * each, -1, 1, 1)
+        scale, zero, bias = (
+            part.repeat_interleave(each) for part in (weight.scale, weight.zero, bias)
+        )
+        return TiledConvolution(size), QTensor(codes, scale, zero, weight.grid), bias
+
+
+def channels_swapped(weight: Tensor, groups: int) -> Tensor:
     """From [in, out / groups, ...] to [out, in / groups, ...], or back."""
     return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
 
 
 @dataclass(frozen=True)
-class TiledConvolution:
-    """A pointwise convolution to [N, out * size * size, H, W], whose values are laid out in squares."""
+class TiledConvolution(Product):
+    """A pointwise convolution to [N, out * size * size, H, W], then [N, out, H * size, W * size].
+
+    The size * size values that a channel has for an input pixel become a tile of its output pixels.
+    """
 
     size: int
-
-    @property
-    def shipped(self) -> TiledConvolution:
-        return self
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.pixel_shuffle(F.conv2d(x, weight, bias), self.size)
 
 
 @dataclass(frozen=True)
-class MatrixProduct:
+class MatrixProduct(PlainProduct):
     """x [..., in] with weight [out, in] and bias [out]."""
 
-    @property
-    def shipped(self) -> MatrixProduct:
-        return self
+    channel_axis = -1
+
+    @classmethod
+    def of(cls, layer: Any) -> Self:
+        return cls()
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return widened(F.linear(x, weight, bias))
@@ -129,35 +191,40 @@ class MatrixProduct:
         return "linear"
 
 
-PlainProduct = Convolution | TransposedConvolution | MatrixProduct
-TransposedLayer = nn.ConvTranspose1d | nn.ConvTranspose2d
-WeightLayer = nn.Conv1d | nn.Conv2d | TransposedLayer | nn.Linear
-# The layers of torch that may be quantized.
-WEIGHT_LAYERS = (nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear)
+@dataclass(frozen=True)
+class LowBitGradient(Product):
+    """A plain product with a gradient of `grad_bits` bits, which only training needs; a method says where."""
+
+    plain: PlainProduct
+    grad_bits: int
+
+    @property
+    def shipped(self) -> PlainProduct:
+        return self.plain
+
+    def __repr__(self) -> str:
+        return f"{self.plain}, grad_bits={self.grad_bits}"
 
 
-def product_of(layer: WeightLayer) -> PlainProduct:
+# The layers of torch that may be quantized, and what each computes.
+PRODUCTS: dict[type[nn.Module], type[PlainProduct]] = {
+    nn.Conv1d: Convolution,
+    nn.Conv2d: Convolution,
+    nn.Conv3d: Convolution,
+    nn.ConvTranspose1d: TransposedConvolution,
+    nn.ConvTranspose2d: TransposedConvolution,
+    nn.ConvTranspose3d: TransposedConvolution,
+    nn.Linear: MatrixProduct,
+}
+WEIGHT_LAYERS = tuple(PRODUCTS)
+
+
+def product_of(layer: nn.Module) -> PlainProduct:
     """The product of a float layer, without its weight."""
-    if isinstance(layer, nn.Linear):
-        return MatrixProduct()
-    if isinstance(layer, TransposedLayer):
-        return TransposedConvolution(
-            tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding),  # type: ignore[arg-type]
-            tuple(layer.output_padding), layer.groups, tuple(layer.dilation),
-        )  # fmt: skip
-    return Convolution(
-        dimensions=layer.weight.ndim - 2,
-        stride=tuple(layer.stride),
-        padding=layer.padding if isinstance(layer.padding, str) else tuple(layer.padding),
-        dilation=tuple(layer.dilation),
-        groups=layer.groups,
-        padding_mode=layer.padding_mode,
-        border=tuple(layer._reversed_padding_repeated_twice),
-    )
+    return PRODUCTS[type(layer)].of(layer)
 
 
-def weight_of(layer: WeightLayer) -> Tensor:
+def weight_of(layer: nn.Module) -> Tensor:
     """The weight with the output channels first."""
-    return (
-        turned(layer.weight, layer.groups) if isinstance(layer, TransposedLayer) else layer.weight
-    )
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return product_of(layer).with_output_channels_first(weight)

@@ -15,7 +15,7 @@ The folded ways quantize what ships: the weight with the gain in it. In evaluati
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,7 @@ from qdeploy.layers.norm import (
     over_channels,
     shift_of,
 )
-from qdeploy.layers.product import Product, WeightLayer, product_of
+from qdeploy.layers.product import Product, product_of
 from qdeploy.layers.weight import WeightQuantizer
 
 Fold = Literal["none", "one-conv", "two-conv"]
@@ -39,6 +39,7 @@ Fold = Literal["none", "one-conv", "two-conv"]
 class QuantizedLayer(nn.Module):
     """A Conv or Linear, joined with the BatchNorm that follows it.
 
+    layer       the float layer: one of WEIGHT_LAYERS
     fold        how the norm takes part in training: see above
     freeze_bn   training steps after which the folded ways use the running statistics; None: never
     product     what a method makes of the layer's product; None: the plain one
@@ -48,7 +49,7 @@ class QuantizedLayer(nn.Module):
 
     def __init__(
         self,
-        layer: WeightLayer,
+        layer: Any,
         norm: BatchNorm | None,
         quantizer: WeightQuantizer,
         fold: Fold = "none",
@@ -89,13 +90,11 @@ class QuantizedLayer(nn.Module):
             return weight, bias.detach().cpu()
         gain, bias = gain_of(self.norm), shift_of(self.norm, self.bias).cpu()
         if self.fold == "none":
-            return self._collapsed(None).fold(gain.cpu().numpy()), bias
+            return self._collapsed(None).fold(gain.cpu()), bias
         return self._collapsed(gain), bias
 
     def _collapsed(self, gain: Tensor | None) -> QTensor:
-        collapsed = self.quantizer.collapse(self.quantizer.scaled_latent(gain))
-        codes, scale, zero = (part.detach().cpu().numpy() for part in collapsed)
-        return QTensor(codes, scale, zero, self.quantizer.grid)
+        return self.quantizer.collapse(self.quantizer.scaled_latent(gain)).cpu().checked()
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.product}, fold={self.fold}, freeze_bn={self.freeze_bn}"

@@ -15,12 +15,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
-from qdeploy.layers.norm import BatchNorm, gamma_beta
+from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gamma_beta
 
 RangeConstant = Literal["paper", "code"]
 
-# sqrt(2 ln n) C(n). Normal values divided so have a deviation of 1.5 to 1.8 of their own by the
-# paper's constant, and 0.81 to 0.985 by that of the authors' code.
+# sqrt(2 ln n) C(n). For normally distributed values C(n) times the range is 1.5 to 1.8 standard
+# deviations with the paper's constant, and 0.81 to 0.985 with that of the authors' code.
 NUMERATORS: dict[RangeConstant, float] = {
     "paper": 1.0,
     "code": 0.5 * 0.35 * (1 + math.sqrt(math.pi * math.log(4))),
@@ -160,15 +160,24 @@ class RangeBatchNorm2d(RangeBatchNorm, nn.BatchNorm2d):
     """Range BN over [N, C, H, W]."""
 
 
+class RangeBatchNorm3d(RangeBatchNorm, nn.BatchNorm3d):
+    """Range BN over [N, C, D, H, W]."""
+
+
+RANGE_NORMS = (RangeBatchNorm1d, RangeBatchNorm2d, RangeBatchNorm3d)  # in the order of BATCH_NORMS
+
+
 def range_norm(norm: BatchNorm, chunks: int, constant: RangeConstant) -> BatchNorm:
     """A Range BN that starts where the trained `norm` stands and evaluates to the same.
 
-    The code's constant is near 1 deviation, so that statistics and gamma can stay as they are.
+    With the code's constant d is nearly the standard deviation, so that statistics and gamma can
+    stay as they are.
     The paper's is a fixed multiple of it, and both are multiplied by that: training starts at
     the same outputs with either constant. Without a gamma only evaluation starts the same.
     """
     assert norm.running_mean is not None
-    kind = RangeBatchNorm2d if isinstance(norm, nn.BatchNorm2d) else RangeBatchNorm1d
+    pairs = zip(BATCH_NORMS, RANGE_NORMS, strict=True)
+    kind = next(ranged for plain, ranged in pairs if isinstance(norm, plain))
     made = kind(
         norm.num_features,
         chunks=chunks,

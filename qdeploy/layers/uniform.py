@@ -7,9 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from qdeploy.grid import Grid
+from qdeploy.grid import Grid, QTensor, per_channel
 from qdeploy.layers.fake_quantize import affine_range, fake_quantize, quantize, symmetric_range
-from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
+from qdeploy.layers.weight import WeightQuantizer
 
 WeightRange = Literal["minmax", "mse"]
 # Of the range that `mse` tries. Above 1: the highest code of a symmetric grid is half a step short.
@@ -52,11 +52,14 @@ class UniformWeight(WeightQuantizer):
         scale, zero = (per_channel(part, latent) for part in self.qparams(latent))
         return fake_quantize(latent, scale, zero, self.grid.lowest, self.grid.highest)
 
-    def collapse(self, latent: Tensor) -> Collapsed:
+    def collapse(self, latent: Tensor) -> QTensor:
         scale, zero = self.qparams(latent)
         low, high = self.grid.lowest, self.grid.highest
         codes = quantize(latent, per_channel(scale, latent), per_channel(zero, latent), low, high)
-        return Collapsed(codes.to(torch.int8), scale, zero.to(torch.int8))
+        return QTensor(codes.to(torch.int8), scale, zero.to(torch.int8), self.grid)
+
+    def float_weight(self, gain: Tensor | None = None) -> Tensor:
+        return self.scaled_latent(gain)
 
     @torch.no_grad()
     def qparams(self, latent: Tensor) -> tuple[Tensor, Tensor]:

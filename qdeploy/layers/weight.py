@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qdeploy.grid import Grid
+from qdeploy.grid import Grid, QTensor
+from qdeploy.grid import per_channel as per_channel  # where methods of other packages look for it
 from qdeploy.layers.precision import in_float32
-
-
-def per_channel(values: Tensor, like: Tensor) -> Tensor:
-    """values [out] shaped to broadcast over like [out, ...]."""
-    return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def signs(values: Tensor) -> Tensor:
     """-1.0 or 1.0; 1.0 of 0."""
     return torch.where(values >= 0, 1.0, -1.0)
-
-
-class Collapsed(NamedTuple):
-    """A weight as it ships: value = (codes - zero) * scale.
-
-    codes  int8 [out, ...]; int16 where the grid does not fit int8
-    scale  float32 [out], positive
-    zero   [out], of the codes' type
-    """
-
-    codes: Tensor
-    scale: Tensor
-    zero: Tensor
-
-    @classmethod
-    def symmetric(cls, codes: Tensor, scale: Tensor, grid: Grid) -> Collapsed:
-        """Codes [out, ...] of any type whose zero is 0, and one scale or one for each channel."""
-        stored = codes.to(getattr(torch, grid.storage.name))
-        return cls(stored, scale.expand(len(stored)), stored.new_zeros(len(stored)))
-
-    def dequantize(self) -> Tensor:
-        """float32 [out, ...], bitwise what QTensor.dequantize and ONNX DequantizeLinear give."""
-        centred = self.codes.to(torch.int32) - per_channel(self.zero, self.codes).to(torch.int32)
-        return centred.to(torch.float32) * per_channel(self.scale, self.codes)
 
 
 class WeightQuantizer(nn.Module, ABC):
@@ -65,7 +37,7 @@ class WeightQuantizer(nn.Module, ABC):
     def relax(self, latent: Tensor) -> Tensor: ...
 
     @abstractmethod
-    def collapse(self, latent: Tensor) -> Collapsed: ...
+    def collapse(self, latent: Tensor) -> QTensor: ...
 
     @in_float32
     def forward(self, gain: Tensor | None = None) -> Tensor:
@@ -75,6 +47,13 @@ class WeightQuantizer(nn.Module, ABC):
 
     def scaled_latent(self, gain: Tensor | None) -> Tensor:
         return self.latent if gain is None else self.latent * per_channel(gain, self.latent)
+
+    def float_weight(self, gain: Tensor | None = None) -> Tensor | None:
+        """The float weight [out, ...] that is rounded, times `gain` [out]; None if there is none.
+
+        Bias correction compares with it. A method that searches for something else has none.
+        """
+        return None
 
     def set_progress(self, epoch: int, epochs: int) -> None:
         """Called before each epoch, counted from 0; methods with a schedule override it."""
@@ -87,3 +66,12 @@ class WeightQuantizer(nn.Module, ABC):
     def searching(self) -> bool:
         """True while `relax` still differs from what ships beyond a straight-through rounding."""
         return False
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Collapsed":
+        raise ImportError(
+            "qdeploy.layers.weight.Collapsed is gone: import QTensor from qdeploy.grid and let collapse "
+            "return QTensor.symmetric(codes, scale, self.grid) or QTensor(codes, scale, zero, self.grid)"
+        )
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

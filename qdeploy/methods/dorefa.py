@@ -16,7 +16,6 @@ in float.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,12 +23,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qdeploy.grid import Grid
+from qdeploy.grid import Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer, SignActivation
 from qdeploy.layers.fake_quantize import straight_through
 from qdeploy.layers.noise import pairwise_uniform
-from qdeploy.layers.product import PlainProduct, Product
-from qdeploy.layers.weight import Collapsed, WeightQuantizer, signs
+from qdeploy.layers.product import LowBitGradient, PlainProduct, Product
+from qdeploy.layers.weight import WeightQuantizer, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
 BITS = (1, 2, 3, 4, 5, 6, 7, 8, 16)
@@ -56,9 +55,9 @@ class SignWeight(WeightQuantizer):
         return straight_through(self.collapse(latent).dequantize(), latent)
 
     @torch.no_grad()
-    def collapse(self, latent: Tensor) -> Collapsed:
+    def collapse(self, latent: Tensor) -> QTensor:
         size = latent.abs().mean().clamp(min=torch.finfo(latent.dtype).tiny)
-        return Collapsed.symmetric(signs(latent), size, self.grid)
+        return QTensor.symmetric(signs(latent), size, self.grid)
 
     def extra_repr(self) -> str:
         return "dorefa, bits=1"
@@ -85,9 +84,9 @@ class TanhWeight(WeightQuantizer):
         return level * size
 
     @torch.no_grad()
-    def collapse(self, latent: Tensor) -> Collapsed:
+    def collapse(self, latent: Tensor) -> QTensor:
         unit, size = self._unit(latent)
-        return Collapsed.symmetric(self._codes(unit), size / self.grid.highest, self.grid)
+        return QTensor.symmetric(self._codes(unit), size / self.grid.highest, self.grid)
 
     def _unit(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """2u - 1, in -1..1, and what the levels are multiplied by."""
@@ -175,19 +174,12 @@ def quantized_gradient(grad: Tensor, bits: int) -> Tensor:
     return codes.mul_(step).to(grad.dtype)
 
 
-@dataclass(frozen=True)
-class QuantizedGradient:
+class QuantizedGradient(LowBitGradient):
     """A product that rounds the gradient of its output to k bits, for x and the weight alike."""
 
-    shipped: PlainProduct
-    bits: int
-
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        result: Tensor = _QuantizeGradient.apply(self.shipped(x, weight, bias), self.bits)
+        result: Tensor = _QuantizeGradient.apply(self.plain(x, weight, bias), self.grad_bits)
         return result
-
-    def __repr__(self) -> str:
-        return f"{self.shipped}, grad_bits={self.bits}"
 
 
 def weight(site: WeightSite, bits: int, options: Options) -> WeightQuantizer:

@@ -8,7 +8,7 @@ there).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange, as_stored
 from qdeploy.layers.noise import pairwise_uniform
 from qdeploy.layers.norm import BatchNorm
-from qdeploy.layers.product import Convolution, MatrixProduct, PlainProduct, TransposedLayer
+from qdeploy.layers.product import Convolution, LowBitGradient, MatrixProduct, PlainProduct
 from qdeploy.layers.range_norm import RangeConstant, range_norm
 from qdeploy.layers.uniform import UniformWeight
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
@@ -45,7 +45,7 @@ class Int8TrainingOptions(Options):
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
 
     def covers(self, layer: nn.Module) -> bool:
-        return not isinstance(layer, TransposedLayer)
+        return not getattr(layer, "transposed", False)
 
 
 def round_at_random(values: Tensor, bits: int) -> Tensor:
@@ -122,24 +122,13 @@ def matrix_gradients(
     )
 
 
-@dataclass(frozen=True)
-class BifurcatedProduct:
-    """A plain product whose gradient to the input has `grad_bits` bits."""
-
-    plain: PlainProduct
-    grad_bits: int
-
-    @property
-    def shipped(self) -> PlainProduct:
-        return self.plain
+class BifurcatedProduct(LowBitGradient):
+    """A product whose gradient to the input, and not that to the weight, has `grad_bits` bits."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x, plain = padded(x, self.plain)
         y: Tensor = _Bifurcation.apply(x, weight, bias, plain, self.grad_bits)
         return y
-
-    def __repr__(self) -> str:
-        return f"{self.plain}, grad_bits={self.grad_bits}"
 
 
 def padded(x: Tensor, plain: PlainProduct) -> tuple[Tensor, PlainProduct]:

@@ -14,10 +14,10 @@ from torch.autograd.function import once_differentiable
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
-from qdeploy.grid import Grid
+from qdeploy.grid import Grid, QTensor, per_channel
 from qdeploy.layers.activation import NO_DATA, ActivationQuantizer
 from qdeploy.layers.fake_quantize import passed, quantize
-from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
+from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
 
@@ -104,12 +104,12 @@ class LsqWeight(WeightQuantizer):
         return learned_step(latent, step, self.grid, 0, self.sharing)
 
     @torch.no_grad()
-    def collapse(self, latent: Tensor) -> Collapsed:
+    def collapse(self, latent: Tensor) -> QTensor:
         step = positive(self.step)
         column = per_channel(step, latent)
         zero = torch.zeros_like(column)
         codes = quantize(latent, column, zero, self.grid.lowest, self.grid.highest)
-        return Collapsed.symmetric(codes, step, self.grid)
+        return QTensor.symmetric(codes, step, self.grid)
 
     def extra_repr(self) -> str:
         return f"lsq, grid={self.grid}, steps={len(self.step)}"

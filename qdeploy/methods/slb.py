@@ -15,9 +15,9 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from qdeploy.grid import Grid
+from qdeploy.grid import Grid, QTensor, per_channel
 from qdeploy.layers.activation import MovingRange
-from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel, signs
+from qdeploy.layers.weight import WeightQuantizer, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
 # Where the outermost level of the best uniform quantizer of normal values stands, in standard
@@ -174,13 +174,13 @@ class SlbWeight(WeightQuantizer):
             return expected
         return expected * per_channel(self.log_scale.exp() / channel_rms(expected), expected)
 
-    def collapse(self, latent: Tensor) -> Collapsed:
+    def collapse(self, latent: Tensor) -> QTensor:
         codes = self._chosen(latent)
         if self.log_scale is None:
             scale = codes.new_tensor(1 / self.grid.highest)
         else:
             scale = self.log_scale.exp() / channel_rms(codes)
-        return Collapsed.symmetric(codes, scale, self.grid)
+        return QTensor.symmetric(codes, scale, self.grid)
 
     def _expected(self, latent: Tensor) -> Tensor:
         if self.bits == 1:

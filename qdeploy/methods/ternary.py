@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdeploy.grid import Grid
+from qdeploy.grid import Grid, QTensor
 from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.fake_quantize import straight_through
-from qdeploy.layers.weight import Collapsed, WeightQuantizer
+from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite
 
 # Of the mean |w|: close to the best threshold for normal and for uniform weights (section 2.3).
@@ -41,7 +41,7 @@ class TernaryWeight(WeightQuantizer):
         return straight_through(self.collapse(latent).dequantize(), latent)
 
     @torch.no_grad()
-    def collapse(self, latent: Tensor) -> Collapsed:
+    def collapse(self, latent: Tensor) -> QTensor:
         rows = latent.flatten(1) if self.per_channel else latent.reshape(1, -1)
         size = rows.abs()
         kept = size > THRESHOLD * size.mean(1, keepdim=True)
@@ -49,7 +49,7 @@ class TernaryWeight(WeightQuantizer):
         alpha = (size * kept).sum(1) / kept.sum(1).clamp(min=1)
         scale = alpha.clamp(min=torch.finfo(torch.float32).tiny)
         codes = (rows.sign() * kept).reshape(latent.shape)
-        return Collapsed.symmetric(codes, scale, self.grid)
+        return QTensor.symmetric(codes, scale, self.grid)
 
     def extra_repr(self) -> str:
         return f"ternary, per_channel={self.per_channel}"

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from qdeploy.errors import QdeployError
-from qdeploy.grid import Grid
+from qdeploy.grid import Grid, QTensor, per_channel
 from qdeploy.layers.activation import ActivationQuantizer, SignActivation
 from qdeploy.layers.fake_quantize import fake_sign, sign_of
-from qdeploy.layers.product import MatrixProduct, PlainProduct, Product, TransposedLayer
-from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel, signs
+from qdeploy.layers.product import Convolution, MatrixProduct, PlainProduct, Product
+from qdeploy.layers.weight import WeightQuantizer, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
 Gradient = Literal["paper", "code"]
@@ -45,7 +45,7 @@ class XnorOptions(Options):
     k_map: bool = False
 
     def covers(self, layer: nn.Module) -> bool:
-        return not isinstance(layer, TransposedLayer)
+        return not getattr(layer, "transposed", False)
 
     def check(self, act_bits: int | None) -> None:
         if self.k_map and act_bits != 8:
@@ -73,9 +73,9 @@ class XnorWeight(WeightQuantizer):
             latent.copy_(confined(latent))
         return binarize(latent, self.options.gradient)
 
-    def collapse(self, latent: Tensor) -> Collapsed:
+    def collapse(self, latent: Tensor) -> QTensor:
         weight = confined(latent.detach())
-        return Collapsed.symmetric(signs(weight), filter_scale(weight), self.grid)
+        return QTensor.symmetric(signs(weight), filter_scale(weight), self.grid)
 
     def extra_repr(self) -> str:
         return f"xnor, {self.options}"
@@ -137,7 +137,7 @@ def binarize(weight: Tensor, gradient: Gradient) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ScaledSigns:
+class ScaledSigns(Product):
     """product(sign(x), weight) K + bias (paper, section 3.2, eq. 11).
 
     K is the mean of |x| over the inputs that each output sees: for a convolution the channels of
@@ -148,6 +148,10 @@ class ScaledSigns:
 
     product: PlainProduct
     sign: Callable[[Tensor], Tensor] = fake_sign
+
+    @property
+    def channel_axis(self) -> int:  # type: ignore[override]
+        return self.product.channel_axis
 
     @property
     def shipped(self) -> ScaledSigns:
@@ -164,6 +168,7 @@ class ScaledSigns:
         """K, broadcastable to the output."""
         if isinstance(self.product, MatrixProduct):
             return x.abs().mean(-1, keepdim=True)
+        assert isinstance(self.product, Convolution)
         groups, window = self.product.groups, weight.shape[2:]
         # One small box for all groups, so that the file holds no more than that.
         box = x.new_full((1, 1, *window), 1 / math.prod(window))

@@ -17,27 +17,27 @@ from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.norm import batch_moments
 from qdeploy.layers.norm import deviation as deviation_of
 from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.layers.uniform import UniformWeight
+from qdeploy.layers.weight import WeightQuantizer
 
 # By layer: two values [out] for each time that it was called.
 Moments = dict[str, list[tuple[Tensor, Tensor]]]
 
 
-def float_weights(prepared: nn.Module) -> dict[str, UniformWeight]:
-    """The weight of each quantized layer, by the layer's name.
+def float_weights(prepared: nn.Module) -> dict[str, FloatWeight]:
+    """The float weight of each quantized layer, by the layer's name.
 
     Errors: QdeployError for a layer whose method trains something other than the weight.
     """
     found = {}
     for name, layer in quantized_layers(prepared):
-        if not isinstance(layer.quantizer, UniformWeight):
+        if layer.quantizer.float_weight() is None:
             raise QdeployError(
                 "correct_bias compares with the float weight, and "
                 f"{name.removeprefix('network.')} trains another one "
                 f"({type(layer.quantizer).__name__}); set calibrate.correct_bias to false, or take "
                 "method simqat"
             )
-        found[name] = layer.quantizer
+        found[name] = FloatWeight(layer.quantizer)
     return found
 
 
@@ -51,7 +51,7 @@ def float_moments(prepared: nn.Module, batches: Sequence[tuple[Tensor, ...]]) ->
         if isinstance(module, ActivationQuantizer):
             network.set_submodule(name, nn.Identity())
     for name, weight in float_weights(network).items():
-        network.set_submodule(f"{name}.quantizer", FloatWeight(weight))
+        network.set_submodule(f"{name}.quantizer", weight)
     moments: Moments = {}
 
     def note(name: str, y: Tensor) -> None:
@@ -66,12 +66,13 @@ def float_moments(prepared: nn.Module, batches: Sequence[tuple[Tensor, ...]]) ->
 class FloatWeight(nn.Module):
     """The weight that a quantizer rounds, as it is."""
 
-    def __init__(self, quantizer: UniformWeight) -> None:
+    def __init__(self, quantizer: WeightQuantizer) -> None:
         super().__init__()
         self.quantizer = quantizer
 
-    def forward(self, gain: Tensor | None = None) -> Tensor:
-        return self.quantizer.scaled_latent(gain)
+    def forward(self, gain: Tensor | None = None) -> Tensor | None:
+        weight: Tensor | None = self.quantizer.float_weight(gain)
+        return weight
 
 
 def restore_moments(
@@ -130,7 +131,7 @@ def each_output(network: nn.Module, do: Callable[[str, Tensor], Tensor | None]) 
     """
 
     def hook_of(name: str, layer: QuantizedLayer) -> Callable[..., Tensor | None]:
-        axis = -1 if layer.kind == "Linear" else 1
+        axis = layer.product.shipped.channel_axis
 
         def hook(module: nn.Module, inputs: object, y: Tensor) -> Tensor | None:
             changed = do(name, y.movedim(axis, -1))

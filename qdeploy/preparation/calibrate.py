@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy.errors import QdeployError
-from qdeploy.layers.activation import ActivationQuantizer, MovingRange
+from qdeploy.layers.activation import MovingRange, calibration
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.preparation.bias_correction import float_moments, restore_moments
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -112,20 +112,14 @@ def calibration_mode(prepared: nn.Module, batch_norm: bool = True) -> Iterator[N
     """Evaluation mode, but observers and, if asked, norms start anew and average what they see."""
     norms = [m for m in prepared.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     norms = norms if batch_norm else []
-    quantizers = [m for m in prepared.modules() if isinstance(m, ActivationQuantizer)]
     momenta = [norm.momentum for norm in norms]
-    with evaluation_mode(prepared):
+    with evaluation_mode(prepared), calibration(prepared):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # torch's word for the plain mean
             norm.train()
-        for quantizer in quantizers:
-            quantizer.reset()
-            quantizer.calibrating = True
         try:
             yield
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
-            for quantizer in quantizers:
-                quantizer.calibrating = False

@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qdeploy.errors import QdeployError
-from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.activation import ActivationQuantizer, calibration
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -38,7 +38,8 @@ def complexity(network: nn.Module, example_input: Tensor) -> Complexity:
     example = example_input[:1].cpu()
     graph = runnable(network, example)
     counter = ProductCounter(graph)
-    counter.run(example)
+    with calibration(graph):
+        counter.run(example)
     layers = tuple(layers_of(graph, counter.macs))
     return Complexity(
         parameters=sum(layer.parameters for layer in layers),
@@ -50,16 +51,11 @@ def complexity(network: nn.Module, example_input: Tensor) -> Complexity:
 
 
 def runnable(network: nn.Module, example_input: Tensor) -> fx.GraphModule:
-    """A traced copy in evaluation mode, whose activation quantizers need no range beforehand."""
+    """A traced copy in evaluation mode."""
     if any(isinstance(module, IntegerLayer) for module in network.modules()):
         raise QdeployError("complexity takes what qdeploy.prepare returned, before convert")
     graph = copy.deepcopy(network).cpu().eval()
-    if not isinstance(graph, PreparedNetwork):
-        return trace(graph, example_input)
-    for module in graph.modules():
-        if isinstance(module, ActivationQuantizer):
-            module.calibrating = True
-    return graph.network
+    return graph.network if isinstance(graph, PreparedNetwork) else trace(graph, example_input)
 
 
 class ProductCounter(fx.Interpreter):

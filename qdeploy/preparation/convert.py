@@ -5,24 +5,16 @@ from __future__ import annotations
 import copy
 import itertools
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from qdeploy.errors import QdeployError
-from qdeploy.grid import SIGN, Array, Grid, QTensor
+from qdeploy.grid import SIGN, Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer
-from qdeploy.layers.bias import (
-    finest_multiples,
-)
+from qdeploy.layers.bias import finest_multiples
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm, IntegerSign
-from qdeploy.layers.norm import gain_of, shift_of
-from qdeploy.layers.product import (
-    Convolution,
-    Product,
-    TiledConvolution,
-    TransposedConvolution,
-)
+from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gain_of, shift_of
+from qdeploy.layers.product import Convolution, Product
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.prepare import insert_after
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -50,7 +42,7 @@ def convert(prepared: PreparedNetwork) -> fx.GraphModule:
     network = copy.deepcopy(prepared.network).cpu().eval()
     integer_activations(network)
     without_dropout(network)
-    repeat_after_movers(network)
+    requantize_after_movers(network)
     integer_layers(network)
     integer_norms(network)
     network.graph.lint()
@@ -72,7 +64,7 @@ def without_dropout(network: fx.GraphModule) -> None:
             network.graph.erase_node(node)
 
 
-def repeat_after_movers(network: fx.GraphModule) -> None:
+def requantize_after_movers(network: fx.GraphModule) -> None:
     """Quantizes what a mover (pooling by maximum, flatten, concat) gives, on the grid it read.
 
     The values are on that grid already. Saying so again lets the runtime move codes, not floats.
@@ -107,18 +99,15 @@ def integer_layers(network: fx.GraphModule) -> None:
             node.target = unused_name(str(node.target), network)
         replaced.add(node.target)
         quantizer = source_activation(node.all_input_nodes[0], network)
-        weight, bias = layer.integers()
-        product = layer.product.shipped
-        if isinstance(product, TransposedConvolution) and product.tiles:
-            product, weight, bias = tiled(product, weight, bias)
-        fits = quantizer is not None and has_kernel(quantizer, product, weight)
+        product, weight, bias = layer.product.shipped.for_integer_kernel(*layer.integers())
+        fits = quantizer is not None and meets_integer_kernel(quantizer, product, weight)
         source = quantizer if fits else None
         thresholds = thresholds_behind(node, network)
         integers = IntegerLayer(layer.kind, product, weight, bias, source, thresholds)
         network.add_submodule(node.target, integers)
 
 
-def thresholds_behind(node: fx.Node, network: fx.GraphModule) -> Array | None:
+def thresholds_behind(node: fx.Node, network: fx.GraphModule) -> Tensor | None:
     """Where the code changes to which a layer's output is rounded, if that is all that reads it."""
     rectified = False
     while len(node.users) == 1:
@@ -140,56 +129,34 @@ def integer_norms(network: fx.GraphModule) -> None:
     """
     for node in list(network.graph.nodes):
         norm = called_module(node, network)
-        if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or len(shape_of(node)) < 3:
+        if type(norm) not in BATCH_NORMS or len(shape_of(node)) < 3:
             continue
         source = source_activation(node.all_input_nodes[0], network)
         if source is None or source.zero.dtype != torch.uint8 or not is_rounded(node, network):
             continue
-        assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+        assert isinstance(norm, BatchNorm)
         gain, bias = gain_of(norm).detach(), shift_of(norm, None).detach()
         dimensions = len(shape_of(node)) - 2
         multiples = finest_multiples(bias / (gain.abs() * source.scale))
-        codes = torch.where(gain < 0, -multiples, multiples).to(torch.int8)
-        weight = QTensor(
-            codes.reshape(-1, 1, *[1] * dimensions).numpy(),
-            (gain.abs() / multiples).numpy(),
-            np.zeros(len(gain), np.int8),
-            Grid.signed(8),
-        )
+        codes = torch.where(gain < 0, -multiples, multiples).reshape(-1, 1, *[1] * dimensions)
+        weight = QTensor.symmetric(codes, gain.abs() / multiples, Grid.signed(8))
         product = Convolution.depthwise(len(gain), dimensions)
         name = type(norm).__name__
         network.set_submodule(str(node.target), IntegerNorm(name, product, weight, bias, source))
 
 
-def tiled(
-    product: TransposedConvolution, weight: QTensor, bias: Tensor
-) -> tuple[TiledConvolution, QTensor, Tensor]:
-    """A transposed convolution whose squares do not overlap, as a pointwise one: integer kernels."""
-    size = product.stride[0]
-    squares = size * size
-    codes = weight.codes.transpose(0, 2, 3, 1).reshape(len(weight.codes) * squares, -1, 1, 1)
-    scale, zero = weight.scale.repeat(squares), weight.zero.repeat(squares)
-    spread = QTensor(codes, scale, zero, weight.grid)
-    return TiledConvolution(size), spread, bias.repeat_interleave(squares)
-
-
 def is_rounded(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether all that reads the value rounds it, perhaps behind a ReLU, to more than a sign."""
-    readers = [called_module(user, network) for user in node.users]
     if len(node.users) == 1 and is_clip(user := next(iter(node.users)), network):
         return is_rounded(user, network)
-    kinds = {type(reader) for reader in readers}
-    return kinds == {IntegerActivation}
+    return {type(called_module(user, network)) for user in node.users} == {IntegerActivation}
 
 
-def has_kernel(activation: IntegerActivation, product: Product, weight: QTensor) -> bool:
-    """Whether an integer kernel takes both: uint8 activations and int8 weights.
-
-    ONNX Runtime has none for a transposed convolution, whose weight is then read at load.
-    """
-    if isinstance(product, TransposedConvolution):
+def meets_integer_kernel(activation: IntegerActivation, product: Product, weight: QTensor) -> bool:
+    """Whether an integer kernel takes both: uint8 activations and int8 weights."""
+    if not product.has_integer_kernel:
         return False
-    return activation.zero.dtype == torch.uint8 and weight.codes.dtype == np.int8
+    return activation.zero.dtype == torch.uint8 and weight.codes.dtype == torch.int8
 
 
 def unused_name(name: str, network: nn.Module) -> str:

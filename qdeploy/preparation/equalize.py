@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdeploy.layers.norm import BATCH_NORMS, gamma_beta
-from qdeploy.layers.product import WEIGHT_LAYERS, TransposedLayer
+from qdeploy.layers.product import PRODUCTS, TransposedConvolution
 from qdeploy.layers.weight import per_channel
 from qdeploy.preparation.trace import called_module, is_tuple, module_calls, shape_of
 from qdeploy.preparation.vocabulary import (
@@ -147,7 +147,7 @@ def gives_channels(node: fx.Node, module: nn.Module | None) -> bool:
 
 def has_channel_weights(module: nn.Module | None, tensor: fx.Node) -> bool:
     """Whether a layer's weight is [out, in, ...] and the channels of `tensor` are its second axis."""
-    if type(module) not in WEIGHT_LAYERS or isinstance(module, TransposedLayer):
+    if PRODUCTS.get(type(module), TransposedConvolution) is TransposedConvolution:
         return False
     return type(module) is not nn.Linear or len(shape_of(tensor)) == 2
 

@@ -63,16 +63,24 @@ def test_evaluation_observes_nothing():
 
 def test_calibration_observes_in_evaluation_mode():
     quantizer = MovingRange(8).eval()
-    quantizer.calibrating = True
-    quantizer(torch.tensor([-9.0, 9.0]))
+    with quantizer.calibration():
+        quantizer(torch.tensor([-9.0, 9.0]))
+    quantizer(torch.tensor([-20.0, 20.0]))
     assert (quantizer.minimum, quantizer.maximum) == (-9, 9)
+
+
+def test_calibration_ends_also_when_a_batch_is_wrong():
+    quantizer = MovingRange(8).eval()
+    with pytest.raises(AttributeError), quantizer.calibration():
+        quantizer(None)
+    assert not quantizer.calibrating
 
 
 def test_calibration_takes_the_plain_mean_however_many_batches():
     quantizer = MovingRange(8, decay=0.5).eval()
-    quantizer.calibrating = True
-    for highest in (1.0, 2.0, 3.0, 10.0):
-        quantizer(torch.tensor([0.0, highest]))
+    with quantizer.calibration():
+        for highest in (1.0, 2.0, 3.0, 10.0):
+            quantizer(torch.tensor([0.0, highest]))
     assert quantizer.maximum == 4
 
 

@@ -12,7 +12,8 @@ from networks import DEAD_SHIFT, Network, conv
 
 import qdeploy
 from qdeploy.grid import Grid, QTensor
-from qdeploy.layers.bias import deciding, nearest, spread_factor, with_room_for_bias
+from qdeploy.layers import integer
+from qdeploy.layers.bias import nearest, rounded_to_keep_codes, spread_factor, with_room_for_bias
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.layers.product import MatrixProduct
 from qdeploy.preparation import convert
@@ -29,9 +30,9 @@ from qdeploy.preparation.trace import called_module
 )
 def test_room_for_the_bias_is_made_in_dead_channels_alone(grid, codes, dead):
     weight = QTensor(
-        np.array([codes, codes], np.int8),
-        np.array([0, 0.5], np.float32),
-        np.zeros(2, np.int8),
+        torch.tensor([codes, codes], dtype=torch.int8),
+        torch.tensor([0, 0.5]),
+        torch.zeros(2, dtype=torch.int8),
         grid,
     )
     found = with_room_for_bias(weight, torch.tensor([DEAD_SHIFT, DEAD_SHIFT]), 0.01)
@@ -49,7 +50,7 @@ def test_room_for_the_bias_is_made_in_dead_channels_alone(grid, codes, dead):
     ],
 )
 def test_nearest_codes(grid, values, codes):
-    assert nearest(np.array(values, float), grid).tolist() == codes
+    assert nearest(torch.tensor(values, dtype=torch.float64), grid).tolist() == codes
 
 
 @pytest.mark.parametrize(
@@ -77,13 +78,19 @@ def test_the_distance_from_a_zero_point_counts_too():
 
 def weight_of(grid, zero):
     """One channel that holds every code of the grid."""
-    codes = np.array([grid.codes], grid.storage)
-    return QTensor(codes, np.ones(1, np.float32), np.array([zero], grid.storage), grid)
+    codes, zeros = (torch.tensor([part], dtype=grid.storage) for part in (grid.codes, zero))
+    return QTensor(codes, torch.ones(1), zeros, grid)
 
 
 def codes(sums, bias, thresholds):
     """The code of each sum plus bias: how many thresholds it has reached, [sums]."""
     return (sums[:, None] + bias >= thresholds).sum(1)
+
+
+def rounded(bias, thresholds, spread):
+    return rounded_to_keep_codes(
+        torch.from_numpy(bias), torch.from_numpy(thresholds), spread
+    ).numpy()
 
 
 EXACT = st.integers(-(2**22), 2**22).map(lambda number: number / 1024)  # no float is rounded below
@@ -94,7 +101,7 @@ def test_no_integer_changes_fewer_codes(bias, thresholds, spread):
     """Against all integers within a step of the sums, by counting; one threshold keeps them all."""
     thresholds = np.sort(thresholds)
     sums = spread * np.arange(-9000 // spread, 9000 // spread + 1)
-    (chosen,) = deciding(np.array([bias]), thresholds[None], spread)
+    (chosen,) = rounded(np.array([bias]), thresholds[None], spread)
     assert chosen == round(chosen)
     assert abs(chosen - bias) < 1
     wanted = codes(sums, bias, thresholds)
@@ -112,12 +119,12 @@ def test_no_integer_changes_fewer_codes(bias, thresholds, spread):
 def test_the_nearest_of_the_integers_that_decide_alike_is_taken():
     # Multiples of 10 and a threshold at 7.5: with biases from -2.5 to 7.5 the first to reach it is 10.
     biases = np.array([-2.4, 2.4, 2.6, 7.4])
-    assert deciding(biases, np.full((4, 1), 7.5), 10).tolist() == [-2, 2, 3, 7]
+    assert rounded(biases, np.full((4, 1), 7.5), 10).tolist() == [-2, 2, 3, 7]
 
 
 def test_a_bias_that_puts_sums_on_a_threshold_is_left_for_the_other():
     """Bias 21 would put the sum 21 on 42, where a float's last bit decides."""
-    assert deciding(np.array([21.1]), np.array([[42.0]]), 21).tolist() == [22]
+    assert rounded(np.array([21.1]), np.array([[42.0]]), 21).tolist() == [22]
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -125,26 +132,29 @@ def test_a_layer_decides_as_its_float_bias_does(count, monkeypatch):
     """For every input of few levels, in exact integers; a single threshold is never missed."""
     random = np.random.default_rng(0)
     weight = QTensor(
-        random.choice(Grid.odd(2).codes, (2048, 4)).astype(np.int8),
-        random.uniform(0.1, 1, 2048).astype(np.float32),
-        np.zeros(2048, np.int8),
+        torch.from_numpy(random.choice(Grid.odd(2).codes, (2048, 4)).astype(np.int8)),
+        torch.from_numpy(random.uniform(0.1, 1, 2048).astype(np.float32)),
+        torch.zeros(2048, dtype=torch.int8),
         Grid.odd(2),
     )
     bias = torch.from_numpy(random.uniform(-3, 3, 2048).astype(np.float32))
     source = convert.IntegerActivation(torch.tensor(0.37), torch.tensor(0), Grid.unsigned(2))
     thresholds = np.array([-0.71, 1.13, 2.09])[:count]
     inputs = np.array(list(itertools.product(range(4), repeat=4)))
-    values = inputs @ weight.codes.T * (weight.scale * np.float64(0.37)) + bias.numpy()
+    values = (
+        inputs @ weight.codes.numpy().T * (weight.scale.numpy() * np.float64(0.37)) + bias.numpy()
+    )
 
     def changed():
-        layer = IntegerLayer("Linear", MatrixProduct(), weight, bias, source, thresholds)
+        behind = torch.from_numpy(thresholds)
+        layer = IntegerLayer("Linear", MatrixProduct(), weight, bias, source, behind)
         sums = inputs @ layer.codes.numpy().T.astype(np.int64) + layer.bias.numpy()
         found = sums * layer.bias_scale.double().numpy()
         assert np.abs(found - values).max() < 2 * layer.bias_scale.max()
         return int(((found[..., None] >= thresholds) != (values[..., None] >= thresholds)).sum())
 
     ours = changed()
-    monkeypatch.setattr(convert, "deciding", lambda bias, thresholds, spread: bias)
+    monkeypatch.setattr(integer, "rounded_to_keep_codes", lambda bias, thresholds, spread: bias)
     rounded = changed()
     assert ours == 0 if count == 1 else ours < rounded / 4
     assert rounded > 0
@@ -173,6 +183,7 @@ def behind(function, *settings):
 def test_the_code_changes_at_each_threshold_and_nowhere_else(function, settings, count):
     thresholds, quantizer = behind(function, *settings)
     assert len(thresholds) == count
+    thresholds = thresholds.numpy()
     around = np.stack([thresholds - 1e-4, thresholds + 1e-4]).astype(np.float32)
     if settings[0] == "xnor":
         around = np.stack([thresholds * 1.01, thresholds * 0.99]).astype(np.float32)

@@ -144,7 +144,7 @@ def test_evaluation_is_what_the_integers_give(case, fold):
     layer, norm, x = build(case)
     quantized = simqat(*copy.deepcopy((layer, norm)), fold).eval()
     weight, bias = quantized.integers()
-    y = multiply(layer, x, torch.from_numpy(weight.dequantize()), bias)
+    y = multiply(layer, x, weight.dequantize(), bias)
     torch.testing.assert_close(quantized(x), y, **CLOSE)
 
 
@@ -154,7 +154,7 @@ def test_folded_codes_are_those_of_the_folded_weight(fold):
     layer, norm, _ = build("conv2d-bias")
     folded = layer.weight * column(norm.weight / sigma_running(norm), layer.weight)
     weight, _ = simqat(layer, norm, fold).integers()
-    torch.testing.assert_close(torch.from_numpy(weight.dequantize()), rounded(folded, 4).detach())
+    torch.testing.assert_close(weight.dequantize(), rounded(folded, 4).detach())
     assert not weight.zero.any()
 
 
@@ -265,5 +265,5 @@ def test_a_norm_without_gain_and_shift(fold):
     torch.testing.assert_close(quantized.train()(x), wanted, rtol=0, atol=0.05)
     quantized.eval()
     weight, bias = quantized.integers()
-    y = multiply(layer, x, torch.from_numpy(weight.dequantize()), bias)
+    y = multiply(layer, x, weight.dequantize(), bias)
     torch.testing.assert_close(quantized(x), y, **CLOSE)

@@ -10,12 +10,12 @@ from qdeploy import processes
 from qdeploy.layers import norm as shared
 from qdeploy.layers.norm import norms_over_processes
 
-SHAPES = {"1d": (6, 5), "1d of sequences": (4, 5, 7), "2d": (4, 5, 3, 2)}
+SHAPES = {"1d": (6, 5), "1d of sequences": (4, 5, 7), "2d": (4, 5, 3, 2), "3d": (4, 5, 2, 3, 2)}
 
 
 def given(shape, affine=True, momentum=0.1):
     torch.manual_seed(len(shape))
-    kind = nn.BatchNorm2d if len(shape) == 4 else nn.BatchNorm1d
+    kind = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(len(shape), nn.BatchNorm1d)
     norm = kind(shape[1], affine=affine, momentum=momentum).double()
     if affine:
         with torch.no_grad():

@@ -4,9 +4,9 @@ import torch
 from float_layers import CASES, build
 from torch import nn
 
-from qdeploy.grid import Grid
+from qdeploy.grid import Grid, QTensor, per_channel
 from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
+from qdeploy.layers.weight import WeightQuantizer
 
 
 class Halves(WeightQuantizer):
@@ -24,7 +24,7 @@ class Halves(WeightQuantizer):
     def collapse(self, latent):
         codes = latent.detach().round().clamp(-2, 2).to(torch.int8)
         scale = torch.arange(1, len(codes) + 1) / 2
-        return Collapsed(codes, scale, torch.full((len(codes),), -1, dtype=torch.int8))
+        return QTensor(codes, scale, torch.full((len(codes),), -1, dtype=torch.int8), self.grid)
 
 
 def test_training_multiplies_by_the_relaxed_and_evaluation_by_the_collapsed_weight():
@@ -53,10 +53,22 @@ def test_evaluation_gives_the_weight_no_gradient():
     assert quantized.quantizer.latent.grad is None
 
 
-def test_collapsed_codes_do_not_wrap_around():
-    codes = torch.tensor([[127], [-128]], dtype=torch.int8)
-    zero = torch.tensor([-128, 127], dtype=torch.int8)
-    assert Collapsed(codes, torch.ones(2), zero).dequantize().tolist() == [[255], [-255]]
+def test_a_method_of_an_older_qdeploy_is_told_what_took_the_place_of_collapsed():
+    with pytest.raises(ImportError, match=r"Collapsed is gone: import QTensor from qdeploy\.grid"):
+        from qdeploy.layers.weight import Collapsed  # noqa: F401
+    with pytest.raises(ImportError, match="cannot import name 'Colapsed'"):
+        from qdeploy.layers.weight import Colapsed  # noqa: F401
+
+
+def test_codes_that_are_not_on_the_grid_do_not_ship():
+    class Astray(Halves):
+        def collapse(self, latent):
+            good = super().collapse(latent)
+            return QTensor(good.codes + 3, good.scale, good.zero, self.grid)
+
+    layer, _, _ = build("linear")
+    with pytest.raises(ValueError, match=r"codes outside Grid.*: \[.*3"):
+        QuantizedLayer(layer, None, Astray(layer.weight)).integers()
 
 
 def test_per_channel_values_stand_over_the_first_axis():

@@ -10,7 +10,12 @@ from torch import nn
 
 from qdeploy import QdeployError
 from qdeploy.layers.norm import deviation, gain_of, shift_of
-from qdeploy.layers.range_norm import RangeBatchNorm1d, RangeBatchNorm2d, range_norm
+from qdeploy.layers.range_norm import (
+    RangeBatchNorm1d,
+    RangeBatchNorm2d,
+    RangeBatchNorm3d,
+    range_norm,
+)
 
 PUBLISHED = {"paper": (1.5, 1.8), "code": (0.81, 0.985)}
 every_constant = pytest.mark.parametrize("constant", PUBLISHED)
@@ -49,6 +54,7 @@ SHAPES = {
     "one over": (RangeBatchNorm1d, (257, 3)),
     "odd": (RangeBatchNorm2d, (7, 3, 9, 5)),
     "signal": (RangeBatchNorm1d, (5, 3, 31)),
+    "volume": (RangeBatchNorm3d, (4, 3, 5, 3, 7)),
     "fewer chunks": (RangeBatchNorm1d, (100, 3)),
     "one chunk": (RangeBatchNorm1d, (9, 3)),
     "two values": (RangeBatchNorm1d, (2, 3)),
@@ -196,7 +202,8 @@ def trained(kind, affine=True, eps=1e-2):
     """A BatchNorm that has seen a normal batch, and the batch."""
     norm = kind(3, affine=affine, momentum=1.0, eps=eps)
     x = torch.randn(64, 3, 8, 8) * torch.tensor([0.2, 1, 5]).view(-1, 1, 1) + 1
-    x = x if kind is nn.BatchNorm2d else x.flatten(2)
+    shapes = {nn.BatchNorm1d: (64,), nn.BatchNorm2d: (8, 8), nn.BatchNorm3d: (2, 4, 8)}
+    x = x.flatten(2).unflatten(2, shapes[kind])
     if affine:
         nn.init.normal_(norm.weight)
         nn.init.normal_(norm.bias)
@@ -206,7 +213,7 @@ def trained(kind, affine=True, eps=1e-2):
 
 @every_constant
 @pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d])
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d])
 def test_a_trained_norm_evaluates_as_before(kind, affine, constant):
     torch.manual_seed(0)
     norm, x = trained(kind, affine)

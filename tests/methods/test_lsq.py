@@ -273,11 +273,9 @@ def test_a_dead_tensor_can_come_to_life():
 
 def calibrate(quantizer, *batches):
     """What qdeploy.calibrate does to an activation quantizer."""
-    quantizer.eval().reset()
-    quantizer.calibrating = True
-    for batch in batches:
-        quantizer(batch)
-    quantizer.calibrating = False
+    with quantizer.eval().calibration():
+        for batch in batches:
+            quantizer(batch)
 
 
 def test_calibration_starts_an_untrained_step_from_the_mean_of_its_batches_and_forgets():

@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from float_layers import parts
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -53,7 +54,7 @@ def normal(count, sigma=1.0):
 
 @given(WEIGHTS)
 def test_codes_and_scale_are_the_published_ones(weight):
-    codes, scale, zero = collapsed(weight)
+    codes, scale, zero = parts(collapsed(weight))
     wanted, alpha = reference(weight)
     # A weight on the threshold itself may fall to either side.
     delta = 0.7 * np.abs(weight.astype(np.float64)).mean()
@@ -66,7 +67,7 @@ def test_codes_and_scale_are_the_published_ones(weight):
 
 def test_a_layer_by_hand():
     """Mean size 1, threshold 0.7: kept are 2, -1.2, 0.8 and -1, whose mean size is 1.25."""
-    codes, scale, _ = collapsed(torch.tensor([[2.0, -0.6, 0.4], [-1.2, 0.8, -1.0]]))
+    codes, scale, _ = parts(collapsed(torch.tensor([[2.0, -0.6, 0.4], [-1.2, 0.8, -1.0]])))
     assert codes.tolist() == [[1, 0, 0], [-1, 1, -1]]
     assert scale.tolist() == pytest.approx([1.25, 1.25])
 
@@ -80,21 +81,21 @@ def test_normal_weights_have_the_closed_form_share_of_zeros_and_scale(sigma, per
     alpha = math.sqrt(2 / math.pi) * math.exp(-(delta**2) / 2) / (1 - zeros)
     assert (delta, zeros, alpha) == pytest.approx((0.5585, 0.4235, 1.1842), abs=1e-4)
     weight = torch.stack([normal(20000, sigma), normal(20000, sigma)])
-    codes, scale, _ = collapsed(weight, per_channel=per_channel)
+    codes, scale, _ = parts(collapsed(weight, per_channel=per_channel))
     assert (codes == 0).float().mean().item() == pytest.approx(zeros, abs=1e-3)
     assert scale.tolist() == pytest.approx([alpha * sigma] * 2, rel=1e-3)
 
 
 def test_uniform_weights_have_the_closed_form_share_of_zeros_and_scale():
     """On -1..1 delta is 0.35, and the mean of 0.35..1 is 0.675."""
-    codes, scale, _ = collapsed(torch.linspace(-1, 1, 10000).reshape(2, -1))
+    codes, scale, _ = parts(collapsed(torch.linspace(-1, 1, 10000).reshape(2, -1)))
     assert (codes == 0).float().mean().item() == pytest.approx(0.35, abs=1e-3)
     assert scale.tolist() == pytest.approx([0.675] * 2, rel=1e-3)
 
 
 @given(WEIGHTS)
 def test_no_other_scale_is_nearer_to_the_weight(weight):
-    codes, scale, _ = collapsed(weight)
+    codes, scale, _ = parts(collapsed(weight))
     codes = codes.numpy().astype(np.float64)
 
     def error(alpha):
@@ -117,7 +118,7 @@ def test_one_scale_for_the_layer_or_one_for_each_channel():
 @pytest.mark.parametrize("per_channel", [False, True])
 def test_zero_and_equal_weights_divide_by_nothing(per_channel):
     for size in (0.0, 1e-40, 0.3):
-        codes, scale, _ = collapsed(torch.full((2, 5), -size), per_channel=per_channel)
+        codes, scale, _ = parts(collapsed(torch.full((2, 5), -size), per_channel=per_channel))
         assert (scale > 0).all()
         assert torch.isfinite(scale).all()
         if size == 0.3:

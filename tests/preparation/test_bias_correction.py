@@ -10,6 +10,7 @@ from torch import nn
 
 import qdeploy
 from qdeploy.errors import QdeployError
+from qdeploy.methods.lsq import LsqWeight
 
 
 def network_of(*modules):
@@ -149,3 +150,15 @@ def test_a_method_without_float_weights_is_refused_before_anything_changes():
         qdeploy.calibrate(prepared, [batch()], correct_bias=True)
     for name, value in prepared.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_any_method_that_rounds_a_float_weight_can_say_so(monkeypatch):
+    network = normed()
+    expected = outputs(network, ["7"], batch())["7"]
+    prepared = qdeploy.prepare(network, images(2), "lsq", 3)
+    with pytest.raises(QdeployError, match="LsqWeight"):
+        qdeploy.calibrate(prepared, [batch()], correct_bias=True)
+    weight = LsqWeight.scaled_latent
+    monkeypatch.setattr(LsqWeight, "float_weight", lambda self, gain=None: weight(self, gain))
+    qdeploy.calibrate(prepared, [batch()], batch_norm=False, correct_bias=True)
+    np.testing.assert_allclose(outputs(prepared.network, ["7"], batch())["7"], expected, atol=2e-5)

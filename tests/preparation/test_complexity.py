@@ -42,6 +42,17 @@ CLOSED_FORMS = {
         nn.Sequential(nn.ConvTranspose2d(3, 6, 3, stride=2, groups=3)),
         64 * 3 * 2 * 9,
     ),
+    "conv3d": (
+        nn.Sequential(
+            nn.Unflatten(1, (3, 1)),
+            nn.Conv3d(3, 4, (1, 3, 5), stride=(1, 1, 3), dilation=(1, 2, 1)),
+        ),
+        4 * 2 * 4 * 3 * 15,
+    ),
+    "transposed 3d": (
+        nn.Sequential(nn.Unflatten(1, (1, 3)), nn.ConvTranspose3d(1, 5, (2, 3, 3), stride=2)),
+        3 * 64 * 5 * 18,
+    ),
     "conv1d": (nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 5)), 60 * 4 * 3 * 5),
     "linear": (nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), 192 * 5),
     "linear on [N, L, in]": (nn.Sequential(nn.Flatten(2), nn.Linear(64, 5)), 3 * 64 * 5),

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from networks import NETWORKS, Network, build, conv, images
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 import qdeploy
 from qdeploy.errors import QdeployError
@@ -189,9 +190,9 @@ def test_a_prepared_network_is_not_prepared_again():
 
 def test_printing_names_the_products_that_stay_float():
     network = Network(
-        lambda self, x: F.conv2d(self.up(self.conv(x).unsqueeze(2)).squeeze(2), 2 * self.kernel),
+        lambda self, x: F.conv2d(self.up(self.conv(x)), 2 * self.kernel),
         conv=conv(),
-        up=nn.Conv3d(6, 6, (1, 3, 3)),
+        up=NonDynamicallyQuantizableLinear(8, 8),
         kernel=nn.Parameter(torch.ones(2, 6, 1, 1)),
     )
     text = str(prepared_of(network, "simqat", 4))
