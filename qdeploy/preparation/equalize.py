@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from qdeploy.layers.norm import BATCH_NORMS, gamma_beta
-from qdeploy.layers.product import PRODUCTS, TransposedConvolution
+from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.weight import per_channel
 from qdeploy.preparation.trace import called_module, is_tuple, module_calls, shape_of
 from qdeploy.preparation.vocabulary import (
@@ -147,7 +148,7 @@ def gives_channels(node: fx.Node, module: nn.Module | None) -> bool:
 
 def has_channel_weights(module: nn.Module | None, tensor: fx.Node) -> bool:
     """Whether a layer's weight is [out, in, ...] and the channels of `tensor` are its second axis."""
-    if PRODUCTS.get(type(module), TransposedConvolution) is TransposedConvolution:
+    if type(module) not in WEIGHT_LAYERS or isinstance(module, _ConvTransposeNd):
         return False
     return type(module) is not nn.Linear or len(shape_of(tensor)) == 2
 
