@@ -18,10 +18,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def no_advice(record: Record) -> Iterable[str]:
-    return ()
-
-
 @dataclass(frozen=True)
 class Target:
     """A runtime that files are made for; it is called as its module in targets/.
@@ -47,7 +43,7 @@ class Target:
     provider: str | None = None
     load: Callable[[Path], tuple[str, Callable[[Images], Array]]] | None = None
     coarser_steps: Callable[[nn.Module], tuple[int, int]] | None = None
-    advice: Callable[[Record], Iterable[str]] = no_advice
+    advice: Callable[[Record], Iterable[str]] = lambda record: ()
     accelerator: str | None = None
 
     @property

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from qdeploy.record import Complexity, Kernel, LayerWork, Record
+from qdeploy.record import Complexity, Kernel, LayerWork, Record, ShippedLayer
 from qdeploy.report.charts import bars, histogram
 from qdeploy.report.curves import run_curves
 from qdeploy.report.section import Chart, Section
@@ -103,22 +103,16 @@ def _bars(
 def agreement(record: Record) -> Section:
     """The exported file against what training tested."""
     found = record.agreement
+    rows = () if found is None else ((
+        "Logits", f"{found.samples:,}", f"{round((1 - found.top1) * found.samples):,}",
+        percent(found.top1), significant(found.max_logit_difference),
+        significant(found.mean_logit_difference),
+    ),)  # fmt: skip
     return Section(
         "Agreement",
         "The ONNX file against the integers in PyTorch, which training tested.",
         ("", "Images", "In another class", "Agreement", "Largest difference", "Mean difference"),
-        ()
-        if found is None
-        else (
-            (
-                "Logits",
-                f"{found.samples:,}",
-                f"{round((1 - found.top1) * found.samples):,}",
-                percent(found.top1),
-                significant(found.max_logit_difference),
-                significant(found.mean_logit_difference),
-            ),
-        ),
+        rows,
     )
 
 
@@ -210,14 +204,9 @@ KERNEL_COLUMNS = ("Layer", "Kernel", "Provider", "From", "To", "Time", "Share")
 def kernel_row(kernel: Kernel) -> tuple[str, ...]:
     """The cells below KERNEL_COLUMNS."""
     return (
-        kernel.layer or "(added at load)",
-        kernel.operator,
-        provider(kernel.provider),
-        kernel.reads,
-        kernel.writes,
-        milliseconds(kernel.ms),
-        percent(kernel.share),
-    )
+        kernel.layer or "(added at load)", kernel.operator, provider(kernel.provider),
+        kernel.reads, kernel.writes, milliseconds(kernel.ms), percent(kernel.share),
+    )  # fmt: skip
 
 
 @section
@@ -225,25 +214,23 @@ def complexity(record: Record) -> Section:
     """A row for each pair of bit widths, and one for all."""
     found = record.complexity
     layers = sum(row.layers for row in found.by_bits)
+    rows = (
+        (
+            bits(row.weight_bits),
+            bits(row.act_bits),
+            f"{row.layers:,}",
+            f"{row.macs:,}",
+            percent(row.macs / found.macs),
+            f"{row.bit_operations:,}",
+        )
+        for row in found.by_bits
+    )
     return Section(
         "Complexity",
         "For one input. A MAC is one product of a convolution, Linear layer or matrix product; bit "
         "operations are MACs x weight bits x activation bits, 32 for float.",
         ("Weights", "Activations", "Layers", "MACs", "Share", "Bit operations"),
-        (
-            *(
-                (
-                    bits(row.weight_bits),
-                    bits(row.act_bits),
-                    f"{row.layers:,}",
-                    f"{row.macs:,}",
-                    percent(row.macs / found.macs),
-                    f"{row.bit_operations:,}",
-                )
-                for row in found.by_bits
-            ),
-            ("all", "", f"{layers:,}", f"{found.macs:,}", "", f"{found.bit_operations:,}"),
-        ),
+        (*rows, ("all", "", f"{layers:,}", f"{found.macs:,}", "", f"{found.bit_operations:,}")),
     )
 
 
@@ -251,17 +238,14 @@ def complexity(record: Record) -> Section:
 def codes(record: Record) -> Section:
     """A histogram for each layer that has codes."""
     coded = [layer for layer in record.layers if layer.levels]
+
+    def caption(layer: ShippedLayer) -> str:
+        return f"{layer.kind}, {layer.weight_bits} bit, {layer.weights:,} weights"
+
     return Section(
         "Codes",
         "How many weights of each layer hold each integer.",
-        charts=lambda: [
-            Chart(
-                histogram(layer),
-                layer.name,
-                f"{layer.kind}, {layer.weight_bits} bit, {layer.weights:,} weights",
-            )
-            for layer in coded
-        ],
+        charts=lambda: [Chart(histogram(layer), layer.name, caption(layer)) for layer in coded],
         layout="histograms",
         shown=bool(coded),
     )
@@ -270,17 +254,15 @@ def codes(record: Record) -> Section:
 @section
 def complexity_by_layer(record: Record) -> Section:
     """A row for each layer that multiplies or has parameters, and one for all."""
+    rows = (
+        (row.name, row.kind, bits(row.weight_bits), bits(row.act_bits), *_work(row))
+        for row in record.complexity.layers
+    )
     return Section(
         "Complexity by layer",
         "Parameters are those of the float layer and of the BatchNorm joined with it.",
         ("Layer", "Kind", "Weights", "Activations", "Parameters", "MACs", "Bit operations"),
-        (
-            *(
-                (row.name, row.kind, bits(row.weight_bits), bits(row.act_bits), *_work(row))
-                for row in record.complexity.layers
-            ),
-            ("all", "", "", "", *_work(record.complexity)),
-        ),
+        (*rows, ("all", "", "", "", *_work(record.complexity))),
     )
 
 
