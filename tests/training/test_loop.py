@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from qdeploy.errors import QdeployError
-from qdeploy.training import loop, search
+from qdeploy.training import evaluate as evaluation
+from qdeploy.training import loop
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.console import Console
 from qdeploy.training.evaluate import Metrics, evaluate
@@ -154,11 +155,12 @@ def test_resuming_a_finished_run_gives_its_result(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
-    tiny_fit(tiny_network(), tmp_path, epochs=1, fingerprint="lenet5 by slb w1a8")
+    tiny_fit(tiny_network(), tmp_path, epochs=1, method="slb")
     with pytest.raises(
-        QdeployError, match="of lenet5 by slb w1a8, and this run trains lenet5 by simqat w8a8"
+        QdeployError,
+        match=r"last\.pt is .* of network lenet5, method slb, and this run is of .* simqat; give",
     ):
-        tiny_fit(tiny_network(), tmp_path, resume=True, fingerprint="lenet5 by simqat w8a8")
+        tiny_fit(tiny_network(), tmp_path, resume=True, method="simqat")
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -167,6 +169,24 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         QdeployError, match=r"does not fit Sequential: unexpected: 0\.weight.*1\.weight \[3\]"
     ):
         tiny_fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), tmp_path, resume=True)
+
+
+class Busy(nn.Sequential):
+    """A float network whose own words are those of a prepared one."""
+
+    progress = 0.5
+    searching = True
+
+    def set_progress(self, epoch: int, epochs: int) -> None:
+        raise AssertionError("not for us to call")
+
+
+def test_a_float_network_may_have_any_attributes_of_its_own(tmp_path: Path) -> None:
+    network = Busy(*tiny_network())
+    result = tiny_fit(network, tmp_path)
+    assert_same_state(network, plain_loop())
+    assert [record.progress for record in result.history] == [{}] * 4
+    assert load_checkpoint(tmp_path / "last.pt").shipped == {}
 
 
 def test_progress_is_told_before_each_epoch(tmp_path: Path) -> None:
@@ -179,16 +199,18 @@ def test_calibration_is_for_evaluation_until_the_commitment_and_lasts_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    for module in (search, loop):
+    for module in (evaluation, loop):
 
-        def calibrate(network: SignSearch, batches: Iterator, where: str = module.__name__) -> None:
+        def calibrate(
+            network: SignSearch, batches: Iterator, where: str = module.__name__, **_: bool
+        ) -> None:
             calls.append((where.rpartition(".")[2], len(network.told), len(list(batches))))
 
         monkeypatch.setattr(module, "calibrate", calibrate)
 
     tiny_fit(SignSearch(commit_epoch=2), tmp_path)
     # (who asked, the epoch from 1, batches)
-    assert calls == [("search", 1, 2), ("search", 2, 2), ("loop", 3, 2)]
+    assert calls == [("evaluate", 1, 2), ("evaluate", 2, 2), ("loop", 3, 2)]
 
 
 def test_the_committed_network_starts_from_its_own_statistics(tmp_path: Path) -> None:
@@ -215,9 +237,9 @@ def test_evaluation_while_searching_is_of_the_weights_that_ship(tmp_path: Path) 
         logits = network.head(hard * network.norm.weight + network.norm.bias)
 
     assert result.last.test_loss == pytest.approx(cross_entropy(logits, data.test.labels).item())
-    torch.testing.assert_close(checkpoint.shipped["norm.running_mean"], mean)
+    torch.testing.assert_close(checkpoint.shipped["network.1.norm.running_mean"], mean)
     torch.testing.assert_close(
-        checkpoint.state["norm.running_mean"], network.norm.running_mean, rtol=0, atol=0
+        checkpoint.state["network.1.norm.running_mean"], network.norm.running_mean, rtol=0, atol=0
     )
     assert not torch.allclose(network.norm.running_mean, mean)
 
