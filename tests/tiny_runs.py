@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from qdeploy.metrics import EpochRecord
 from qdeploy.preparation.prepare import prepare
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import DataSection, ModelSection, QuantizeSection, Recipe, TrainSection
 from qdeploy.run import RunFolder
 from qdeploy.training.console import Console
 from qdeploy.training.launch import open_fabric
-from qdeploy.training.loop import Result, fit
+from qdeploy.training.loop import fit
 from qdeploy.training.session import Session
 
 SETTINGS = TrainSection(
@@ -125,7 +126,7 @@ def shipped_statistics(
     return mean, variance
 
 
-def tiny_fit(network: nn.Module, folder: Path, **changes: object) -> Result:
+def tiny_fit(network: nn.Module, folder: Path, **changes: object) -> list[EpochRecord]:
     """fit() on the tiny data; `changes` are settings, or of the session, or arguments of fit."""
     folder.mkdir(exist_ok=True)
     settings = {key: changes.pop(key) for key in list(changes) if key in TrainSection.model_fields}

@@ -14,13 +14,7 @@ def main() -> None:
     """Take a PyTorch network to 1 to 8 bits and ship it as ONNX, proven on ONNX Runtime."""
 
 
-for command in (
-    train.train,
-    export.export,
-    benchmark.benchmark,
-    inspect.inspect,
-    report.report,
-    zoo.methods,
-    zoo.models,
-):
+for command in (train.train, export.export, benchmark.benchmark, inspect.inspect, report.report):
+    main.add_command(command)
+for command in (zoo.methods, zoo.models):
     main.add_command(command)

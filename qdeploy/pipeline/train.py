@@ -78,8 +78,6 @@ def train(
                 load_float_weights(float_network, Path(recipe.model.weights))
             network = trainable(recipe, float_network, data)
             settled = with_regimes_of(float_network, recipe)
-            for section in settled.data.phases():
-                share.check(section.batch_size)
             data = with_regime(data, settled, float_network)
             check_order(settled, data.train.steps_before)
             if processes.rank() == 0:

@@ -23,8 +23,7 @@ from qdeploy.metrics import EpochRecord, Running, write_metrics
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 from qdeploy.recipe import TrainSection
-from qdeploy.run import RunFolder
-from qdeploy.training.checkpoint import Checkpoint, fingerprint, save_checkpoint
+from qdeploy.training.checkpoint import Checkpoint, fingerprint
 from qdeploy.training.console import TrainingBar
 from qdeploy.training.device import channels_last, determinism
 from qdeploy.training.distillation import distillation_loss
@@ -36,23 +35,6 @@ from qdeploy.training.session import Session
 from qdeploy.training.weights import load_network_state
 
 
-@dataclass(frozen=True)
-class Result:
-    """What every epoch of a run came to."""
-
-    history: list[EpochRecord]
-
-    @property
-    def last(self) -> EpochRecord:
-        """The final epoch: that of last.pt."""
-        return self.history[-1]
-
-    @property
-    def best(self) -> EpochRecord:
-        """The epoch of the highest test top-1, the earlier one of equals: that of best.pt."""
-        return max(self.history, key=lambda record: record.test_top1)
-
-
 def fit(
     session: Session,
     network: nn.Module,
@@ -60,8 +42,10 @@ def fit(
     *,
     teacher: nn.Module | None = None,
     after_epoch: Callable[[], object] = lambda: None,
-) -> Result:
+) -> list[EpochRecord]:
     """Train `network` in place; after each epoch the run's folder holds all that is needed to go on.
+
+    Gives the records of all epochs of the run.
 
     Every process of the session calls it, with its share of `data`. A run that is resumed ends, on
     a CPU, in the very weights of one that was never interrupted. `teacher` is the trained float
@@ -92,8 +76,7 @@ def fit(
                 tested, buffers = training.evaluate(epoch)
                 seconds = time.perf_counter() - started
                 record = training.record(epoch, trained, tested, seconds)
-                if processes.rank() == 0:
-                    _keep(training.checkpoint([*history, record], buffers), run)
+                session.keep(training.checkpoint([*history, record], buffers))
                 history.append(record)
                 if processes.rank() == 0:
                     after_epoch()
@@ -101,7 +84,7 @@ def fit(
     except KeyboardInterrupt:
         console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")
         raise
-    return Result(history)
+    return history
 
 
 @dataclass(frozen=True)
@@ -291,15 +274,6 @@ class Training:
     def lr(self) -> float:
         """The learning rate of the latest step."""
         return self.optimizer.param_groups[0]["lr"]
-
-
-def _keep(checkpoint: Checkpoint, run: RunFolder) -> None:
-    """Write metrics.csv and the checkpoints, last.pt at the end: until then the epoch is undone."""
-    history = checkpoint.history
-    write_metrics(run.metrics, history)
-    if Result(history).best is history[-1]:
-        save_checkpoint(checkpoint, run.best)
-    save_checkpoint(checkpoint, run.last)
 
 
 def _diverged(what: str, lr: float) -> QdeployError:

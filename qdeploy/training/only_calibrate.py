@@ -4,13 +4,11 @@ from itertools import islice
 
 from torch import nn
 
-from qdeploy import processes
 from qdeploy.data import Data
 from qdeploy.layers.norm import norms_over_processes
-from qdeploy.metrics import write_metrics
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.training.checkpoint import Checkpoint, fingerprint, save_checkpoint
+from qdeploy.training.checkpoint import Checkpoint, fingerprint
 from qdeploy.training.evaluate import evaluate
 from qdeploy.training.session import Session
 
@@ -21,7 +19,7 @@ def only_calibrate(session: Session, network: nn.Module, data: Data) -> None:
     The files are those of a trained run, with no epoch in them. A run that is resumed has done all
     there is to do. Errors: QdeployError for a checkpoint of another run.
     """
-    recipe, run = session.recipe, session.run
+    recipe = session.recipe
     if session.last_checkpoint():
         session.console.log(
             "nothing is left to do: the network is calibrated and there are no epochs"
@@ -34,8 +32,4 @@ def only_calibrate(session: Session, network: nn.Module, data: Data) -> None:
             calibrate(network, batches, **recipe.calibrate.model_dump())
         tested = evaluate(network, data.test.epoch(0))
     session.console.log(f"without training  test loss {tested.loss:.4f}  top-1 {tested.top1:.2%}")
-    if processes.rank() == 0:
-        write_metrics(run.metrics, [])
-        checkpoint = Checkpoint(fingerprint(recipe), [], network.state_dict(), {}, {}, {})
-        save_checkpoint(checkpoint, run.best)
-        save_checkpoint(checkpoint, run.last)
+    session.keep(Checkpoint(fingerprint(recipe), [], network.state_dict(), {}, {}, {}))

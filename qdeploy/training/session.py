@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from lightning_fabric import Fabric
 
+from qdeploy import processes
+from qdeploy.metrics import write_metrics
 from qdeploy.recipe import Recipe
 from qdeploy.run import RunFolder
-from qdeploy.training.checkpoint import Checkpoint, load_checkpoint_of
+from qdeploy.training.checkpoint import Checkpoint, load_checkpoint_of, save_checkpoint
 from qdeploy.training.console import Console
 
 
@@ -37,3 +39,15 @@ class Session:
         if not self.resume or not self.run.last.exists():
             return None
         return load_checkpoint_of(self.recipe, self.run.last)
+
+    def keep(self, checkpoint: Checkpoint) -> None:
+        """Write metrics.csv and the checkpoints, last.pt at the end: until then the epoch is undone."""
+        if processes.rank() > 0:
+            return
+        history = checkpoint.history
+        write_metrics(self.run.metrics, history)
+        # Of equals the first.
+        best = max(history, key=lambda record: record.test_top1, default=None)
+        if best is None or best is history[-1]:
+            save_checkpoint(checkpoint, self.run.best)
+        save_checkpoint(checkpoint, self.run.last)

@@ -88,9 +88,9 @@ def test_the_weights_are_bitwise_those_of_a_plain_loop(tmp_path: Path) -> None:
 def test_it_learns_and_records_what_evaluation_finds(tmp_path: Path) -> None:
     network = tiny_network()
     result = tiny_fit(network, tmp_path, epochs=20)
-    last = result.last
+    last = result[-1]
     assert (last.epoch, last.steps) == (20, 100)
-    assert last.train_loss < result.history[0].train_loss
+    assert last.train_loss < result[0].train_loss
     assert last.test_top1 > 0.8  # chance is 0.25
     found = evaluate(network, tiny_data().test.epoch(0))
     assert found == Metrics(last.test_loss, last.test_top1, last.test_top5, 44)
@@ -103,8 +103,9 @@ def test_the_best_checkpoint_is_the_earlier_of_equals(
     accuracies = iter([0.5, 0.75, 0.75, 0.25])
     monkeypatch.setattr(loop, "evaluate", lambda *_: Metrics(1.0, next(accuracies), 1.0, 44))
     result = tiny_fit(tiny_network(), tmp_path)
-    assert result.best.epoch == load_checkpoint(tmp_path / "best.pt").epoch == 2
-    assert result.last.epoch == load_checkpoint(tmp_path / "last.pt").epoch == 4
+    assert [record.test_top1 for record in result] == [0.5, 0.75, 0.75, 0.25]
+    assert load_checkpoint(tmp_path / "best.pt").epoch == 2
+    assert load_checkpoint(tmp_path / "last.pt").epoch == result[-1].epoch == 4
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_a_float_network_may_have_any_attributes_of_its_own(tmp_path: Path) -> N
     network = Busy(*tiny_network())
     result = tiny_fit(network, tmp_path)
     assert_same_state(network, plain_loop())
-    assert [record.progress for record in result.history] == [{}] * 4
+    assert [record.progress for record in result] == [{}] * 4
     assert load_checkpoint(tmp_path / "last.pt").shipped == {}
 
 
@@ -236,7 +237,7 @@ def test_evaluation_while_searching_is_of_the_weights_that_ship(tmp_path: Path) 
         hard = (hard - mean) / (variance + network.norm.eps).sqrt()
         logits = network.head(hard * network.norm.weight + network.norm.bias)
 
-    assert result.last.test_loss == pytest.approx(cross_entropy(logits, data.test.labels).item())
+    assert result[-1].test_loss == pytest.approx(cross_entropy(logits, data.test.labels).item())
     torch.testing.assert_close(checkpoint.shipped["network.1.norm.running_mean"], mean)
     torch.testing.assert_close(
         checkpoint.state["network.1.norm.running_mean"], network.norm.running_mean, rtol=0, atol=0
@@ -265,13 +266,13 @@ def test_an_interrupted_search_ends_in_the_same_weights(
     tmp_path: Path, epoch: int, commit: int
 ) -> None:
     whole = SignSearch(commit)
-    expected = tiny_fit(whole, tmp_path / "whole").history
+    expected = tiny_fit(whole, tmp_path / "whole")
 
     data = data_that_fails(KeyboardInterrupt(), epoch, step=1)
     with pytest.raises(KeyboardInterrupt):
         tiny_fit(SignSearch(commit), tmp_path / "cut", data=data)
     network = SignSearch(commit)
-    history = tiny_fit(network, tmp_path / "cut", resume=True).history
+    history = tiny_fit(network, tmp_path / "cut", resume=True)
 
     assert_same_state(network, whole)
     assert [r.test_loss for r in history] == [r.test_loss for r in expected]

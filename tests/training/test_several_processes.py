@@ -116,7 +116,7 @@ def train(fabric: Fabric, folder: Path, case: str, dropout: float = 0.0, fails: 
     result = fit(session, network, some_data)
     torch.save(network.state_dict(), folder / f"{processes.rank()}-of-{processes.count()}.pt")
     if processes.rank() == processes.count() - 1:
-        torch.save([record.row() for record in result.history], folder / "history.pt")
+        torch.save([record.row() for record in result], folder / "history.pt")
 
 
 class Failing:
