@@ -71,7 +71,7 @@ class RunFolder:
         return RunFolder(self.path / "float")
 
     @property
-    def files(self) -> tuple[Path, ...]:
+    def all_files(self) -> tuple[Path, ...]:
         """Every file that a run may hold, without those of the nested run."""
         training = (self.recipe, self.network, self.log, self.metrics, self.last, self.best)
         return (*training, self.curves, self.model, self.float_model, *self.reports)
@@ -100,7 +100,7 @@ def create_run(
                 "--force starts it anew, -o chooses another folder"
             )
         if force and not resume:
-            for old in (*run.files, *run.float_run.files):
+            for old in (*run.all_files, *run.float_run.all_files):
                 old.unlink(missing_ok=True)
     except OSError as error:
         raise QdeployError(

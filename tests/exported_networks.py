@@ -42,7 +42,7 @@ def calibrated_by(network, *settings, **options):
     statistics = {
         name: value.clone() for name, value in prepared.state_dict().items() if "running_" in name
     }
-    qdeploy.calibrate(prepared, images.split(16))
+    qdeploy.calibrate(prepared, images.split(16), batch_norm=True)
     prepared.load_state_dict(statistics, strict=False)  # keeps the awkward ones
     return prepared.eval()
 

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from qdeploy.cli import DEFAULT_RECIPE, explained, main, spans
+from qdeploy.cli import main
+from qdeploy.cli.train import DEFAULT_RECIPE
+from qdeploy.cli.zoo import explained, spans
 from qdeploy.methods import Options, available, find
 from qdeploy.recipe import zoo_recipes
 

@@ -57,7 +57,7 @@ def prepared(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         result = qdeploy.prepare(network, inputs(name, 2), "simqat")
-    qdeploy.calibrate(result, [inputs(name, 32, seed) for seed in (3, 4)])
+    qdeploy.calibrate(result, [inputs(name, 32, seed) for seed in (3, 4)], batch_norm=True)
     for norm, trained in zip(norms(result), norms(network), strict=False):
         trained.load_state_dict(norm.state_dict())  # the statistics of the same batches
     return network.eval(), result.eval()

@@ -34,7 +34,7 @@ def errors(name, folder):
     arrays = [[x.numpy() for x in batch] for batch in batches]
     theirs = quantized_statically(model, folder / "static.onnx", arrays)
     prepared = qdeploy.prepare(network, inputs(name, 2), "simqat")
-    qdeploy.calibrate(prepared, batches, "mse", batch_norm=False, correct_bias=True)
+    qdeploy.calibrate(prepared, batches, "mse", correct_bias=True)
     ours = qdeploy.export(prepared, folder / "ours.onnx", inputs(name, 2))
     images = inputs(name, 64, 9)
     wanted = outputs(model, images)

@@ -25,7 +25,7 @@ def test_the_files_are_those_of_the_architecture() -> None:
     text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
     listed = text.partition("### A run folder")[2].partition("(a nested run")[0]
     names = set(re.findall(r"\b[\w-]+\.[a-z]+\b", listed))
-    assert {file.name for file in RunFolder(Path()).files} == names
+    assert {file.name for file in RunFolder(Path()).all_files} == names
     assert RunFolder(Path("run")).float_run.path == Path("run/float")
 
 
@@ -50,7 +50,7 @@ def test_resume_keeps_everything(tmp_path: Path) -> None:
 def test_force_removes_the_old_run_and_nothing_else(tmp_path: Path) -> None:
     run = create_run(tmp_path, recipe())
     create_run(run.float_run.path, recipe())
-    for file in (*run.files, *run.float_run.files, tmp_path / "thesis.tex"):
+    for file in (*run.all_files, *run.float_run.all_files, tmp_path / "thesis.tex"):
         file.write_text("old")
 
     create_run(tmp_path, recipe(), force=True)

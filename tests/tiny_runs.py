@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from qdeploy.recipe import DataSection, ModelSection, Recipe, TrainSection
+from qdeploy.metrics import EpochRecord
+from qdeploy.preparation.prepare import prepare
+from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.recipe import DataSection, ModelSection, QuantizeSection, Recipe, TrainSection
 from qdeploy.run import RunFolder
 from qdeploy.training.console import Console
 from qdeploy.training.launch import open_fabric
-from qdeploy.training.loop import Result, fit
+from qdeploy.training.loop import fit
+from qdeploy.training.session import Session
 
 SETTINGS = TrainSection(
     epochs=4,
@@ -76,28 +80,39 @@ def seed_by_hand(epoch: int) -> None:
     torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
-class SignSearch(nn.Module):
-    """A toy binary network: trains tanh(logits), ships sign(logits), commits at an epoch."""
+class SignSearch(PreparedNetwork):
+    """SLB at 1 bit: trains tanh(logits / sqrt 2), ships sign(logits), commits at an epoch (from 0)."""
 
     def __init__(self, commit_epoch: int) -> None:
-        super().__init__()
         torch.manual_seed(6)
-        self.logits = nn.Parameter(torch.randn(8, 16))
-        self.norm = nn.BatchNorm1d(8)
-        self.head = nn.Linear(8, 4)
-        self.commit_epoch = commit_epoch
-        self.searching = True
+        layers = nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 4)
+        prepared = prepare(
+            nn.Sequential(nn.Flatten(), *layers),
+            torch.zeros(2, 1, 4, 4),
+            "slb",
+            1,
+            "float",
+            {"3": "float"},
+            **{"linear": True, "t_factor": 1.0, "t_end_time": 1.0, "epoch_size": commit_epoch + 1},
+        )
+        super().__init__(prepared.network, prepared.settings)
         self.told: list[tuple[int, int]] = []
 
     def set_progress(self, epoch: int, epochs: int) -> None:
         self.told.append((epoch, epochs))
-        self.searching = epoch < self.commit_epoch
-        self.logits.requires_grad_(self.searching)
+        super().set_progress(epoch, epochs)
 
-    def forward(self, images: Tensor) -> Tensor:
-        soft = self.searching and self.training
-        weight = self.logits.tanh() if soft else self.logits.sign()
-        return self.head(self.norm(linear(images.flatten(1), weight)))
+    @property
+    def logits(self) -> nn.Parameter:
+        return self.network.get_submodule("1").quantizer.latent
+
+    @property
+    def norm(self) -> nn.BatchNorm1d:
+        return self.network.get_submodule("1").norm
+
+    @property
+    def head(self) -> nn.Linear:
+        return self.network.get_submodule("3")
 
 
 @torch.no_grad()
@@ -111,18 +126,21 @@ def shipped_statistics(
     return mean, variance
 
 
-def tiny_fit(network: nn.Module, folder: Path, **changes: object) -> Result:
-    """fit() on the tiny data; `changes` are settings, or `data`, `console`, `resume`..."""
+def tiny_fit(network: nn.Module, folder: Path, **changes: object) -> list[EpochRecord]:
+    """fit() on the tiny data; `changes` are settings, or of the session, or arguments of fit."""
     folder.mkdir(exist_ok=True)
-    others = {"data": tiny_data(), "console": Console(stream=io.StringIO())}
-    others |= {"fingerprint": "tiny", "fabric": open_fabric("cpu")}
     settings = {key: changes.pop(key) for key in list(changes) if key in TrainSection.model_fields}
-    return fit(
-        network,
-        settings=SETTINGS.model_copy(update=settings),
+    parts = {"train": SETTINGS.model_copy(update=settings)}
+    if "method" in changes:
+        parts["quantize"] = QuantizeSection(method=changes.pop("method"))
+    session = Session(
+        recipe=recipe().model_copy(update=parts),
         run=RunFolder(folder),
-        **(others | changes),
+        fabric=changes.pop("fabric", None) or open_fabric("cpu"),
+        console=changes.pop("console", None) or Console(stream=io.StringIO()),
+        resume=changes.pop("resume", False),
     )
+    return fit(session, network, changes.pop("data", None) or tiny_data(), **changes)
 
 
 def recipe() -> Recipe:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import qdeploy
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Data
-from qdeploy.pipeline.assemble import as_shipped, data_of, float_network_of
+from qdeploy.pipeline.assemble import data_of, float_network_of
 from qdeploy.pipeline.export import first
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.ranges import RANGES
@@ -216,7 +216,7 @@ def row(
 def top1_of(classify: Callable[[Tensor], Any], tests: Tests) -> float:
     """Of a network what ships of it."""
     if isinstance(classify, nn.Module):
-        return evaluate(as_shipped(classify), tests).top1
+        return evaluate(classify, tests).top1
     hits = [np.argmax(classify(images), 1) == labels.numpy() for images, labels in tests]
     return float(np.concatenate(hits).mean())
 

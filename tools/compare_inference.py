@@ -214,7 +214,7 @@ def int8_file(network: str, folder: Path) -> dict[str, float]:
     model, batches, ended = float_network(network), calibration(network), Watch()
     prepared = qdeploy.prepare(model, batches[0], "simqat")
     ended("prepare")
-    qdeploy.calibrate(prepared, batches)
+    qdeploy.calibrate(prepared, batches, batch_norm=True)
     ended("calibrate")
     qdeploy.export(prepared, folder / "int8.onnx", batches[0])
     ended("export")

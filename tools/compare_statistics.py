@@ -18,7 +18,6 @@ import click
 
 from qdeploy.benchmark import this_machine
 from qdeploy.files import atomic_write
-from qdeploy.pipeline.assemble import as_shipped
 from qdeploy.pipeline.trained_run import load_run
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.run import RunFolder
@@ -53,8 +52,8 @@ def measured(run: RunFolder, data_root: Path | None, device: str) -> dict[str, A
     for count in BATCHES:
         load_network_state(network, load_checkpoint(run.last), shipped=False)
         if count:
-            calibrate(network, islice(trained.data.train.epoch(0), count))
-        top1.append(evaluate(as_shipped(network), trained.data.test.epoch(0)).top1)
+            calibrate(network, islice(trained.data.train.epoch(0), count), batch_norm=True)
+        top1.append(evaluate(network, trained.data.test.epoch(0)).top1)
     return {
         "data": trained.data.title,
         "batch_size": trained.recipe.data.batch_size,

@@ -113,7 +113,7 @@ def exported(network: nn.Module, inputs: Any, settings: dict[str, Any], form: An
             loss.backward()
             optimizer.step()
         prepared.set_progress(3, 4)
-        qdeploy.calibrate(prepared, [given])
+        qdeploy.calibrate(prepared, [given], batch_norm=True)
         with tempfile.TemporaryDirectory() as folder:
             file = qdeploy.export(prepared, Path(folder) / "model.onnx", inputs, **form)
             return file.read_bytes()

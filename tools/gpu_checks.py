@@ -356,7 +356,7 @@ def differing(network: str, shape: tuple[int, ...], given: str, setup: Setup) ->
     images = torch.randn(16, *shape)
     prepared = prepared_for(network, images, given)
     assert isinstance(prepared, PreparedNetwork)
-    qdeploy.calibrate(prepared, [images])
+    qdeploy.calibrate(prepared, [images], batch_norm=True)
     converted = qdeploy.convert(prepared)
     scales = quantized_tensors(converted)
     expose(converted, list(scales))

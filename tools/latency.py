@@ -65,7 +65,7 @@ def exported(
     for name, settings in FORMS.items():
         start = time.perf_counter()
         prepared = qdeploy.prepare(model, images, **settings)
-        qdeploy.calibrate(prepared, [images])
+        qdeploy.calibrate(prepared, [images], batch_norm=True)
         files.append(qdeploy.export(prepared, folder / f"{name}.onnx", images))
         seconds[name] = time.perf_counter() - start
     return files, seconds

@@ -21,7 +21,7 @@ from filelock import FileLock
 from plans import ROOT, Figures, Plan, plans
 
 import qdeploy
-from qdeploy.cli import reports_errors
+from qdeploy.cli.options import reports_errors
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.pipeline.export import export_run

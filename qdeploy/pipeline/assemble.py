@@ -16,7 +16,6 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.network_loading import load_network
 from qdeploy.preparation.bias_correction import float_weights
-from qdeploy.preparation.convert import convert
 from qdeploy.preparation.prepare import prepare
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe
@@ -109,17 +108,6 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
     return network
 
 
-def as_shipped(network: nn.Module) -> nn.Module:
-    """The integers that the file would have, where the network is; a float network is itself.
-
-    A bias is rounded to what the integers of its layer count, and the codes of low-bit activations
-    tip over by that: what is tested in training is what ships, to the last code.
-    """
-    if not isinstance(network, PreparedNetwork):
-        return network
-    return convert(network).to(next(network.parameters()).device)
-
-
 def check_options(options: Mapping[str, Any]) -> None:
     """Errors: QdeployError for a key of [quantize] among the method's own options."""
     misplaced = sorted(set(options) & set(inspect.signature(prepare).parameters))
@@ -133,8 +121,3 @@ def check_options(options: Mapping[str, Any]) -> None:
 def settings_text(network: nn.Module) -> str:
     """Every setting of the quantization, a line for each layer."""
     return network.extra_repr() if isinstance(network, PreparedNetwork) else "float"
-
-
-def fingerprint(recipe: Recipe) -> str:
-    """What a checkpoint belongs to."""
-    return f"network {recipe.model.network}, method {recipe.quantize.method}"

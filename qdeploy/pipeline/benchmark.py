@@ -45,13 +45,13 @@ def benchmark(
     if dataset is not None:
         labels = [placement.file for placement in result.placements]
         accuracies = [
-            accuracy(path, label, dataset, data_root, provider, threads)
+            accuracy_of(path, label, dataset, data_root, provider, threads)
             for path, label in zip(models, labels, strict=True)
         ]
     return result, accuracies
 
 
-def accuracy(
+def accuracy_of(
     path: Path, label: str, dataset: str, data_root: Path | None, provider: str, threads: int
 ) -> FileAccuracy:
     """Images are normalised as the file's metadata says."""

@@ -56,7 +56,7 @@ def read_run(folder: RunFolder, name: str, is_baseline: bool = False) -> Run:
     return Run(
         name=name,
         method=recipe.quantize.method,
-        bits=bits(recipe.quantize),
+        bits=bits_of_most_layers(recipe.quantize),
         epochs=recipe.train.epochs,
         rows=read_metrics(folder.metrics),
         record=read_record(folder),
@@ -64,8 +64,8 @@ def read_run(folder: RunFolder, name: str, is_baseline: bool = False) -> Run:
     )
 
 
-def bits(quantize: QuantizeSection) -> str:
-    """Those of most layers, as "w1a8"."""
+def bits_of_most_layers(quantize: QuantizeSection) -> str:
+    """As "w1a8"."""
     if quantize.method == "float":
         return "float"
     return f"w{quantize.weight_bits}a{quantize.act_bits or 'float'}"

@@ -71,7 +71,7 @@ def check_order(recipe: Recipe, steps_before: Callable[[int], int]) -> None:
     steps_before: training steps before an epoch; it tells which of an epoch and a step is first.
     """
     for (section, before), (same, after) in pairwise(regime_phases(recipe)):
-        first, second = (first_step(phase, steps_before) for phase in (before, after))
+        first, second = (step_at_start(phase, steps_before) for phase in (before, after))
         if section == same and first >= second:
             raise QdeployError(
                 f"the regime of [{section}] has {start_of(after)} behind {start_of(before)}, which "
@@ -79,7 +79,7 @@ def check_order(recipe: Recipe, steps_before: Callable[[int], int]) -> None:
             )
 
 
-def first_step(phase: Phase, steps_before: Callable[[int], int]) -> int:
+def step_at_start(phase: Phase, steps_before: Callable[[int], int]) -> int:
     """The step of the run that the phase begins at."""
     return steps_before(phase.epoch or 0) if phase.step is None else phase.step
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, Unpack
 
-from lightning_fabric import Fabric
 from torch import nn
 
 from qdeploy import processes
@@ -15,9 +15,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.network_loading import network_source
 from qdeploy.pipeline.assemble import (
-    as_shipped,
     data_of,
-    fingerprint,
     float_network_of,
     settings_text,
     trainable,
@@ -35,9 +33,10 @@ from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.run import RunFolder, create_run, default_path
 from qdeploy.training.console import Console
-from qdeploy.training.launch import first_process_first, launched, open_fabric
+from qdeploy.training.launch import Devices, first_process_first, launched, open_fabric
 from qdeploy.training.loop import fit
 from qdeploy.training.only_calibrate import only_calibrate
+from qdeploy.training.session import Session
 from qdeploy.training.weights import load_float_weights
 
 
@@ -47,25 +46,24 @@ def train(
     *,
     data_root: Path | None = None,
     download: bool = False,
-    device: str = "auto",
-    devices: int | None = None,
-    num_nodes: int | None = None,
     resume: bool = False,
     force: bool = False,
     stream: TextIO | None = None,
+    **devices: Unpack[Devices],
 ) -> RunFolder:
     """Trains a recipe and returns its run folder, `path` or a new one below ./runs.
 
-    data_root           takes the place of the recipe's data.root
-    device              auto, cpu or cuda
-    devices, num_nodes  devices on each machine, and machines, see `open_fabric`; the recipe's
-                        batch size is that of all of them together
-    resume              goes on with the run in `path`, which must be one of this recipe
+    data_root  takes the place of the recipe's data.root
+    resume     goes on with the run in `path`, which must be one of this recipe
+    force      takes the place of the run in `path`
+    stream     where the console speaks, in place of standard output
+    devices    device, devices and num_nodes of `open_fabric`; the recipe's batch size is that of all
+               devices together
 
     Everything that can be wrong with the recipe, its network, its weights and its data is found
     before the folder is made. Errors: QdeployError.
     """
-    fabric = open_fabric(device, devices, num_nodes, recipe.train.precision)
+    fabric = open_fabric(**devices, precision=recipe.train.precision)
     with launched(fabric):
         run = RunFolder(fabric.broadcast(path or default_path(recipe)))
         with first_process_first(fabric):
@@ -78,37 +76,28 @@ def train(
             goes_on = resume and run.last.is_file()
             if recipe.model.weights is not None and (recipe.train.distill or not goes_on):
                 load_float_weights(float_network, Path(recipe.model.weights))
-            trainable(recipe, float_network, data)  # finds its errors before hours in float
+            network = trainable(recipe, float_network, data)
             settled = with_regimes_of(float_network, recipe)
-            for section in settled.data.phases():
-                share.check(section.batch_size)
             data = with_regime(data, settled, float_network)
             check_order(settled, data.train.steps_before)
             if processes.rank() == 0:
                 create_run(run.path, recipe, resume=resume, force=force)
                 if not run.network.is_file():
                     keep_source(recipe, run)
-        train_in(run, settled, float_network, data, fabric, resume, stream)
+        session = Session(settled, run, fabric, Console(run.log, stream), resume)
+        train_in(session, float_network, network, data)
     return run
 
 
-def train_in(
-    run: RunFolder,
-    recipe: Recipe,
-    float_network: nn.Module,
-    data: Data,
-    fabric: Fabric,
-    resume: bool,
-    stream: TextIO | None,
-) -> None:
-    """Trains first in float, if the recipe wants it, then what the recipe quantizes."""
-    console = Console(run.log, stream)
+def train_in(session: Session, float_network: nn.Module, network: nn.Module, data: Data) -> None:
+    """Trains first in float, if the recipe wants it, then `network`, what the recipe quantizes."""
+    recipe, console, path = session.recipe, session.console, session.run.path
     try:
         if recipe.train.float_epochs:
-            train_in_float(recipe, float_network, data, run, fabric, resume, stream)
-        network = trainable(recipe, float_network, data)
+            train_in_float(session, float_network, data)
+            network = trainable(recipe, float_network, data)  # anew, from what float learned
         console.log(
-            f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {run.path}"
+            f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {path}"
         )
         console.log(settings_text(network))
         for line in regime_lines(recipe):
@@ -116,9 +105,9 @@ def train_in(
         for warning in warnings(network, recipe, data.train.steps_before):
             console.log(f"warning: {warning}")
         teacher = float_network if recipe.train.distill else None
-        fit_and_plot(network, data, recipe, run, console, fabric, resume, teacher)
+        fit_and_plot(session, network, data, teacher)
     except KeyboardInterrupt:
-        console.log(f"`qdeploy train -o {run.path} --resume` goes on from there")
+        console.log(f"`qdeploy train -o {path} --resume` goes on from there")
         raise
 
 
@@ -202,64 +191,26 @@ def warnings(
 
 
 def fit_and_plot(
-    network: nn.Module,
-    data: Data,
-    recipe: Recipe,
-    run: RunFolder,
-    console: Console,
-    fabric: Fabric,
-    resume: bool,
-    teacher: nn.Module | None = None,
+    session: Session, network: nn.Module, data: Data, teacher: nn.Module | None = None
 ) -> None:
-    if recipe.train.epochs == 0:
-        only_calibrate(
-            network,
-            data,
-            recipe,
-            run,
-            console,
-            fingerprint=fingerprint(recipe),
-            fabric=fabric,
-            resume=resume,
-            as_shipped=as_shipped,
-        )
+    if session.recipe.train.epochs == 0:
+        only_calibrate(session, network, data)
         return
-    with live_page(run, recipe) as rewrite:
-        fit(
-            network,
-            data,
-            recipe.train,
-            run,
-            console,
-            fingerprint=fingerprint(recipe),
-            fabric=fabric,
-            resume=resume,
-            teacher=teacher,
-            as_shipped=as_shipped,
-            after_epoch=rewrite,
-        )
+    with live_page(session.run, session.recipe) as rewrite:
+        fit(session, network, data, teacher=teacher, after_epoch=rewrite)
 
 
-def train_in_float(
-    recipe: Recipe,
-    network: nn.Module,
-    data: Data,
-    run: RunFolder,
-    fabric: Fabric,
-    resume: bool,
-    stream: TextIO | None,
-) -> None:
+def train_in_float(session: Session, network: nn.Module, data: Data) -> None:
     """Gives the float network weights of some epochs of its own.
 
     They are a run in the folder `float` of this one: the baseline that the report compares with.
     """
-    baseline = float_recipe(recipe)
-    folder = run.float_run
+    baseline, folder, resume = float_recipe(session.recipe), session.run.float_run, session.resume
     if processes.rank() == 0:
         create_run(folder.path, baseline, resume=resume, force=not resume)
-    console = Console(folder.log, stream)
+    console = Console(folder.log, session.console.stream)
     console.log(f"{baseline.name}: {baseline.train.epochs} epochs in float")
-    fit_and_plot(network, data, baseline, folder, console, fabric, resume)
+    fit_and_plot(replace(session, recipe=baseline, run=folder, console=console), network, data)
     network.cpu()
 
 

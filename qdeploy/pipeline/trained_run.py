@@ -14,10 +14,10 @@ from qdeploy.data import Data, Normalisation
 from qdeploy.errors import QdeployError
 from qdeploy.findings import explain
 from qdeploy.metrics import EpochRecord
-from qdeploy.pipeline.assemble import data_of, fingerprint, float_network_of, trainable
+from qdeploy.pipeline.assemble import data_of, float_network_of, trainable
 from qdeploy.recipe import ExportSection, Recipe
 from qdeploy.run import RunFolder
-from qdeploy.training.checkpoint import load_checkpoint
+from qdeploy.training.checkpoint import load_checkpoint_of
 from qdeploy.training.device import pick_device
 from qdeploy.training.weights import load_float_weights, load_network_state
 
@@ -78,11 +78,7 @@ def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: 
     data = data_of(recipe, data_root, False, pick_device(device))
     float_network = float_network_of(recipe, data, run.network)
     network = trainable(recipe, float_network, data)
-    found = load_checkpoint(file)
-    if found.fingerprint != fingerprint(recipe):
-        raise QdeployError(
-            f"{file} is a checkpoint of {found.fingerprint}, but {run.recipe} is of {fingerprint(recipe)}"
-        )
+    found = load_checkpoint_of(recipe, file)
     load_network_state(network, found)
     is_trained = load_baseline(recipe, run, float_network)
     return TrainedRun(run, recipe, data, network, float_network, is_trained, found.history, file)

@@ -14,7 +14,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import MovingRange, calibration
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.preparation.bias_correction import float_moments, restore_moments
-from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 from qdeploy.preparation.ranges import MEAN, check_ranges, measured
 from qdeploy.preparation.trace import described
 
@@ -26,7 +26,7 @@ def calibrate(
     ranges: str = MEAN,
     *,
     percentile: float = 99.99,
-    batch_norm: bool = True,
+    batch_norm: bool = False,
     correct_bias: bool = False,
 ) -> None:
     """Measures activation ranges and BatchNorm statistics on `batches`, for the weights that ship.
@@ -40,7 +40,9 @@ def calibrate(
                   "percentile", "mse" or "entropy" (see ranges.py). A range that a method sets or
                   learns is its own affair.
     percentile    in per cent; leaves out 100 - percentile of the values on either side
-    batch_norm    re-estimates statistics as plain means over the batches
+    batch_norm    re-estimates BatchNorm statistics as plain means over the batches. Those of a
+                  network that is searching (SLB) belong to other weights and are re-estimated
+                  whatever this says
     correct_bias  makes each layer's mean output, and its deviation if it has a norm, what it was
                   in float (see bias_correction.py); all batches are kept in memory
 
@@ -49,6 +51,7 @@ def calibrate(
     without float weights.
     """
     check_ranges(ranges, percentile)
+    batch_norm = batch_norm or is_searching(prepared)
     if isinstance(batches, Tensor):
         raise QdeployError("calibrate takes batches, not one tensor: give it a list, [x]")
     inputs = started(inputs_of(batch, prepared) for batch in batches)

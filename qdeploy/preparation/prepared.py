@@ -72,3 +72,8 @@ class PreparedNetwork(nn.Module):
     def extra_repr(self) -> str:
         lines = [f"{name}: {chosen or 'float'}" for name, chosen in self.settings.items()]
         return "\n".join(lines)
+
+
+def is_searching(network: nn.Module) -> bool:
+    """True for a prepared network whose integers are still searched for; never for a float one."""
+    return isinstance(network, PreparedNetwork) and network.searching

@@ -11,6 +11,7 @@ from torch import Tensor
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.metrics import EpochRecord
+from qdeploy.recipe import Recipe
 
 VERSION = 2
 
@@ -56,6 +57,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
     del content["version"]
     history = [EpochRecord(**record) for record in content.pop("history")]
     return Checkpoint(history=history, **content)
+
+
+def load_checkpoint_of(recipe: Recipe, path: Path) -> Checkpoint:
+    """As load_checkpoint; raises QdeployError also for a checkpoint of another network or method."""
+    checkpoint, wanted = load_checkpoint(path), fingerprint(recipe)
+    if checkpoint.fingerprint != wanted:
+        raise QdeployError(
+            f"{path} is a checkpoint of {checkpoint.fingerprint}, and this run is of {wanted}; give "
+            "the run the recipe that trained it, or choose another folder with -o"
+        )
+    return checkpoint
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """What a checkpoint belongs to."""
+    return f"network {recipe.model.network}, method {recipe.quantize.method}"
 
 
 def is_checkpoint(content: object) -> bool:

@@ -28,6 +28,7 @@ class Console:
 
     def __init__(self, log: Path | None = None, stream: TextIO | None = None) -> None:
         silent = processes.rank() > 0
+        self.stream = stream
         self._screen = rich.console.Console(
             file=stream or sys.stdout, highlight=False, quiet=silent
         )

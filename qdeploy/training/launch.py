@@ -9,7 +9,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 import torch
 from lightning_fabric import Fabric
@@ -22,6 +22,14 @@ from qdeploy.errors import QdeployError
 from qdeploy.training.device import pick_device
 
 PrecisionName = Literal["32", "bf16", "fp16"]
+
+
+class Devices(TypedDict, total=False):
+    """Where a run is trained: keys and values of `open_fabric`."""
+
+    device: str
+    devices: int | None
+    num_nodes: int | None
 
 
 def open_fabric(

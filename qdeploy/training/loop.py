@@ -11,7 +11,6 @@ from itertools import islice
 from typing import cast
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -22,65 +21,43 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import norms_over_processes
 from qdeploy.metrics import EpochRecord, Running, write_metrics
 from qdeploy.preparation.calibrate import calibrate
+from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 from qdeploy.recipe import TrainSection
-from qdeploy.run import RunFolder
-from qdeploy.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from qdeploy.training.console import Console, TrainingBar
+from qdeploy.training.checkpoint import Checkpoint, fingerprint
+from qdeploy.training.console import TrainingBar
 from qdeploy.training.device import channels_last, determinism
 from qdeploy.training.distillation import distillation_loss
-from qdeploy.training.evaluate import AsShipped, Metrics, evaluate, hits_of, itself
+from qdeploy.training.evaluate import Metrics, evaluate, hits_of, shipped_buffers
 from qdeploy.training.optimizer import adjust_optimizer, drop_frozen, make_optimizer
 from qdeploy.training.rng import seed_epoch
 from qdeploy.training.schedule import set_lr
-from qdeploy.training.search import is_searching, progress_of, set_progress, shipped
+from qdeploy.training.session import Session
 from qdeploy.training.weights import load_network_state
 
 
-@dataclass(frozen=True)
-class Result:
-    """What every epoch of a run came to."""
-
-    history: list[EpochRecord]
-
-    @property
-    def last(self) -> EpochRecord:
-        """The final epoch: that of last.pt."""
-        return self.history[-1]
-
-    @property
-    def best(self) -> EpochRecord:
-        """The epoch of the highest test top-1, the earlier one of equals: that of best.pt."""
-        return max(self.history, key=lambda record: record.test_top1)
-
-
 def fit(
+    session: Session,
     network: nn.Module,
     data: Data,
-    settings: TrainSection,
-    run: RunFolder,
-    console: Console,
     *,
-    fingerprint: str,
-    fabric: Fabric,
-    resume: bool = False,
     teacher: nn.Module | None = None,
-    as_shipped: AsShipped = itself,
     after_epoch: Callable[[], object] = lambda: None,
-) -> Result:
-    """Train `network` in place; after each epoch `run` holds all that is needed to go on.
+) -> list[EpochRecord]:
+    """Train `network` in place; after each epoch the run's folder holds all that is needed to go on.
 
-    `fingerprint` names network and method; a checkpoint of another is refused. `fabric` holds the
-    devices: every process of it calls `fit`, with its share of `data`, and the first one writes.
-    `resume` goes on from the run's last checkpoint, if there is one, and ends, on a CPU, in the
-    very weights of a run that was never interrupted. `teacher` is the trained float network that
-    `settings.distill` learns from; it stays as it is. `as_shipped` makes what is tested of the
-    network. `after_epoch` is called in the first process when the files of an epoch are in place.
+    Gives the records of all epochs of the run.
 
-    Raises QdeployError if the loss is no longer finite, and passes KeyboardInterrupt on; the
-    checkpoint of the last finished epoch stays in either case.
+    Every process of the session calls it, with its share of `data`. A run that is resumed ends, on
+    a CPU, in the very weights of one that was never interrupted. `teacher` is the trained float
+    network that train.distill learns from; it stays as it is. `after_epoch` is called in the first
+    process when the files of an epoch are in place.
+
+    Raises QdeployError for a checkpoint of another run and if the loss is no longer finite, and
+    passes KeyboardInterrupt on; the checkpoint of the last finished epoch stays.
     """
-    checkpoint = _last_checkpoint(run, fingerprint) if resume else None
-    training = Training(network, data, settings, fabric, checkpoint, teacher, as_shipped)
+    run, console, settings = session.run, session.console, session.recipe.train
+    checkpoint = session.last_checkpoint()
+    training = Training(session, network, data, checkpoint, teacher)
     history = checkpoint.history if checkpoint else []
     if checkpoint:
         console.log(f"resumed after epoch {checkpoint.epoch} of {settings.epochs}")
@@ -99,8 +76,7 @@ def fit(
                 tested, buffers = training.evaluate(epoch)
                 seconds = time.perf_counter() - started
                 record = training.record(epoch, trained, tested, seconds)
-                if processes.rank() == 0:
-                    _keep(training.checkpoint(fingerprint, [*history, record], buffers), run)
+                session.keep(training.checkpoint([*history, record], buffers))
                 history.append(record)
                 if processes.rank() == 0:
                     after_epoch()
@@ -108,7 +84,7 @@ def fit(
     except KeyboardInterrupt:
         console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")
         raise
-    return Result(history)
+    return history
 
 
 @dataclass(frozen=True)
@@ -127,26 +103,24 @@ class Training:
 
     def __init__(
         self,
+        session: Session,
         network: nn.Module,
         data: Data,
-        settings: TrainSection,
-        fabric: Fabric,
         checkpoint: Checkpoint | None,
         teacher: nn.Module | None,
-        as_shipped: AsShipped,
     ) -> None:
         self.data = data
-        self.settings = settings
-        self.fabric = fabric
+        self.recipe = session.recipe
+        self.settings = session.recipe.train
+        self.fabric = fabric = session.fabric
         self.network = fabric.to_device(channels_last(network))
         if checkpoint:
             # Which parameters are frozen is not in the state, but decides what the optimizer has.
-            set_progress(network, checkpoint.epoch - 1, settings.epochs)
+            self.set_progress(checkpoint.epoch - 1)
             load_network_state(network, checkpoint, shipped=False)
         if teacher:
             fabric.to_device(channels_last(teacher.eval().requires_grad_(False)))
         self.teacher = teacher
-        self.as_shipped = as_shipped
         self.phase = self.settings_after(checkpoint.epoch if checkpoint else 0)
         optimizer = make_optimizer(network, self.phase)
         if checkpoint:
@@ -159,12 +133,17 @@ class Training:
     def enter(self, epoch: int) -> None:
         """Move the network's own schedules to `epoch`, and let go of what it freezes then."""
         was_searching = is_searching(self.network)
-        set_progress(self.network, epoch, self.settings.epochs)
+        self.set_progress(epoch)
         drop_frozen(self.optimizer)
         self._share_gradients()
         seed_epoch(self.settings.seed, epoch)
         if was_searching and not is_searching(self.network):
-            calibrate(self.network, self.calibration_batches(epoch))
+            calibrate(self.network, self.calibration_batches(epoch), batch_norm=True)
+
+    def set_progress(self, epoch: int) -> None:
+        """Tell a prepared network that `epoch` (from 0) is about to be trained."""
+        if isinstance(self.network, PreparedNetwork):
+            self.network.set_progress(epoch, self.settings.epochs)
 
     def _share_gradients(self) -> None:
         """Set the network up to average the gradients of its present parameters over processes.
@@ -254,8 +233,8 @@ class Training:
 
     def evaluate(self, epoch: int) -> tuple[Metrics, dict[str, Tensor]]:
         """Metrics of the weights that would ship now, and those of their buffers that differ."""
-        with shipped(self.network, self.calibration_batches(epoch)) as buffers:
-            metrics = evaluate(self.as_shipped(self.network), self.data.test.epoch(0))
+        with shipped_buffers(self.network, self.calibration_batches(epoch)) as buffers:
+            metrics = evaluate(self.network, self.data.test.epoch(0))
         if not math.isfinite(metrics.loss):
             raise _diverged(f"test loss {metrics.loss} after epoch {epoch + 1}", self.lr)
         return metrics, buffers
@@ -277,15 +256,13 @@ class Training:
             test_top1=tested.top1,
             test_top5=tested.top5,
             seconds=seconds,
-            progress=progress_of(self.network),
+            progress=self.network.progress if isinstance(self.network, PreparedNetwork) else {},
         )
 
-    def checkpoint(
-        self, fingerprint: str, history: list[EpochRecord], buffers: dict[str, Tensor]
-    ) -> Checkpoint:
+    def checkpoint(self, history: list[EpochRecord], buffers: dict[str, Tensor]) -> Checkpoint:
         """Everything that the next epoch depends on, as it is now."""
         return Checkpoint(
-            fingerprint=fingerprint,
+            fingerprint=fingerprint(self.recipe),
             history=history,
             state=self.network.state_dict(),
             shipped=buffers,
@@ -297,28 +274,6 @@ class Training:
     def lr(self) -> float:
         """The learning rate of the latest step."""
         return self.optimizer.param_groups[0]["lr"]
-
-
-def _last_checkpoint(run: RunFolder, fingerprint: str) -> Checkpoint | None:
-    """The checkpoint to resume from; None if no epoch was finished."""
-    if not run.last.exists():
-        return None
-    checkpoint = load_checkpoint(run.last)
-    if checkpoint.fingerprint != fingerprint:
-        raise QdeployError(
-            f"{run.last} is a checkpoint of {checkpoint.fingerprint}, and this run trains "
-            f"{fingerprint}; resume with the recipe of that run, or choose another folder with -o"
-        )
-    return checkpoint
-
-
-def _keep(checkpoint: Checkpoint, run: RunFolder) -> None:
-    """Write metrics.csv and the checkpoints, last.pt at the end: until then the epoch is undone."""
-    history = checkpoint.history
-    write_metrics(run.metrics, history)
-    if Result(history).best is history[-1]:
-        save_checkpoint(checkpoint, run.best)
-    save_checkpoint(checkpoint, run.last)
 
 
 def _diverged(what: str, lr: float) -> QdeployError:

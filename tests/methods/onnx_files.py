@@ -25,7 +25,7 @@ class OnnxFile:
 def calibrated(network, method, weight_bits, act_bits, **options):
     """A prepared network in evaluation mode, its ranges set on three batches."""
     prepared = qdeploy.prepare(network, images(2), method, weight_bits, act_bits, **options)
-    qdeploy.calibrate(prepared, images(48, seed=7).split(16))
+    qdeploy.calibrate(prepared, images(48, seed=7).split(16), batch_norm=True)
     return prepared.eval()
 
 

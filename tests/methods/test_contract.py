@@ -289,7 +289,7 @@ def train(prepared, epochs=10, steps=4):
             losses.append(cross_entropy(prepared(x), labels))
             losses[-1].backward()
             optimizer.step()
-    qdeploy.calibrate(prepared, [x])
+    qdeploy.calibrate(prepared, [x], batch_norm=True)
     with torch.no_grad():
         return losses[0].item(), cross_entropy(prepared.eval()(x), labels).item()
 
@@ -343,7 +343,7 @@ def test_the_converted_layer_gives_what_evaluation_gives_to_one_step(
     network = nn.Sequential(layer, *normed, relu, nn.Flatten(), nn.LazyLinear(2))
     network.eval()(x)
     prepared = qdeploy.prepare(network, x, name, weight_bits=bits, act_bits=acts)
-    qdeploy.calibrate(prepared, [x])
+    qdeploy.calibrate(prepared, [x], batch_norm=True)
     prepared.eval()
     converted = qdeploy.convert(prepared)
 

@@ -228,7 +228,7 @@ def test_calibration_estimates_the_ranges_anew():
     prepared = qdeploy.prepare(build("vector"), images(2), "int8_training", act_bits="float")
     (norm,) = norms(prepared)
     x = images(300)
-    qdeploy.calibrate(prepared, [x[:100], x[100:]])
+    qdeploy.calibrate(prepared, [x[:100], x[100:]], batch_norm=True)
     (_, layer), _ = prepared.quantized_layers()
     with torch.no_grad():
         y = layer.product(x.flatten(1), layer.quantizer.eval()(), layer.bias)

@@ -13,11 +13,11 @@ import torch
 from command_line import RECIPE, content, digits, fails, logits, metrics, succeeds
 
 from qdeploy.errors import QdeployError
-from qdeploy.pipeline.assemble import as_shipped
 from qdeploy.pipeline.export import build, export_run, integers_of
 from qdeploy.pipeline.trained_run import load_run
 from qdeploy.recipe import Recipe
 from qdeploy.run import RunFolder
+from qdeploy.training.evaluate import as_shipped
 
 MEAN, STD = 0.3054, 0.3247
 WEIGHTS = {"conv1": 6 * 25, "conv2": 16 * 6 * 25, "fc1": 120 * 400, "fc2": 84 * 120, "fc3": 10 * 84}

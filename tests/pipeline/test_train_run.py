@@ -54,7 +54,7 @@ class TestTheRunFolder:
         run = RunFolder(uninterrupted)
         made_by_export = {run.model, run.float_model, *run.reports}
         files = {file for file in uninterrupted.iterdir() if file.is_file()}
-        assert files == set(run.files) - made_by_export
+        assert files == set(run.all_files) - made_by_export
 
     def test_the_recipe_is_as_it_was_trained(self, uninterrupted):
         recipe = Recipe.load(uninterrupted / "recipe.toml")

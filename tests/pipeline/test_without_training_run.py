@@ -53,7 +53,7 @@ def test_it_is_what_the_library_makes_of_the_same_network(run):
     found = load_run(RunFolder(run), "last", None, "cpu")
     images = [images for images, _ in found.data.train.epoch(0)][:3]
     expected = qdeploy.prepare(found.float_network, images[0], "simqat", equalize=True)
-    qdeploy.calibrate(expected, images, "mse", batch_norm=False, correct_bias=True)
+    qdeploy.calibrate(expected, images, "mse", correct_bias=True)
     for name, value in expected.state_dict().items():
         torch.testing.assert_close(found.network.state_dict()[name], value, msg=name)
 

@@ -72,7 +72,7 @@ def outputs(network, names, x):
 
 def calibrated(network, batches, weight_bits=3, **options):
     prepared = qdeploy.prepare(network, images(2), "simqat", weight_bits)
-    qdeploy.calibrate(prepared, batches, "minmax", **{"batch_norm": False, **options})
+    qdeploy.calibrate(prepared, batches, "minmax", **options)
     return prepared
 
 

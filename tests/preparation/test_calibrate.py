@@ -39,6 +39,22 @@ def test_norms_average_the_batches_for_the_hard_weights():
     np.testing.assert_allclose(layer.norm.running_var, np.mean(variances, 0), rtol=1e-5)
 
 
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_only_a_search_has_its_norms_re_estimated_unless_that_is_asked_for(batch_norm):
+    committed = pointwise(act_bits="float").train()
+    committed.set_progress(9, 10)
+    torch.manual_seed(1)
+    weights = qdeploy.prepare(build("residual"), images(2), "simqat")
+    for prepared in (committed, weights):
+        norms = [m for m in prepared.modules() if isinstance(m, nn.BatchNorm2d)]
+        for norm in norms:
+            norm.running_mean.uniform_()
+        before = [norm.running_mean.clone() for norm in norms]
+        qdeploy.calibrate(prepared, batches_of(), batch_norm=batch_norm)
+        for norm, mean in zip(norms, before, strict=True):
+            assert torch.equal(norm.running_mean, mean) != batch_norm
+
+
 def test_ranges_average_the_batches():
     prepared = pointwise()
     qdeploy.calibrate(prepared, batches_of())
@@ -76,7 +92,7 @@ def test_parameters_modes_and_momenta_are_as_before(options):
     modes = {name: module.training for name, module in prepared.named_modules()}
     momenta = [norm.momentum for norm in norms]
     parameters = copy.deepcopy(dict(prepared.named_parameters()))
-    qdeploy.calibrate(prepared, batches_of())
+    qdeploy.calibrate(prepared, batches_of(), batch_norm=True)
     assert {name: module.training for name, module in prepared.named_modules()} == modes
     assert [norm.momentum for norm in norms] == momenta
     for name, parameter in prepared.named_parameters():

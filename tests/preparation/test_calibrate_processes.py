@@ -19,7 +19,7 @@ def calibrated(images):
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
     ).eval()
     prepared = qdeploy.prepare(network, torch.zeros(2, 2, 5, 5), "simqat", 4)
-    qdeploy.calibrate(prepared, images, "mse", batch_norm=False, correct_bias=True)
+    qdeploy.calibrate(prepared, images, "mse", correct_bias=True)
     return prepared.state_dict()
 
 

@@ -181,6 +181,6 @@ def test_evaluation_and_calibration_see_the_relu(monkeypatch):
         prepared(monkeypatch, "residual", "simqat", 8, 8, fused=fused) for fused in (False, True)
     )
     for network in (one, other):
-        qdeploy.calibrate(network, [networks.images(16, seed=5)], "mse")
+        qdeploy.calibrate(network, [networks.images(16, seed=5)], "mse", batch_norm=True)
         network.eval()
     torch.testing.assert_close(other(networks.images()), one(networks.images()), rtol=0, atol=0)

@@ -242,7 +242,7 @@ def test_it_rescues_a_network_whose_channels_differ(per_channel):
     def error(**options):
         options |= {"weight_per_channel": per_channel}
         prepared = qdeploy.prepare(apart, images(2), "simqat", **options)
-        qdeploy.calibrate(prepared, [images(64, 1)], "minmax", batch_norm=False)
+        qdeploy.calibrate(prepared, [images(64, 1)], "minmax")
         with torch.no_grad():
             return (prepared.eval()(images(64, 3)) - expected).square().mean().item()
 

@@ -82,7 +82,7 @@ def test_a_frozen_batch_norm_folds_and_calibration_leaves_it():
     (_, layer), _ = prepared.quantized_layers()
     assert isinstance(layer.norm, ChannelAffine)
     assert list(layer.norm.parameters()) == []
-    qdeploy.calibrate(prepared, [images(8)])
+    qdeploy.calibrate(prepared, [images(8)], batch_norm=True)
     for model in (prepared, qdeploy.convert(prepared)):
         close(model.train()(images()), network(images()))
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import qdeploy
 from qdeploy.training.evaluate import evaluate
 
 
@@ -30,6 +31,25 @@ def test_metrics_are_those_of_numpy(classes: int) -> None:
     assert metrics.loss == pytest.approx(np.mean(np.log(np.exp(logits).sum(1)) - own), rel=1e-5)
     assert metrics.top1 == np.mean(rank < 1)
     assert metrics.top5 == np.mean(rank < 5)
+
+
+def test_of_a_prepared_network_the_integers_are_tested_and_it_stays_as_it_is() -> None:
+    torch.manual_seed(0)
+    data = batches(5)
+    network = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 5))
+    prepared = qdeploy.prepare(network, data[0][0], "simqat", 2, 2).train()
+    qdeploy.calibrate(prepared, data)
+    before = {name: value.clone() for name, value in prepared.state_dict().items()}
+
+    found = evaluate(prepared, data)
+
+    logits = torch.cat([qdeploy.convert(prepared)(x) for x, _ in data])
+    labels = torch.cat([y for _, y in data])
+    assert found.loss == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-6)
+    in_float = evaluate(nn.Sequential(prepared), data)  # what is no prepared network is itself
+    assert found.loss != pytest.approx(in_float.loss, rel=1e-6)
+    assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())
+    assert all(module.training for module in prepared.modules())
 
 
 def test_weights_buffers_gradients_and_modes_stay() -> None:

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from qdeploy.errors import QdeployError
-from qdeploy.training import loop, search
+from qdeploy.training import evaluate as evaluation
+from qdeploy.training import loop
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.console import Console
 from qdeploy.training.evaluate import Metrics, evaluate
@@ -87,9 +88,9 @@ def test_the_weights_are_bitwise_those_of_a_plain_loop(tmp_path: Path) -> None:
 def test_it_learns_and_records_what_evaluation_finds(tmp_path: Path) -> None:
     network = tiny_network()
     result = tiny_fit(network, tmp_path, epochs=20)
-    last = result.last
+    last = result[-1]
     assert (last.epoch, last.steps) == (20, 100)
-    assert last.train_loss < result.history[0].train_loss
+    assert last.train_loss < result[0].train_loss
     assert last.test_top1 > 0.8  # chance is 0.25
     found = evaluate(network, tiny_data().test.epoch(0))
     assert found == Metrics(last.test_loss, last.test_top1, last.test_top5, 44)
@@ -102,8 +103,9 @@ def test_the_best_checkpoint_is_the_earlier_of_equals(
     accuracies = iter([0.5, 0.75, 0.75, 0.25])
     monkeypatch.setattr(loop, "evaluate", lambda *_: Metrics(1.0, next(accuracies), 1.0, 44))
     result = tiny_fit(tiny_network(), tmp_path)
-    assert result.best.epoch == load_checkpoint(tmp_path / "best.pt").epoch == 2
-    assert result.last.epoch == load_checkpoint(tmp_path / "last.pt").epoch == 4
+    assert [record.test_top1 for record in result] == [0.5, 0.75, 0.75, 0.25]
+    assert load_checkpoint(tmp_path / "best.pt").epoch == 2
+    assert load_checkpoint(tmp_path / "last.pt").epoch == result[-1].epoch == 4
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -154,11 +156,12 @@ def test_resuming_a_finished_run_gives_its_result(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_method_is_refused(tmp_path: Path) -> None:
-    tiny_fit(tiny_network(), tmp_path, epochs=1, fingerprint="lenet5 by slb w1a8")
+    tiny_fit(tiny_network(), tmp_path, epochs=1, method="slb")
     with pytest.raises(
-        QdeployError, match="of lenet5 by slb w1a8, and this run trains lenet5 by simqat w8a8"
+        QdeployError,
+        match=r"last\.pt is .* of network lenet5, method slb, and this run is of .* simqat; give",
     ):
-        tiny_fit(tiny_network(), tmp_path, resume=True, fingerprint="lenet5 by simqat w8a8")
+        tiny_fit(tiny_network(), tmp_path, resume=True, method="simqat")
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
@@ -167,6 +170,24 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
         QdeployError, match=r"does not fit Sequential: unexpected: 0\.weight.*1\.weight \[3\]"
     ):
         tiny_fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), tmp_path, resume=True)
+
+
+class Busy(nn.Sequential):
+    """A float network whose own words are those of a prepared one."""
+
+    progress = 0.5
+    searching = True
+
+    def set_progress(self, epoch: int, epochs: int) -> None:
+        raise AssertionError("not for us to call")
+
+
+def test_a_float_network_may_have_any_attributes_of_its_own(tmp_path: Path) -> None:
+    network = Busy(*tiny_network())
+    result = tiny_fit(network, tmp_path)
+    assert_same_state(network, plain_loop())
+    assert [record.progress for record in result] == [{}] * 4
+    assert load_checkpoint(tmp_path / "last.pt").shipped == {}
 
 
 def test_progress_is_told_before_each_epoch(tmp_path: Path) -> None:
@@ -179,16 +200,18 @@ def test_calibration_is_for_evaluation_until_the_commitment_and_lasts_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    for module in (search, loop):
+    for module in (evaluation, loop):
 
-        def calibrate(network: SignSearch, batches: Iterator, where: str = module.__name__) -> None:
+        def calibrate(
+            network: SignSearch, batches: Iterator, where: str = module.__name__, **_: bool
+        ) -> None:
             calls.append((where.rpartition(".")[2], len(network.told), len(list(batches))))
 
         monkeypatch.setattr(module, "calibrate", calibrate)
 
     tiny_fit(SignSearch(commit_epoch=2), tmp_path)
     # (who asked, the epoch from 1, batches)
-    assert calls == [("search", 1, 2), ("search", 2, 2), ("loop", 3, 2)]
+    assert calls == [("evaluate", 1, 2), ("evaluate", 2, 2), ("loop", 3, 2)]
 
 
 def test_the_committed_network_starts_from_its_own_statistics(tmp_path: Path) -> None:
@@ -214,10 +237,10 @@ def test_evaluation_while_searching_is_of_the_weights_that_ship(tmp_path: Path) 
         hard = (hard - mean) / (variance + network.norm.eps).sqrt()
         logits = network.head(hard * network.norm.weight + network.norm.bias)
 
-    assert result.last.test_loss == pytest.approx(cross_entropy(logits, data.test.labels).item())
-    torch.testing.assert_close(checkpoint.shipped["norm.running_mean"], mean)
+    assert result[-1].test_loss == pytest.approx(cross_entropy(logits, data.test.labels).item())
+    torch.testing.assert_close(checkpoint.shipped["network.1.norm.running_mean"], mean)
     torch.testing.assert_close(
-        checkpoint.state["norm.running_mean"], network.norm.running_mean, rtol=0, atol=0
+        checkpoint.state["network.1.norm.running_mean"], network.norm.running_mean, rtol=0, atol=0
     )
     assert not torch.allclose(network.norm.running_mean, mean)
 
@@ -243,13 +266,13 @@ def test_an_interrupted_search_ends_in_the_same_weights(
     tmp_path: Path, epoch: int, commit: int
 ) -> None:
     whole = SignSearch(commit)
-    expected = tiny_fit(whole, tmp_path / "whole").history
+    expected = tiny_fit(whole, tmp_path / "whole")
 
     data = data_that_fails(KeyboardInterrupt(), epoch, step=1)
     with pytest.raises(KeyboardInterrupt):
         tiny_fit(SignSearch(commit), tmp_path / "cut", data=data)
     network = SignSearch(commit)
-    history = tiny_fit(network, tmp_path / "cut", resume=True).history
+    history = tiny_fit(network, tmp_path / "cut", resume=True)
 
     assert_same_state(network, whole)
     assert [r.test_loss for r in history] == [r.test_loss for r in expected]

@@ -90,11 +90,11 @@ def test_training_in_bf16(tmp_path: Path, method: tuple[str, int]) -> None:
     result = tiny_fit(network, tmp_path, epochs=10, fabric=open_fabric("cpu", precision="bf16"))
 
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
-    assert result.last.train_loss < 0.8 * result.history[0].train_loss
+    assert result[-1].train_loss < 0.8 * result[0].train_loss
     image = next(iter(tiny_data().train.epoch(0)))[0]
     assert torch.equal(calls[0][1][0], image), "the image was rounded before its quantizer"
     found = evaluate(network, tiny_data().test.epoch(0))  # float32: no Fabric around the network
-    assert (result.last.test_loss, result.last.test_top1) == (found.loss, found.top1)
+    assert (result[-1].test_loss, result[-1].test_top1) == (found.loss, found.top1)
 
 
 def test_products_differ_from_those_of_float32(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_run_is_the_loop_by_hand(tmp_path: Path) -> None:
     network = tiny_network()
     result = tiny_fit(network, tmp_path, **SETTINGS)
     assert_same_state(network, by_hand())
-    assert [record.lr for record in result.history] == [0.05 * 0.9, 0.02, 0.01, 0.01, 0.03]
+    assert [record.lr for record in result] == [0.05 * 0.9, 0.02, 0.01, 0.01, 0.03]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from tiny_runs import recipe
 from torch import Tensor, nn
 from two_processes import in_two_processes
 
@@ -25,6 +26,7 @@ from qdeploy.training.console import Console
 from qdeploy.training.launch import first_process_first, open_fabric
 from qdeploy.training.loop import fit
 from qdeploy.training.rng import seed_epoch
+from qdeploy.training.session import Session
 
 SETTINGS = TrainSection(
     epochs=2, lr=0.05, weight_decay=0.01, clip_norm=1.0, label_smoothing=0.1, calibration_batches=2
@@ -104,19 +106,17 @@ def train(fabric: Fabric, folder: Path, case: str, dropout: float = 0.0, fails: 
     some_data = data(processes.rank(), processes.count())
     if processes.rank() == 1:
         some_data = replace(some_data, train=Failing(some_data.train, fails))
-    result = fit(
-        network,
-        some_data,
-        SETTINGS,
+    session = Session(
+        recipe().model_copy(update={"train": SETTINGS}),
         RunFolder(folder),
+        fabric,
         Console(folder / "log.txt", io.StringIO()),
-        fingerprint=case,
-        fabric=fabric,
         resume=True,
     )
+    result = fit(session, network, some_data)
     torch.save(network.state_dict(), folder / f"{processes.rank()}-of-{processes.count()}.pt")
     if processes.rank() == processes.count() - 1:
-        torch.save([record.row() for record in result.history], folder / "history.pt")
+        torch.save([record.row() for record in result], folder / "history.pt")
 
 
 class Failing:

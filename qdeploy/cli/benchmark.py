@@ -1,0 +1,68 @@
+"""The command `qdeploy benchmark`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qdeploy.cli.options import AS_JSON, DATA_ROOT, PROVIDER, reports_errors
+
+
+@click.command()
+@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@PROVIDER
+@click.option(
+    "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="On the CPU."
+)
+@click.option(
+    "--batch-size",
+    "batch_sizes",
+    type=click.IntRange(min=1),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Images in one run; may be given several times.",
+)
+@click.option("--layers", is_flag=True, help="List every kernel that ran, layer by layer.")
+@click.option("--data", "dataset", help="Measure top-1 on this data set as well.")
+@DATA_ROOT
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for benchmark.json.")
+@AS_JSON
+@reports_errors
+def benchmark(
+    models: tuple[Path, ...],
+    provider: str,
+    threads: int,
+    batch_sizes: tuple[int, ...],
+    layers: bool,
+    dataset: str | None,
+    data_root: Path | None,
+    output: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure ONNX files on this machine; ratios are against the first."""
+    from rich.console import Console
+
+    from qdeploy.pipeline.benchmark import benchmark as run_benchmark
+    from qdeploy.pipeline.benchmark import benchmark_json, write_benchmark
+    from qdeploy.report.table import benchmark_table, kernel_table
+
+    result, accuracies = run_benchmark(
+        models,
+        provider=provider,
+        threads=threads,
+        batch_sizes=batch_sizes,
+        dataset=dataset,
+        data_root=data_root,
+    )
+    if as_json:
+        click.echo(benchmark_json(result, accuracies))
+    else:
+        Console().print(benchmark_table(result))
+        for placed in result.placements if layers else ():
+            Console().print(kernel_table(placed))
+        for row in accuracies:
+            click.echo(f"{row.file}: top-1 {row.top1:.2%} of {row.samples} images of {row.title}")
+    if output is not None:
+        click.echo(f"written: {write_benchmark(result, accuracies, output)}", err=as_json)

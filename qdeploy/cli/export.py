@@ -1,0 +1,101 @@
+"""The command `qdeploy export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from qdeploy.cli.options import AS_JSON, DATA_ROOT, DEVICE, PROVIDER, reports_errors
+from qdeploy.deploy.targets import available
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="ONNX file.  [default: RUN/model.onnx]"
+)
+@click.option(
+    "--target",
+    type=click.Choice(available()),
+    help="The runtime that the file is for.  [default: as the recipe says, else cpu]",
+)
+@click.option(
+    "--input",
+    "input_type",
+    type=click.Choice(["float32", "uint8"]),
+    help="uint8: the file takes pixels and normalises them itself.  [default: as the recipe says]",
+)
+@click.option(
+    "--triton",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Also make a model repository for Triton Inference Server in this folder.",
+)
+@click.option(
+    "--max-drop", type=click.FloatRange(min=0), help="Points of top-1 it may lose against float."
+)
+@click.option(
+    "--min-agreement", type=click.FloatRange(0, 1), help="Share of images with the trained top-1."
+)
+@click.option("--max-size", type=click.IntRange(min=1), help="Bytes of the file.")
+@click.option(
+    "--checkpoint",
+    type=click.Choice(["last", "best"]),
+    default="last",
+    show_default=True,
+    help="best: the epoch that did best on the test set itself.",
+)
+@DATA_ROOT
+@DEVICE
+@PROVIDER
+@click.option(
+    "--samples", type=click.IntRange(min=1), help="Test images to validate on.  [default: all]"
+)
+@click.option(
+    "--trace-layers",
+    is_flag=True,
+    help="Compare every quantized tensor with the integers in PyTorch.",
+)
+@AS_JSON
+@reports_errors
+def export(
+    run: Path,
+    output: Path | None,
+    target: str | None,
+    input_type: str | None,
+    triton: Path | None,
+    max_drop: float | None,
+    min_agreement: float | None,
+    max_size: int | None,
+    checkpoint: str,
+    data_root: Path | None,
+    device: str,
+    provider: str,
+    samples: int | None,
+    trace_layers: bool,
+    as_json: bool,
+) -> None:
+    """Export the trained RUN as ONNX, validate it on the test set and write the report."""
+    from rich.console import Console
+
+    from qdeploy.pipeline.export import export_run, record_json, trace_run
+    from qdeploy.report.table import record_table, trace_table
+
+    places: dict[str, Any] = {
+        "checkpoint": checkpoint, "data_root": data_root, "device": device, "provider": provider,
+    }  # fmt: skip
+    gates = {"max_drop": max_drop, "min_agreement": min_agreement, "max_size": max_size}
+    given = {name: limit for name, limit in gates.items() if limit is not None}
+    traced = trace_run(run, **places) if trace_layers else None
+    form: dict[str, Any] = {"target": target, "input_type": input_type, "triton": triton}
+    record = export_run(run, output, gates=given, samples=samples, **form, **places)
+    if as_json:
+        click.echo(record_json(record, traced))
+    else:
+        Console().print(record_table(record))
+        if traced is not None:
+            Console().print(trace_table(traced))
+        click.echo(f"report: {run / 'report.html'}")
+    if not all(gate.passed for gate in record.gates):
+        raise click.exceptions.Exit(1)

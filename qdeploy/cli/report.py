@@ -1,0 +1,43 @@
+"""The command `qdeploy report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from qdeploy.cli.options import AS_JSON, reports_errors
+
+
+@click.command()
+@click.argument(
+    "runs",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("comparison.html"),
+    show_default=True,
+    help="The page.",
+)
+@AS_JSON
+@reports_errors
+def report(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
+    """Compare RUNS: their curves on one page, and a table."""
+    from rich.console import Console
+
+    from qdeploy.pipeline.compare import compare, comparison_json
+    from qdeploy.report.table import comparison_table
+    from qdeploy.report.write import write_comparison
+
+    compared = compare(runs)
+    write_comparison(compared, output)
+    if as_json:
+        click.echo(comparison_json(compared))
+    else:
+        Console().print(comparison_table(compared))
+    click.echo(f"written: {output}", err=as_json)
