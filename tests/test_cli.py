@@ -96,7 +96,7 @@ def test_an_unknown_method_is_told_the_nearest():
 
 def test_models_lists_networks_and_recipes_with_their_first_line():
     first, *rest = printed("models").splitlines()
-    assert first == "networks: lenet5, nin, resnet18, resnet20, resnet20s, resnet50"
+    assert first == "networks: " + ", ".join(NETWORKS)
     assert [line.split()[0] for line in rest] == zoo_recipes()
     assert all(re.fullmatch(r"\S+ +\S+ \S+ .*", line) for line in rest)
 
