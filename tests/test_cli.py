@@ -14,6 +14,7 @@ from pydantic import Field
 
 from qdeploy.cli import DEFAULT_RECIPE, explained, main, spans
 from qdeploy.methods import Options, available, find
+from qdeploy.models import NETWORKS
 from qdeploy.recipe import zoo_recipes
 
 

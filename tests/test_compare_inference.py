@@ -5,14 +5,15 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT / "tools"))
+sys.path.append(str(Path(__file__).parents[1] / "tools"))
 
 from compare_inference import NETWORKS
 from contenders import TURN_SECONDS, Contender, _turn, measure, onnxruntime
 from tables import inference, markdown
 
 from qdeploy.models import NETWORKS as ZOO
+
+RESULTS = Path(__file__).parents[1] / "results" / "inference.json"
 
 
 def sleeps(model, shape, threads):
@@ -45,7 +46,7 @@ def test_a_turn_leaves_out_its_first_run():
 
 
 def test_the_results_are_those_of_the_networks_that_are_compared():
-    rows = json.loads((ROOT / "results" / "inference.json").read_text())["latency"]
+    rows = json.loads(RESULTS.read_text())["latency"]
     assert {row["network"] for row in rows} == set(NETWORKS)
     assert {network.reference for network in NETWORKS.values()} <= set(ZOO)
 
