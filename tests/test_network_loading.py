@@ -45,14 +45,18 @@ def refused(given, match, **arguments):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_zoo_gives_logits(name):
-    network = load_network(name, {"num_classes": 7})
+    small = {"image_size": 32, "depth": 1} if name == "vit_b16" else {}
+    network = load_network(name, {"num_classes": 7, **small})
     images = torch.zeros(2, 1, 28, 28) if name == "lenet5" else torch.zeros(2, 3, 32, 32)
     assert network(images).shape == (2, 7)
     assert network_source(name).startswith(b'"""')
 
 
 def test_the_zoo_is_complete():
-    assert set(NETWORKS) == {"lenet5", "nin", "resnet18", "resnet20", "resnet20s", "resnet50"}
+    assert list(NETWORKS) == [
+        "efficientnet_b0", "lenet5", "mobilenet_v2", "mobilenet_v3_small", "nin", "resnet18", "resnet20",
+        "resnet20s", "resnet50", "vit_b16",
+    ]  # fmt: skip
 
 
 def test_a_file_gives_its_function_called_with_options(folder):

@@ -7,10 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import qdeploy
 from qdeploy.layers.integer import IntegerNorm
+from qdeploy.models.efficientnet import efficientnet_b0
 from qdeploy.models.lenet5 import lenet5
+from qdeploy.models.mobilenet import mobilenet_v2, mobilenet_v3_small
 from qdeploy.models.nin import nin
 from qdeploy.models.resnet import (
     BasicBlock,
@@ -26,6 +29,7 @@ from qdeploy.models.resnet import (
     resnet50,
     stages,
 )
+from qdeploy.models.vit import vit_b16
 
 
 def parameters(network):
@@ -144,6 +148,41 @@ def test_quantized_layers_are_counted_too(make, products):
     assert sum(row.macs for row in found.by_bits if row.weight_bits == 1) > 0.8 * products
 
 
+@pytest.mark.parametrize(
+    ("make", "total", "products"),
+    [
+        (mobilenet_v2, 3_504_872, 300_774_272),
+        (mobilenet_v3_small, 2_542_856, 56_517_000),
+        (efficientnet_b0, 5_288_548, 385_814_752),
+        (vit_b16, 86_567_656, None),  # the counter passes over torch's fused attention
+    ],
+)
+def test_networks_for_imagenet_have_the_published_parameters_and_products(make, total, products):
+    network = make().eval()
+    assert parameters(network) == total
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        assert network(torch.zeros(1, 3, 224, 224)).shape == (1, 1000)
+    if products is not None:
+        assert counter.get_total_flops() / 2 == pytest.approx(products, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "channels"),
+    [
+        (mobilenet_v2, {"width": 0.35}, {8, 16, 24, 32, 56, 112, 1280}),
+        (mobilenet_v3_small, {"width": 0.5}, {8, 16, 24, 48, 288}),
+        (efficientnet_b0, {"width": 1.1}, {32, 16, 24, 48, 88, 120, 208, 352, 1408}),
+    ],
+)
+def test_width_multiplies_every_number_of_channels(make, options, channels):
+    """Of stem, blocks and the last convolution, as the published code rounds them to eighths."""
+    network = make(7, 2, **options).eval()
+    ends = [network.stem, *(block.layers for block in network.blocks), network.last]
+    found = {[m for m in end.modules() if isinstance(m, nn.Conv2d)][-1] for end in ends}
+    assert {conv.out_channels for conv in found} == channels
+    assert network(torch.zeros(1, 2, 32, 32)).shape == (1, 7)
+
+
 def test_resnet18_with_the_cifar_stem_differs_in_stem_and_classes_alone():
     stem_and_head = 64 * 3 * (7 * 7 - 3 * 3) + 512 * 990 + 990
     assert parameters(resnet18()) == 11_689_512 - stem_and_head == 11_173_962
@@ -189,7 +228,12 @@ def test_lenet_with_batch_norm_at_its_start_is_the_classic_network():
 
 @pytest.mark.parametrize(
     ("make", "options"),
-    [(lenet5, {"image_size": 30}), (resnet18, {"stem": "vgg"}), (resnet50, {"stem": "vgg"})],
+    [
+        (lenet5, {"image_size": 30}),
+        (resnet18, {"stem": "vgg"}),
+        (resnet50, {"stem": "vgg"}),
+        (vit_b16, {"image_size": 40}),
+    ],
 )
 def test_wrong_options_are_refused(make, options):
     (value,) = options.values()

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 import qdeploy
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Data
+from qdeploy.models.mobilenet import InvertedResidual, conv_norm
+from qdeploy.models.resnet import BasicBlock, projection, stages
 from qdeploy.pipeline.assemble import data_of, float_network_of
 from qdeploy.pipeline.export import first
 from qdeploy.pipeline.train import train
@@ -39,63 +41,23 @@ BATCH = 32
 Tests = list[tuple[Tensor, Tensor]]
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
-    """Without the ReLU6 that most of them are followed by."""
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs),
-    )
-
-
-class InvertedResidual(nn.Module):
-    """Expand, depthwise, project (Sandler et al., CVPR 2018)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            *(conv(inputs, 4 * inputs, 1), nn.ReLU6()),
-            *(conv(4 * inputs, 4 * inputs, 3, stride, 4 * inputs), nn.ReLU6()),
-            conv(4 * inputs, outputs, 1),
-        )
-        self.is_residual = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layers(x)
-        return x + y if self.is_residual else y
-
-
 def mobilenet() -> nn.Sequential:
     """A MobileNetV2 of six blocks for images of 32x32."""
     shapes = [(16, 16, 1), (16, 24, 2), (24, 24, 1), (24, 40, 2), (40, 40, 1), (40, 64, 1)]
     return nn.Sequential(
-        *(conv(3, 16, 3, 2), nn.ReLU6()),
-        *(InvertedResidual(*shape) for shape in shapes),
-        *(conv(64, 128, 1), nn.ReLU6()),
+        conv_norm(3, 16, 3, 2, activation=nn.ReLU6),
+        *(InvertedResidual(i, 4 * i, o, 3, stride, nn.ReLU6) for i, o, stride in shapes),
+        conv_norm(64, 128, activation=nn.ReLU6),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)),
     )
 
 
-class Block(nn.Module):
-    """Two 3x3 convolutions beside a shortcut."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            conv(inputs, outputs, 3, stride), nn.ReLU(), conv(outputs, outputs, 3)
-        )
-        same = stride == 1 and inputs == outputs
-        self.shortcut = nn.Identity() if same else conv(inputs, outputs, 1, stride)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.relu(self.layers(x) + self.shortcut(x))
-
-
 def resnet() -> nn.Sequential:
-    """Six blocks for images of 32x32."""
-    shapes = [(16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 64, 2), (64, 64, 1)]
+    """Six blocks for images of 32x32, the first convolution with stride 2."""
+    shapes = [(2, 16, 16), (2, 32, 32), (2, 64, 64)]
     return nn.Sequential(
-        *(conv(3, 16, 3, 2), nn.ReLU()),
-        *(Block(*shape) for shape in shapes),
+        conv_norm(3, 16, 3, 2, activation=nn.ReLU),
+        *stages(BasicBlock, projection, 16, shapes, norm_first=False),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
     )
 

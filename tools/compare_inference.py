@@ -42,14 +42,13 @@ class Network:
 
 
 IMAGENET = {"num_classes": 1000, "stem": "imagenet"}
-OURS = Path(__file__).with_name("imagenet_networks.py")
 NETWORKS = {
     "resnet18": Network("resnet18", IMAGENET),
     "resnet50": Network("resnet50", IMAGENET),
-    "mobilenet_v2": Network(f"{OURS}:mobilenet_v2"),
-    "mobilenet_v3_small": Network(f"{OURS}:mobilenet_v3_small"),
-    "efficientnet_b0": Network(f"{OURS}:efficientnet_b0"),
-    "vit_b16": Network(f"{OURS}:vit_b16", batches=(1,)),
+    "mobilenet_v2": Network("mobilenet_v2"),
+    "mobilenet_v3_small": Network("mobilenet_v3_small"),
+    "efficientnet_b0": Network("efficientnet_b0"),
+    "vit_b16": Network("vit_b16", batches=(1,)),
     "resnet20": Network("resnet20", size=32, batches=(1, 64)),
 }
 Maker = Callable[[str, Path], dict[str, float]]  # to the seconds that its steps took

@@ -150,7 +150,7 @@ from qdeploy.cli import main
 main(["report", r"{run}"])
 """
     found = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert found.returncode == 0, found.stderr
     assert "first: exported" in found.stdout

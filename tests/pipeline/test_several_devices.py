@@ -4,11 +4,9 @@ import os
 import subprocess
 import sys
 
-import pytest
 from command_line import RECIPE, checkpoint, metrics
 
 
-@pytest.mark.timeout(200)
 def test_two_processes_train_one_run(tmp_path):
     run = tmp_path / "run"
     settings = ["train.float_epochs=0", "data.batch_size=200"]

@@ -67,7 +67,7 @@ def save_half(save: Any, content: object, file: BinaryIO) -> None:
 def train_in_a_process(folder: Path, moment: Moment | None = None) -> int | None:
     process = processes.Process(target=train, args=(folder, moment))
     process.start()
-    process.join(timeout=60)
+    process.join(timeout=600)
     return process.exitcode
 
 

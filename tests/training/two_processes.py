@@ -13,7 +13,7 @@ from qdeploy.training.launch import launched, open_fabric
 context = multiprocessing.get_context("forkserver")  # torch is imported once, then forked
 context.set_forkserver_preload(["qdeploy.training.loop", "qdeploy.preparation.prepare"])
 
-LIMIT = 60  # seconds; a process that waits for the other for ever fails its test
+LIMIT = 300  # seconds; a process that waits for the other for ever fails its test
 
 
 def in_two_processes(work: Callable[..., None], folder: Path, *arguments: Any) -> list[int | None]:
