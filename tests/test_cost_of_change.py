@@ -23,7 +23,7 @@ from torch import nn
 
 import qdeploy
 from qdeploy.data import open_data
-from qdeploy.layers.activation import Rectifier
+from qdeploy.layers.activation import DeferredReLU
 from qdeploy.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
@@ -33,10 +33,10 @@ METHOD = '''
 from torch import Tensor, nn, zeros
 
 from qdeploy import processes
-from qdeploy.grid import Grid
+from qdeploy.grid import Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer, MovingRange
 from qdeploy.layers.fake_quantize import straight_through
-from qdeploy.layers.weight import Collapsed, WeightQuantizer, per_channel
+from qdeploy.layers.weight import WeightQuantizer, per_channel
 from qdeploy.methods import Method, Options
 
 
@@ -54,14 +54,14 @@ class Rounded(WeightQuantizer):
     def collapse(self, latent):
         scale = latent.detach().abs().flatten(1).amax(1).clamp(min=1e-6) / self.grid.highest
         codes = (latent.detach() / per_channel(scale, latent)).round()
-        return Collapsed.symmetric(codes, scale, self.grid)
+        return QTensor.symmetric(codes, scale, self.grid)
 
 
 class UpToTheLargest(ActivationQuantizer):
     """From 0 to the largest value of the last batch, of all processes."""
 
     largest: Tensor
-    can_rectify = True
+    can_take_over_relu = True
 
     def __init__(self, bits):
         super().__init__(Grid.unsigned(bits))
@@ -209,7 +209,7 @@ class TestAMethod:
 
     def test_its_quantizer_takes_over_the_relu_in_front_of_it(self):
         prepared = self.prepared()
-        assert any(isinstance(module, Rectifier) for module in prepared.modules())
+        assert any(isinstance(module, DeferredReLU) for module in prepared.modules())
         images = torch.randn(8, 1, 8, 8)
         qdeploy.calibrate(prepared, [images])
         assert torch.equal(prepared.train()(images), prepared.eval()(images))
