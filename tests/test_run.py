@@ -22,7 +22,7 @@ def test_the_default_path_has_the_recipe_and_the_time() -> None:
 
 
 def test_the_files_are_those_of_the_architecture() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    text = (Path(__file__).parents[1] / "docs" / "architecture.md").read_text()
     listed = text.partition("### A run folder")[2].partition("(a nested run")[0]
     names = set(re.findall(r"\b[\w-]+\.[a-z]+\b", listed))
     assert {file.name for file in RunFolder(Path()).all_files} == names

@@ -190,7 +190,7 @@ class TestResume:
         shutil.copy(run / "float" / "last.pt", run / "last.pt")
         message = fails("train", "--resume", "-o", run)
         assert "is a checkpoint of network lenet5, method float" in message
-        assert "this run trains network lenet5, method slb" in message
+        assert "this run is of network lenet5, method slb" in message
 
     def test_it_needs_the_folder(self):
         assert "--resume needs the run folder" in fails("train", "--resume", code=2)
