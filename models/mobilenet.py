@@ -59,11 +59,13 @@ class InvertedResidual(nn.Module):
         squeeze: nn.Module | None = None,
     ) -> None:
         super().__init__()
-        parts = [conv_norm(middle, middle, kernel, stride, middle, activation)]
+        parts: list[nn.Module] = []
         if middle != inputs:
-            parts.insert(0, conv_norm(inputs, middle, activation=activation))
-        squeezed = [squeeze] if squeeze else []
-        self.layers = nn.Sequential(*parts, *squeezed, conv_norm(middle, outputs))
+            parts.append(conv_norm(inputs, middle, activation=activation))
+        parts.append(conv_norm(middle, middle, kernel, stride, middle, activation))
+        if squeeze:
+            parts.append(squeeze)
+        self.layers = nn.Sequential(*parts, conv_norm(middle, outputs))
         self.is_residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
