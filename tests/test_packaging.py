@@ -58,7 +58,7 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected
     kinds = {Path(name).suffix for name in held}
-    assert kinds == {".py", ".toml", ".html", ".css", ".typed"}
+    assert kinds == {".py", ".pyi", ".toml", ".html", ".css", ".typed"}
 
 
 @pytest.fixture(scope="module")

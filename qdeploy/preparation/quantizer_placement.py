@@ -24,7 +24,7 @@ from typing import Any
 from torch import fx
 
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm
-from qdeploy.layers.product import WEIGHT_LAYERS, Convolution, TransposedConvolution
+from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.rewrites import constant_nodes, factor
 from qdeploy.preparation.trace import called_module, is_float_tensor, is_tuple
@@ -133,8 +133,7 @@ def is_convolved_output(tensor: SharedTensor, network: fx.GraphModule) -> bool:
 def is_convolution(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether the node calls a quantized convolution, or the ReLU behind one."""
     module = called_module(node.all_input_nodes[0] if is_clip(node, network) else node, network)
-    product = module.product.shipped if isinstance(module, QuantizedLayer) else None
-    return isinstance(product, Convolution | TransposedConvolution)
+    return isinstance(module, QuantizedLayer) and module.product.shipped.channel_axis == 1
 
 
 def is_nonnegative(tensor: SharedTensor, network: fx.GraphModule) -> bool:

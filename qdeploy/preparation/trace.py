@@ -150,7 +150,7 @@ def check_modes(
     if any(node.target is F.batch_norm for node in training.graph.nodes):
         raise QdeployError(
             "forward calls F.batch_norm, whose mode and statistics a traced network would freeze; "
-            "use nn.BatchNorm1d or nn.BatchNorm2d"
+            "use nn.BatchNorm1d, 2d or 3d"
         )
     evaluated = {str(node.target) for node in evaluation.graph.nodes}
     targets = [node for node in training.graph.nodes if str(node.target) not in evaluated]
