@@ -74,6 +74,7 @@ def test_a_folder_that_refuses_files_is_named(
     def refuse(path: Path, *_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
+    given = recipe()
     monkeypatch.setattr(Path, "open", refuse)  # the tests may run as root, whom nothing refuses
     with pytest.raises(QdeployError, match=r"cannot write .*recipe\.toml: Permission denied"):
-        create_run(tmp_path / "run", recipe())
+        create_run(tmp_path / "run", given)
