@@ -9,6 +9,7 @@ import json
 import resource
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
