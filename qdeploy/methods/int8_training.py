@@ -8,11 +8,9 @@ there).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -105,7 +103,7 @@ def convolution_gradients(
     """Gradients of x, weight and bias where needed, from the output's gradient [N, out, ...]."""
     gradients: Gradients = torch.ops.aten.convolution_backward(
         grad, x, weight, [len(weight)], plain.stride, plain.padding, plain.dilation,
-        False, [0] * plain.dimensions, plain.groups, needs,
+        False, [0] * len(plain.stride), plain.groups, needs,
     )  # fmt: skip
     return gradients
 
@@ -126,20 +124,12 @@ class BifurcatedProduct(LowBitGradient):
     """A product whose gradient to the input, and not that to the weight, has `grad_bits` bits."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x, plain = padded(x, self.plain)
+        plain = self.plain
+        # The gradient of a convolution takes numbers of zeros alone.
+        if isinstance(plain, Convolution) and not plain.pads_by_zeros:
+            x, plain = plain.padded(x)
         y: Tensor = _Bifurcation.apply(x, weight, bias, plain, self.grad_bits)
         return y
-
-
-def padded(x: Tensor, plain: PlainProduct) -> tuple[Tensor, PlainProduct]:
-    """x with any padding other than a number of zeros applied, and the product that is left to do."""
-    if not isinstance(plain, Convolution):
-        return x, plain
-    if plain.padding_mode == "zeros" and not isinstance(plain.padding, str):
-        return x, plain
-    mode = "constant" if plain.padding_mode == "zeros" else plain.padding_mode
-    unpadded = replace(plain, padding=(0,) * plain.dimensions, padding_mode="zeros")
-    return F.pad(x, plain.border, mode=mode), unpadded
 
 
 class SampleRange(MovingRange):
