@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gamma_beta, move_statistics
+from qdeploy.layers.precision import widened
 
 RangeConstant = Literal["paper", "code"]
 
@@ -60,7 +61,7 @@ class RangeBatchNorm(_BatchNorm):
             return super().forward(x)
         self._check_input_dim(x)
         # Half precision would do for a range, but not for the mean of many values.
-        values = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, -1)
+        values = widened(x).movedim(1, -1)
         columns = values.flatten(0, -2)  # no copy of what is stored channels last
         chunks, scaling = self.chunking(len(columns))
         y, mean, square = _Normalise.apply(columns, *gamma_beta(self), chunks, scaling, self.eps)

@@ -20,6 +20,7 @@ from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange, as_stored
 from qdeploy.layers.noise import pairwise_uniform
 from qdeploy.layers.norm import BatchNorm
+from qdeploy.layers.precision import widened
 from qdeploy.layers.product import Convolution, LowBitGradient, MatrixProduct, PlainProduct
 from qdeploy.layers.range_norm import RangeConstant, range_norm
 from qdeploy.layers.uniform import UniformWeight
@@ -53,7 +54,7 @@ def round_at_random(values: Tensor, bits: int) -> Tensor:
     usual, the multiples that enclose the range are at most 2^bits. The value 0 is one of them and
     stays 0, which half of the gradient behind a ReLU is. Computes in float32 or wider.
     """
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    wide = widened(values)
     low, high = torch.aminmax(as_stored(wide))
     tiny = torch.finfo(wide.dtype).tiny
     step = ((high.clamp(min=0) - low.clamp(max=0)) / (2**bits - 2)).clamp(min=tiny)

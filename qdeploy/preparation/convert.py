@@ -92,15 +92,14 @@ def source_activation(node: fx.Node, network: fx.GraphModule) -> IntegerActivati
 def integer_layers(network: fx.GraphModule) -> None:
     """Replaces each quantized layer, once for each place that calls it: its bias step differs."""
     places = [(node, called_module(node, network)) for node in network.graph.nodes]
-    taken, replaced = {name for name, _ in network.named_modules()}, set[str]()
+    taken = {name for name, _ in network.named_modules()}
     for node, layer in places:
         if not isinstance(layer, QuantizedLayer):
             continue
-        if node.target in replaced:
+        if isinstance(called_module(node, network), IntegerLayer):  # it has a place already
             numbered = (f"{node.target}_{number}" for number in itertools.count(2))
             node.target = next(name for name in numbered if name not in taken)
-        taken.add(node.target)
-        replaced.add(node.target)
+            taken.add(node.target)
         source = source_activation(node.all_input_nodes[0], network)
         product, weight, bias = layer.product.shipped.for_integer_kernel(*layer.integers())
         integers = product.has_integer_kernel and weight.codes.dtype == torch.int8

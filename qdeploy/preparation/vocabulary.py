@@ -282,9 +282,9 @@ def keeps_non_negative(node: fx.Node, network: fx.GraphModule) -> bool:
     row = operator_of(node, network)
     if row is INTERPOLATE:
         return _interpolation(node, network) != "bicubic"
-    number = (
-        argument(node, network, Argument("alpha", 2, 1)) if row is ADD else _padding(node, network)
-    )
+    number = _padding(node, network)
+    if row is ADD:
+        number = argument(node, network, Argument("alpha", 2, 1))
     return row.keeps_non_negative and isinstance(number, int | float) and number >= 0
 
 
