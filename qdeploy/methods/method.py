@@ -30,7 +30,7 @@ class Options(BaseModel):
 
     @property
     def fold_mode(self) -> Fold:
-        """How BatchNorm takes part in training, see layers/folding.py."""
+        """How BatchNorm takes part in training, see layers/quantized.py."""
         return "none"
 
     @property
@@ -55,14 +55,6 @@ class ActivationSite:
     """Where an activation stands: whether a ReLU made it, so that it has no negative values."""
 
     nonnegative: bool
-
-
-def same_product(product: PlainProduct, options: Options) -> Product:
-    return product
-
-
-def same_norm(norm: BatchNorm, options: Options) -> BatchNorm:
-    return norm
 
 
 def measured_range(bits: int, options: Options) -> MovingRange:
@@ -98,5 +90,5 @@ class Method:
     act_bits: tuple[int, ...]
     options: type[Options]
     carrier: Callable[[int, Any], ActivationQuantizer] | None = None
-    product: Callable[[PlainProduct, Any], Product] = same_product
-    norm: Callable[[BatchNorm, Any], BatchNorm] = same_norm
+    product: Callable[[PlainProduct, Any], Product] = lambda product, options: product
+    norm: Callable[[BatchNorm, Any], BatchNorm] = lambda norm, options: norm

@@ -111,10 +111,10 @@ def inputs_of(batch: Tensor | tuple[Tensor, ...], prepared: nn.Module) -> tuple[
 
 
 @contextmanager
-def calibration_mode(prepared: nn.Module, batch_norm: bool = True) -> Iterator[None]:
+def calibration_mode(prepared: nn.Module, batch_norm: bool) -> Iterator[None]:
     """Evaluation mode, but observers and, if asked, norms start anew and average what they see."""
-    norms = [m for m in prepared.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    norms = norms if batch_norm else []
+    found = (m for m in prepared.modules() if batch_norm and isinstance(m, _BatchNorm))
+    norms = [norm for norm in found if norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     with evaluation_mode(prepared), calibration(prepared):
         for norm in norms:
