@@ -13,8 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from qdeploy.errors import QdeployError
-from qdeploy.findings import did_you_mean
+from qdeploy.errors import QdeployError, did_you_mean
 from qdeploy.models import NETWORKS
 
 if TYPE_CHECKING:
@@ -40,7 +39,13 @@ def load_network(
     with _imports_beside(reference):
         function = _function(reference, copy)
         signature = inspect.signature(function)
-        _check_options(reference, signature, given)
+        try:
+            signature.bind(**given)
+        except TypeError as error:
+            raise QdeployError(
+                f"network {reference!r} does not take options {given}: {error}; its signature is "
+                f"{signature}"
+            ) from error
         try:
             network = function(**given)
         except Exception as error:
@@ -98,18 +103,6 @@ def _defined_in(module: ModuleType) -> list[str]:
         for name, value in vars(module).items()
         if callable(value) and getattr(value, "__module__", None) == module.__name__
     ]
-
-
-def _check_options(
-    reference: str, signature: inspect.Signature, options: Mapping[str, Any]
-) -> None:
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        raise QdeployError(
-            f"network {reference!r} does not take options {options}: {error}; its signature is "
-            f"{signature}"
-        ) from error
 
 
 @contextmanager

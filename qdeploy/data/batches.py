@@ -33,14 +33,6 @@ class Share:
         end = images - images % self.processes if training else images
         return slice(self.rank, end, self.processes)
 
-    def check(self, batch_size: int) -> None:
-        """Raises QdeployError if a full batch does not divide evenly among the processes."""
-        if batch_size % self.processes:
-            raise QdeployError(
-                f"data.batch_size {batch_size} cannot be shared out evenly to {self.processes} "
-                f"processes: choose a multiple of {self.processes}, or another number of devices"
-            )
-
 
 WHOLE = Share()
 
@@ -63,9 +55,13 @@ class Batches(ABC):
         self._follow(section)
 
     def _follow(self, section: DataSection) -> None:
-        if self._seed is not None:
-            for phase in section.phases():
-                self._share.check(phase.batch_size)
+        processes = self._share.processes
+        for phase in section.phases():
+            if self._seed is not None and phase.batch_size % processes:
+                raise QdeployError(
+                    f"data.batch_size {phase.batch_size} cannot be shared out evenly to {processes} "
+                    f"processes: choose a multiple of {processes}, or another number of devices"
+                )
         self._section = section
         self._first_steps = [0]  # of each epoch, as far as they were asked for
 

@@ -1,12 +1,13 @@
 """Batches of image files, decoded by worker processes."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from qdeploy.data.batches import WHOLE, Batch, Batches, Normalisation, Share
@@ -45,15 +46,19 @@ class FolderBatches(Batches):
     def epoch(self, index: int) -> Iterator[Batch]:
         section = self._phase(index)
         batches = [self._own(batch) for batch in self._chosen(section, self._random(index))]
-        decoded = _DecodedBatches(
-            self._images,
-            [batch.tolist() for batch in batches if len(batch)],
-            section.image_size or IMAGENET_SIZE,
-            None if self._seed is None else [self._seed, index],
+        decode_batch = partial(
+            _decoded,
+            images=self._images,
+            size=section.image_size or IMAGENET_SIZE,
+            seed=None if self._seed is None else [self._seed, index],
         )
-        # With a generator of its own the loader leaves torch's random numbers alone.
         loader = DataLoader(
-            decoded, batch_size=None, num_workers=section.workers, generator=torch.Generator()
+            # To a loader a list is a data set, here one of whole batches.
+            cast("Dataset[list[int]]", [batch.tolist() for batch in batches if len(batch)]),
+            batch_size=None,
+            collate_fn=decode_batch,
+            num_workers=section.workers,
+            generator=torch.Generator(),  # of its own, so that torch's random numbers are left alone
         )
         for batch in loader:
             if isinstance(batch, QdeployError):
@@ -62,37 +67,25 @@ class FolderBatches(Batches):
             yield self._normalise(images), labels
 
 
-class _DecodedBatches(Dataset[Batch | QdeployError]):
-    """The batches of one epoch, as a worker decodes them: uint8 images and labels."""
+def _decoded(
+    numbers: list[int], images: ImageFolder, size: int, seed: list[int] | None
+) -> Batch | QdeployError:
+    """A batch as a worker decodes it: uint8 images and labels.
 
-    def __init__(
-        self, images: ImageFolder, batches: list[list[int]], image_size: int, seed: list[int] | None
-    ) -> None:
-        self._images = images
-        self._batches = batches
-        self._image_size = image_size
-        self._seed = seed
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> Batch | QdeployError:
-        chosen = self._batches[index]
+    An error is returned: raised in a worker, it would arrive wrapped in that worker's traceback.
+    """
+    crops = []
+    for number in numbers:
         try:
-            images = torch.stack([self._decode(number) for number in chosen])
+            image = decode(images.paths[number])
         except QdeployError as error:
-            # Raised in a worker, it would arrive wrapped in that worker's traceback.
             return error
-        return images, torch.tensor([self._images.labels[number] for number in chosen])
-
-    def _decode(self, number: int) -> Tensor:
-        image = decode(self._images.paths[number])
-        if self._seed is None:
-            image = centre_crop(image, self._image_size)
+        if seed is None:
+            image = centre_crop(image, size)
         else:
-            random = np.random.default_rng([*self._seed, number])
-            image = random_crop(image, self._image_size, random)
-        return torch.tensor(np.asarray(image)).permute(2, 0, 1)
+            image = random_crop(image, size, np.random.default_rng([*seed, number]))
+        crops.append(torch.tensor(np.asarray(image)).permute(2, 0, 1))
+    return torch.stack(crops), torch.tensor([images.labels[number] for number in numbers])
 
 
 def decode(path: Path) -> Image.Image:

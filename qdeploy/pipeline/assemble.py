@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeploy.data import WHOLE, Data, Share, open_data
+from qdeploy.data import Data
 from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.network_loading import load_network
@@ -19,16 +19,6 @@ from qdeploy.preparation.bias_correction import float_weights
 from qdeploy.preparation.prepare import prepare
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe
-
-
-def data_of(
-    recipe: Recipe,
-    root: Path | None,
-    download: bool,
-    device: torch.device,
-    share: Share = WHOLE,
-) -> Data:
-    return open_data(recipe.data, root, download, device, recipe.train.seed, share)
 
 
 def float_network_of(recipe: Recipe, data: Data, copy: Path | None = None) -> nn.Module:

@@ -10,12 +10,11 @@ from typing import Any, TextIO, Unpack
 from torch import nn
 
 from qdeploy import processes
-from qdeploy.data import Data, Share
+from qdeploy.data import Data, Share, open_data
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.network_loading import network_source
 from qdeploy.pipeline.assemble import (
-    data_of,
     float_network_of,
     settings_text,
     trainable,
@@ -31,7 +30,7 @@ from qdeploy.pipeline.regimes import (
 )
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import QuantizeSection, Recipe
-from qdeploy.run import RunFolder, create_run, default_path
+from qdeploy.run import RunFolder, create_run, default_path, recipe_of_run
 from qdeploy.training.console import Console
 from qdeploy.training.launch import Devices, first_process_first, launched, open_fabric
 from qdeploy.training.loop import fit
@@ -68,10 +67,11 @@ def train(
         run = RunFolder(fabric.broadcast(path or default_path(recipe)))
         with first_process_first(fabric):
             if resume and run.recipe.is_file():
-                recipe = recipe_of_run(run, recipe)
+                recipe = checked_recipe_of_run(run, recipe)
             recipe = with_root(recipe, data_root)
             share = Share(processes.rank(), processes.count())
-            data = data_of(recipe, None, download, fabric.device, share)
+            seed = recipe.train.seed
+            data = open_data(recipe.data, None, download, fabric.device, seed, share)
             float_network = float_network_of(recipe, data, run.network if resume else None)
             goes_on = resume and run.last.is_file()
             if recipe.model.weights is not None and (recipe.train.distill or not goes_on):
@@ -83,7 +83,8 @@ def train(
             if processes.rank() == 0:
                 create_run(run.path, recipe, resume=resume, force=force)
                 if not run.network.is_file():
-                    keep_source(recipe, run)
+                    with atomic_write(run.network) as file:
+                        file.write(network_source(recipe.model.network))
         session = Session(settled, run, fabric, Console(run.log, stream), resume)
         train_in(session, float_network, network, data)
     return run
@@ -122,12 +123,12 @@ def run_recipe(path: Path) -> Path:
     return recipe
 
 
-def recipe_of_run(run: RunFolder, recipe: Recipe) -> Recipe:
+def checked_recipe_of_run(run: RunFolder, recipe: Recipe) -> Recipe:
     """The recipe that a run began with.
 
     Errors: QdeployError naming the keys in which `recipe` is another.
     """
-    began = Recipe.load(run.recipe)
+    began = recipe_of_run(run)
     differences = list(differing(began.model_dump(), recipe.model_dump()))
     if differences:
         raise QdeployError(
@@ -153,11 +154,6 @@ def with_root(recipe: Recipe, root: Path | None) -> Recipe:
         return recipe
     data = recipe.data.model_copy(update={"root": str(root.resolve())})
     return recipe.model_copy(update={"data": data})
-
-
-def keep_source(recipe: Recipe, run: RunFolder) -> None:
-    with atomic_write(run.network) as file:
-        file.write(network_source(recipe.model.network))
 
 
 def warnings(
@@ -197,7 +193,7 @@ def fit_and_plot(
         only_calibrate(session, network, data)
         return
     with live_page(session.run, session.recipe) as rewrite:
-        fit(session, network, data, teacher=teacher, after_epoch=rewrite)
+        fit(session, network, data, teacher=teacher, follow=rewrite)
 
 
 def train_in_float(session: Session, network: nn.Module, data: Data) -> None:

@@ -25,11 +25,10 @@ from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 from qdeploy.recipe import TrainSection
 from qdeploy.training.checkpoint import Checkpoint, fingerprint
 from qdeploy.training.console import TrainingBar
-from qdeploy.training.device import channels_last, determinism
+from qdeploy.training.device import channels_last, determinism, seed_epoch
 from qdeploy.training.distillation import distillation_loss
 from qdeploy.training.evaluate import Metrics, evaluate, hits_of, shipped_buffers
 from qdeploy.training.optimizer import adjust_optimizer, drop_frozen, make_optimizer
-from qdeploy.training.rng import seed_epoch
 from qdeploy.training.schedule import set_lr
 from qdeploy.training.session import Session
 from qdeploy.training.weights import load_network_state
@@ -41,16 +40,16 @@ def fit(
     data: Data,
     *,
     teacher: nn.Module | None = None,
-    after_epoch: Callable[[], object] = lambda: None,
+    follow: Callable[[], object] = lambda: None,
 ) -> list[EpochRecord]:
     """Train `network` in place; after each epoch the run's folder holds all that is needed to go on.
 
-    Gives the records of all epochs of the run.
+    Returns the records of all epochs of the run, those before a resumption included.
 
     Every process of the session calls it, with its share of `data`. A run that is resumed ends, on
     a CPU, in the very weights of one that was never interrupted. `teacher` is the trained float
-    network that train.distill learns from; it stays as it is. `after_epoch` is called in the first
-    process when the files of an epoch are in place.
+    network that train.distill learns from; it stays as it is. `follow` is called in the first process
+    when metrics.csv is in place: before the first epoch and after each.
 
     Raises QdeployError for a checkpoint of another run and if the loss is no longer finite, and
     passes KeyboardInterrupt on; the checkpoint of the last finished epoch stays.
@@ -63,6 +62,7 @@ def fit(
         console.log(f"resumed after epoch {checkpoint.epoch} of {settings.epochs}")
     if processes.rank() == 0:
         write_metrics(run.metrics, history)  # takes back an epoch that never got its checkpoint
+        follow()
     try:
         with (
             determinism(settings.deterministic),
@@ -74,12 +74,11 @@ def fit(
                 training.enter(epoch)
                 trained = training.train(epoch, bar)
                 tested, buffers = training.evaluate(epoch)
-                seconds = time.perf_counter() - started
-                record = training.record(epoch, trained, tested, seconds)
+                record = training.record(epoch, trained, tested, time.perf_counter() - started)
                 session.keep(training.checkpoint([*history, record], buffers))
                 history.append(record)
                 if processes.rank() == 0:
-                    after_epoch()
+                    follow()
                 console.log(str(record))
     except KeyboardInterrupt:
         console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")

@@ -137,6 +137,13 @@ class TestResume:
         succeeds("train", "--resume", "-o", run)
         assert_same_run(run, uninterrupted)
 
+    def test_metrics_that_cannot_be_read_are_written_anew(self, run, uninterrupted):
+        """The error for such a file, of `qdeploy report` say, tells users to resume."""
+        (run / "last.pt").unlink()
+        (run / "metrics.csv").write_text("torn")
+        succeeds("train", "--resume", "-o", run)
+        assert_same_run(run, uninterrupted)
+
     @pytest.mark.parametrize("named", [(), (RECIPE, *SETTINGS)], ids=["", "its recipe named"])
     def test_of_a_finished_run_changes_nothing(self, named, run, uninterrupted):
         assert "resumed after epoch 5 of 5" in succeeds("train", *named, "--resume", "-o", run)

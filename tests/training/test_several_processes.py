@@ -23,9 +23,9 @@ from qdeploy.recipe import DataSection, TrainSection
 from qdeploy.run import RunFolder
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.console import Console
+from qdeploy.training.device import seed_epoch
 from qdeploy.training.launch import first_process_first, open_fabric
 from qdeploy.training.loop import fit
-from qdeploy.training.rng import seed_epoch
 from qdeploy.training.session import Session
 
 SETTINGS = TrainSection(
