@@ -36,13 +36,14 @@ class RunFolder:
         return (*training, self.curves, self.model, self.float_model, *self.reports)
 
 
-def recipe_of_run(run: RunFolder) -> Recipe:
-    """The recipe that a run began with. Raises QdeployError if the folder holds no run."""
+def recipe_file(run: RunFolder) -> Path:
+    """The file of the recipe that a run began with. Raises QdeployError if there is none."""
     if not run.recipe.is_file():
         raise QdeployError(
-            f"{run.path} is no run: it has no {run.recipe.name}; give a folder that `qdeploy train` wrote"
+            f"{run.path} is no run: it has no {run.recipe.name}; give a folder that `qdeploy train` "
+            f"wrote, or start a run there: qdeploy train RECIPE -o {run.path}"
         )
-    return Recipe.load(run.recipe)
+    return run.recipe
 
 
 def default_path(recipe: Recipe) -> Path:

@@ -42,7 +42,7 @@ ALLOWED = {
         "data", "run", "metrics", "record", "onnx_file", "processes",
     },
     "__main__": {"cli"},
-    "cli": {"pipeline", "report", "deploy", "methods", "models", "processes"},
+    "cli": {"pipeline", "report", "deploy", "methods", "models", "processes", "run"},
     "": {"network_loading", "deploy", "preparation"},
 }  # fmt: skip
 

@@ -38,14 +38,12 @@ def benchmark(
     provider that is not there, and data sets as open_data has them.
     """
     result = benchmark_files(models, provider, threads, batch_sizes)
-    accuracies = []
-    if dataset is not None:
-        labels = [placement.file for placement in result.placements]
-        accuracies = [
-            accuracy_of(path, label, dataset, data_root, provider, threads)
-            for path, label in zip(models, labels, strict=True)
-        ]
-    return result, accuracies
+    if dataset is None:
+        return result, []
+    return result, [
+        accuracy_of(path, placement.file, dataset, data_root, provider, threads)
+        for path, placement in zip(models, result.placements, strict=True)
+    ]
 
 
 def accuracy_of(

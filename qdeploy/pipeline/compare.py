@@ -9,10 +9,10 @@ from pathlib import Path
 
 from qdeploy.errors import QdeployError
 from qdeploy.metrics import read_metrics
-from qdeploy.recipe import QuantizeSection
+from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.record import Record
 from qdeploy.report.comparison import Run, comparison_data
-from qdeploy.run import RunFolder, recipe_of_run
+from qdeploy.run import RunFolder, recipe_file
 
 
 def compare(paths: Sequence[Path]) -> list[Run]:
@@ -47,7 +47,7 @@ def runs(path: Path, name: str) -> Iterator[Run]:
 
 
 def read_run(folder: RunFolder, name: str, is_baseline: bool = False) -> Run:
-    recipe = recipe_of_run(folder)
+    recipe = Recipe.load(recipe_file(folder))
     return Run(
         name=name,
         method=recipe.quantize.method,

@@ -30,7 +30,7 @@ from qdeploy.pipeline.regimes import (
 )
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import QuantizeSection, Recipe
-from qdeploy.run import RunFolder, create_run, default_path, recipe_of_run
+from qdeploy.run import RunFolder, create_run, default_path
 from qdeploy.training.console import Console
 from qdeploy.training.launch import Devices, first_process_first, launched, open_fabric
 from qdeploy.training.loop import fit
@@ -67,7 +67,7 @@ def train(
         run = RunFolder(fabric.broadcast(path or default_path(recipe)))
         with first_process_first(fabric):
             if resume and run.recipe.is_file():
-                recipe = checked_recipe_of_run(run, recipe)
+                recipe = recipe_of_run(run, recipe)
             recipe = with_root(recipe, data_root)
             share = Share(processes.rank(), processes.count())
             seed = recipe.train.seed
@@ -112,23 +112,12 @@ def train_in(session: Session, float_network: nn.Module, network: nn.Module, dat
         raise
 
 
-def run_recipe(path: Path) -> Path:
-    """The file of the recipe that the run in `path` began with. Errors: QdeployError if none."""
-    recipe = RunFolder(path).recipe
-    if not recipe.is_file():
-        raise QdeployError(
-            f"{path} holds no run to resume: it has no {recipe.name}; leave out --resume to start one, "
-            "or name the recipe as well"
-        )
-    return recipe
-
-
-def checked_recipe_of_run(run: RunFolder, recipe: Recipe) -> Recipe:
+def recipe_of_run(run: RunFolder, recipe: Recipe) -> Recipe:
     """The recipe that a run began with.
 
     Errors: QdeployError naming the keys in which `recipe` is another.
     """
-    began = recipe_of_run(run)
+    began = Recipe.load(run.recipe)
     differences = list(differing(began.model_dump(), recipe.model_dump()))
     if differences:
         raise QdeployError(

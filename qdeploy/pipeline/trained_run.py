@@ -14,7 +14,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.metrics import EpochRecord
 from qdeploy.pipeline.assemble import float_network_of, trainable
 from qdeploy.recipe import ExportSection, Recipe, validated
-from qdeploy.run import RunFolder, recipe_of_run
+from qdeploy.run import RunFolder, recipe_file
 from qdeploy.training.checkpoint import load_checkpoint_of
 from qdeploy.training.device import pick_device
 from qdeploy.training.weights import load_float_weights, load_network_state
@@ -60,7 +60,7 @@ class TrainedRun:
 def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: str) -> TrainedRun:
     """Errors: QdeployError if the folder holds no trained run."""
     file = run.last if checkpoint == "last" else run.best
-    recipe = recipe_of_run(run)
+    recipe = Recipe.load(recipe_file(run))
     if not file.is_file():
         raise QdeployError(
             f"{run.path} is not trained yet: it has no {file.name}; "

@@ -19,15 +19,15 @@ from qdeploy import processes
 from qdeploy.data import Data
 from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import norms_over_processes
-from qdeploy.metrics import EpochRecord, Running, write_metrics
+from qdeploy.metrics import EpochRecord, Metrics, Running, write_metrics
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 from qdeploy.recipe import TrainSection
 from qdeploy.training.checkpoint import Checkpoint, fingerprint
-from qdeploy.training.console import TrainingBar
+from qdeploy.training.console import Advance
 from qdeploy.training.device import channels_last, determinism, seed_epoch
 from qdeploy.training.distillation import distillation_loss
-from qdeploy.training.evaluate import Metrics, evaluate, hits_of, shipped_buffers
+from qdeploy.training.evaluate import evaluate, hits_of, shipped_buffers
 from qdeploy.training.optimizer import adjust_optimizer, drop_frozen, make_optimizer
 from qdeploy.training.schedule import set_lr
 from qdeploy.training.session import Session
@@ -67,12 +67,12 @@ def fit(
         with (
             determinism(settings.deterministic),
             norms_over_processes(network),
-            console.progress(settings.epochs, data.train.samples, done=len(history)) as bar,
+            console.progress(settings.epochs, data.train.samples, done=len(history)) as advance,
         ):
             for epoch in range(len(history), settings.epochs):
                 started = time.perf_counter()
                 training.enter(epoch)
-                trained = training.train(epoch, bar)
+                trained = training.train(epoch, advance)
                 tested, buffers = training.evaluate(epoch)
                 record = training.record(epoch, trained, tested, time.perf_counter() - started)
                 session.keep(training.checkpoint([*history, record], buffers))
@@ -155,7 +155,7 @@ class Training:
             gc.collect()  # the averaging of before ends with its last reference
             self.model, self._trained = self.fabric.setup_module(self.network), trained
 
-    def train(self, epoch: int, bar: TrainingBar) -> Running:
+    def train(self, epoch: int, advance: Advance) -> Metrics:
         """One pass over the training set; returns the means while the weights moved."""
         self.network.train()
         running = Running()
@@ -168,19 +168,19 @@ class Training:
             figures = self.train_step(images, labels)
             # Reading a value waits for the device, so it is given the next step before that.
             if unread:
-                self.count(unread, running, bar)
+                self.count(unread, running, advance)
             unread = Step(epoch, step, lr, figures, len(labels) * processes.count())
         if unread:
-            self.count(unread, running, bar)
-        return running
+            self.count(unread, running, advance)
+        return running.means
 
-    def count(self, step: Step, running: Running, bar: TrainingBar) -> None:
+    def count(self, step: Step, running: Running, advance: Advance) -> None:
         """Add a step that is done to the epoch's means; an error if its loss is not finite."""
         loss, hits, hits5 = step.figures.tolist()
         if not math.isfinite(loss):
             raise _diverged(f"loss {loss} in epoch {step.epoch + 1}, step {step.step + 1}", step.lr)
         running.add(loss, int(hits), int(hits5), step.images)
-        bar.advance(step.epoch, step.images, running.loss, running.top1)
+        advance(step.epoch, step.images, running.means)
 
     def settings_after(self, epochs: int) -> TrainSection:
         """The settings of the last step of so many epochs; of the first step if there are none."""
@@ -218,12 +218,9 @@ class Training:
         loss = self.loss(logits, images, labels)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        if self.settings.clip_norm is not None:
+        if (longest := self.settings.clip_norm) is not None:
             self.fabric.clip_gradients(
-                self.model,
-                self.optimizer,
-                max_norm=self.settings.clip_norm,
-                error_if_nonfinite=False,
+                self.model, self.optimizer, max_norm=longest, error_if_nonfinite=False
             )
         self.optimizer.step()
         hits = hits_of(logits, labels)
@@ -242,7 +239,7 @@ class Training:
         """The first training batches of `epoch`."""
         return islice(self.data.train.epoch(epoch), self.settings.calibration_batches)
 
-    def record(self, epoch: int, trained: Running, tested: Metrics, seconds: float) -> EpochRecord:
+    def record(self, epoch: int, trained: Metrics, tested: Metrics, seconds: float) -> EpochRecord:
         """The line of metrics.csv of `epoch`."""
         return EpochRecord(
             epoch=epoch + 1,

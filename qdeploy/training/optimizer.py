@@ -14,8 +14,6 @@ NORMS = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
-
-
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 
 
@@ -43,11 +41,7 @@ def adjust_optimizer(optimizer: Optimizer, settings: TrainSection) -> None:
 def hyperparameters(settings: TrainSection) -> dict[str, Any]:
     """What both groups of parameters have alike."""
     if settings.optimizer == "sgd":
-        return {
-            "lr": settings.lr,
-            "momentum": settings.momentum,
-            "nesterov": settings.nesterov,
-        }
+        return {"lr": settings.lr, "momentum": settings.momentum, "nesterov": settings.nesterov}
     return {"lr": settings.lr, "betas": settings.betas}
 
 

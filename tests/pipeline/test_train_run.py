@@ -159,7 +159,7 @@ class TestResume:
 
     def test_without_a_run_or_a_recipe_it_is_an_error(self, tmp_path):
         message = fails("train", "--resume", "-o", tmp_path / "run")
-        assert f"{tmp_path / 'run'} holds no run to resume: it has no recipe.toml" in message
+        assert f"{tmp_path / 'run'} is no run: it has no recipe.toml" in message
         assert content(tmp_path) == {}
 
     def test_a_changed_recipe_is_refused_by_its_keys(self, run):
