@@ -36,8 +36,9 @@ def load_network(
     from torch import nn
 
     given = dict(options or {})
-    with _imports_beside(reference):
-        function = _function(reference, copy)
+    place, name = _parts(reference)
+    with _imports_beside(place):
+        function = _function(place, name, copy)
         signature = inspect.signature(function)
         try:
             signature.bind(**given)
@@ -83,8 +84,7 @@ def _parts(reference: str) -> tuple[str, str]:
     return place, name
 
 
-def _function(reference: str, copy: Path | None) -> Callable[..., Any]:
-    place, name = _parts(reference)
+def _function(place: str, name: str, copy: Path | None) -> Callable[..., Any]:
     module = _from_file(Path(place), copy) if place.endswith(".py") else _from_package(place)
     function = getattr(module, name, None)
     if not callable(function):
@@ -106,9 +106,8 @@ def _defined_in(module: ModuleType) -> list[str]:
 
 
 @contextmanager
-def _imports_beside(reference: str) -> Iterator[None]:
-    """Lets the file of a file.py:function import its neighbours."""
-    place, _ = _parts(reference)
+def _imports_beside(place: str) -> Iterator[None]:
+    """Lets a network's file import its neighbours; a module is where Python finds it."""
     if not place.endswith(".py"):
         yield
         return

@@ -208,11 +208,7 @@ def augment(images: Tensor, pad_crop: int, flip: bool, random: np.random.Generat
     columns = left[:, None] + torch.arange(width)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     padded = torch.nn.functional.pad(images, [pad_crop] * 4)
-    return _gather(padded, rows.to(images.device), columns.to(images.device))
-
-
-def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The pixels of image n at rows[n] x columns[n]: [N, C, ., .] by [N, H] and [N, W]."""
-    n = torch.arange(len(images), device=images.device)[:, None, None, None]
-    c = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return images[n, c, rows[:, None, :, None], columns[:, None, None, :]]
+    n, y, x = torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
+    # Indices on both sides of a slice put what it holds, the channels, last.
+    n, y, x = (index.to(images.device) for index in (n, y, x))
+    return padded[n, :, y, x].permute(0, 3, 1, 2)

@@ -6,7 +6,6 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import cast
 
@@ -86,17 +85,6 @@ def fit(
     return history
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step of the optimizer whose `figures`, see `train_step`, are still on the device."""
-
-    epoch: int
-    step: int
-    lr: float
-    figures: Tensor
-    images: int
-
-
 class Training:
     """A network with its optimizer on a device, and what happens to them in one epoch."""
 
@@ -159,28 +147,28 @@ class Training:
         """One pass over the training set; returns the means while the weights moved."""
         self.network.train()
         running = Running()
+
+        def count(step: int, lr: float, figures: Tensor, images: int) -> None:
+            loss, hits, hits5 = figures.tolist()
+            if not math.isfinite(loss):
+                raise _diverged(f"loss {loss} in epoch {epoch + 1}, step {step + 1}", lr)
+            running.add(loss, int(hits), int(hits5), images)
+            advance(epoch, images, running.means)
+
         first, end = (self.data.train.steps_before(index) for index in (epoch, epoch + 1))
-        unread: Step | None = None
+        uncounted: tuple[int, float, Tensor, int] | None = None
         for step, (images, labels) in enumerate(self.data.train.epoch(epoch)):
             self.enter_phase(epoch, first + step)
             # The middle of the step: neither a warm-up's first nor a cosine's last is wasted on 0.
             lr = set_lr(self.optimizer, self.phase, epoch + (step + 0.5) / (end - first))
             figures = self.train_step(images, labels)
             # Reading a value waits for the device, so it is given the next step before that.
-            if unread:
-                self.count(unread, running, advance)
-            unread = Step(epoch, step, lr, figures, len(labels) * processes.count())
-        if unread:
-            self.count(unread, running, advance)
+            if uncounted:
+                count(*uncounted)
+            uncounted = step, lr, figures, len(labels) * processes.count()
+        if uncounted:
+            count(*uncounted)
         return running.means
-
-    def count(self, step: Step, running: Running, advance: Advance) -> None:
-        """Add a step that is done to the epoch's means; an error if its loss is not finite."""
-        loss, hits, hits5 = step.figures.tolist()
-        if not math.isfinite(loss):
-            raise _diverged(f"loss {loss} in epoch {step.epoch + 1}, step {step.step + 1}", step.lr)
-        running.add(loss, int(hits), int(hits5), step.images)
-        advance(step.epoch, step.images, running.means)
 
     def settings_after(self, epochs: int) -> TrainSection:
         """The settings of the last step of so many epochs; of the first step if there are none."""

@@ -8,8 +8,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from qdeploy.recipe import TrainSection
 
 NORMS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
+    nn.modules.batchnorm._NormBase,  # of BatchNorm and InstanceNorm
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
