@@ -101,7 +101,7 @@ def test_products_differ_from_those_of_float32(tmp_path: Path) -> None:
     losses = [
         tiny_fit(
             tiny_network(), tmp_path / name, fabric=open_fabric("cpu", precision=name)
-        ).last.train_loss
+        )[-1].train_loss
         for name in ("32", "bf16")
     ]
     assert losses[0] != losses[1]
