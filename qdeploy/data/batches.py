@@ -19,19 +19,10 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Share:
-    """The part of each batch that process `rank` of `processes` takes.
-
-    In training all take the same number, so that the mean of their gradients is the gradient of
-    the batch: the last images of a batch that cannot be shared out evenly are left out.
-    """
+    """The part of each batch that process `rank` of `processes` takes."""
 
     rank: int = 0
     processes: int = 1
-
-    def of(self, images: int, training: bool) -> slice:
-        """The part of a batch of `images` images; that of a test batch may be empty."""
-        end = images - images % self.processes if training else images
-        return slice(self.rank, end, self.processes)
 
 
 WHOLE = Share()
@@ -114,8 +105,14 @@ class Batches(ABC):
         return whole.split(section.batch_size)
 
     def _own(self, batch: Tensor) -> Tensor:
-        """This process's share of the numbers of a batch, or of its images."""
-        return batch[self._share.of(len(batch), training=self._seed is not None)]
+        """This process's share of a batch; that of a test batch may be empty.
+
+        In training all processes take the same number, so that the mean of their gradients is the
+        gradient of the batch: the last images, which cannot be shared out evenly, are left out.
+        """
+        rank, processes = self._share.rank, self._share.processes
+        left_out = 0 if self._seed is None else len(batch) % processes
+        return batch[rank : len(batch) - left_out : processes]
 
 
 class Normalisation:
