@@ -49,7 +49,7 @@ def export_run(
     path: Path,
     output: Path | None = None,
     *,
-    gates: Mapping[str, float] | None = None,
+    gates: Mapping[str, float | None] | None = None,
     checkpoint: Which = "last",
     data_root: Path | None = None,
     device: str = "auto",

@@ -40,9 +40,8 @@ def calibrate(
                   "percentile", "mse" or "entropy" (see ranges.py). A range that a method sets or
                   learns is its own affair.
     percentile    in per cent; leaves out 100 - percentile of the values on either side
-    batch_norm    re-estimates BatchNorm statistics as plain means over the batches. Those of a
-                  network that is searching (SLB) belong to other weights and are re-estimated
-                  whatever this says
+    batch_norm    re-estimates BatchNorm statistics as plain means over the batches. While a
+                  search (SLB) goes on they belong to other weights and are re-estimated in any case
     correct_bias  makes each layer's mean output, and its deviation if it has a norm, what it was
                   in float (see bias_correction.py); all batches are kept in memory
 

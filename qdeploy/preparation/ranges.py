@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy import processes
-from qdeploy.errors import QdeployError
-from qdeploy.findings import did_you_mean
+from qdeploy.errors import QdeployError, did_you_mean
 from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.fake_quantize import fake_quantize
 

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
 from qdeploy import methods
 from qdeploy.errors import QdeployError
-from qdeploy.findings import explain
 from qdeploy.methods import Method, Options
+from qdeploy.recipe import validated
 
 FLOAT = "float"
 OVERRIDE_KEYS = ("method", "weight_bits", "act_bits", "options")
@@ -43,10 +42,7 @@ def layer_settings(
     _check_bits(method, "weight_bits", weight_bits, found.weight_bits)
     if act_bits is not None:
         _check_bits(method, "act_bits", act_bits, found.act_bits, " or 'float'")
-    try:
-        checked = found.options(**options)
-    except ValidationError as error:
-        raise QdeployError(explain(error, found.options, f"options of method {method!r}")) from None
+    checked = validated(found.options, options, f"options of method {method!r}")
     checked.check(act_bits)
     return LayerSettings(method, found, weight_bits, act_bits, checked)
 

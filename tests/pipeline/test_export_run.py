@@ -316,7 +316,7 @@ class TestExportKeysFromPython:
         [
             (
                 {"gates": {"max_dropp": 1}},
-                "export: unknown key 'max_dropp'. Did you mean max_drop?",
+                "export: unknown key max_dropp. Did you mean max_drop?",
             ),
             (
                 {"gates": {"min_agreement": 2}},
