@@ -40,7 +40,7 @@ def describe(network: fx.GraphModule, file: Sequence[FileLayer]) -> tuple[Shippe
 
 
 def _of_twin(layer: IntegerLayer, network: nn.Module, stored: dict[str, int]) -> int:
-    """What the file holds for a layer of the same weight; 0 if it has no use for either."""
+    """What the file holds for a layer that is called again; 0 if it has no use for it."""
     for name, module in network.named_modules():
         same = isinstance(module, IntegerLayer) and torch.equal(module.codes, layer.codes)
         if same and name in stored:
@@ -51,7 +51,7 @@ def _of_twin(layer: IntegerLayer, network: nn.Module, stored: dict[str, int]) ->
 def information_bound(network: nn.Module, layers: tuple[ShippedLayer, ...]) -> int:
     """Bytes that any file of this network needs.
 
-    log2(levels) x weights / 8 + 4 for each scale and bias of the quantized layers + 4 for each
+    log2(levels in use) x weights / 8 + 4 for each scale and bias of the quantized layers + 4 for each
     float parameter and BatchNorm statistic elsewhere.
     """
     quantized = sum(layer.bound_bytes for layer in layers if layer.weight_bits is not None)
@@ -74,8 +74,8 @@ def _integer_layer(
     node: fx.Node, layer: IntegerLayer, held: int, network: fx.GraphModule
 ) -> ShippedLayer:
     codes = layer.codes.numpy()
-    information = codes.size * math.log2(len(layer.grid.codes)) / 8
     values, counts = np.unique(codes // layer.spread, return_counts=True)
+    information = codes.size * math.log2(len(values)) / 8
     activation = source_activation(node.all_input_nodes[0], network)
     return ShippedLayer(
         name=str(node.target),

@@ -13,7 +13,7 @@ import torch
 from command_line import RECIPE, content, digits, fails, logits, metrics, succeeds
 
 from qdeploy.errors import QdeployError
-from qdeploy.pipeline.export import build, export_run, integers_of
+from qdeploy.pipeline.export import Conditions, build, export_run, integers_of
 from qdeploy.pipeline.trained_run import load_run
 from qdeploy.recipe import Recipe
 from qdeploy.run import RunFolder
@@ -314,23 +314,17 @@ class TestExportKeysFromPython:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            (
-                {"gates": {"max_dropp": 1}},
-                "export: unknown key 'max_dropp'. Did you mean max_drop?",
-            ),
-            (
-                {"gates": {"min_agreement": 2}},
-                "export: min_agreement: given 2, allowed: 1.0 or less",
-            ),
-            ({"gates": {"max_size": 0.5}}, "export: max_size: given 0.5, allowed: a whole number"),
+            ({"max_dropp": 1}, "export: unknown key 'max_dropp'. Did you mean max_drop?"),
+            ({"min_agreement": 2}, "export: min_agreement: given 2, allowed: 1.0 or less"),
+            ({"max_size": 0.5}, "export: max_size: given 0.5, allowed: a whole number"),
             ({"target": "tpu"}, "target: given 'tpu', allowed: 'cpu', 'openvino', 'tensorrt'"),
-            ({"input_type": "int4"}, "input: given 'int4', allowed: 'float32' or 'uint8'"),
+            ({"input": "int4"}, "input: given 'int4', allowed: 'float32' or 'uint8'"),
         ],
     )
     def test_what_is_wrong_is_an_error(self, run, changes, message):
         before = content(run)
         with pytest.raises(QdeployError) as error:
-            export_run(run, device="cpu", **changes)
+            export_run(run, conditions=Conditions(device="cpu"), changes=changes)
         assert message in str(error.value)
         assert content(run) == before
 
