@@ -32,9 +32,8 @@ def benchmark_files(
 
     A file takes `rounds` runs or about 2 s at each batch size, whichever is less.
 
-    Raises:
-        QdeployError: no file, or one twice; a number below 1; a batch size that a file does not
-            take; or as open_session.
+    Errors: QdeployError for no file, or one twice; for a number below 1; for a batch size that a file
+    does not take; and as open_session has them.
     """
     _check_counts(threads=threads, rounds=rounds, **{"batch size": min(batch_sizes, default=0)})
     files = dict(zip(_labels(paths), paths, strict=True))

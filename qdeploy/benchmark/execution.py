@@ -24,10 +24,7 @@ def placement(
 ) -> Placement:
     """Loads `model` once more, runs it on `batch` images, reads what ONNX Runtime made of it.
 
-    `file` is its label.
-
-    Raises:
-        QdeployError: as open_session.
+    `file` is its label. Errors: as open_session has them.
     """
     source = read(model)
     graph = Graph(source, model.parent)

@@ -29,13 +29,12 @@ class Graph:
 
     Constants are initialisers and what nodes make of constants alone, such as unpacked weights.
 
-    Attributes:
-        folder: where the file lies, for weights beside it.
-        nodes: in the order of the file.
-        makers: {value: the index of the node that makes it}.
-        readers: {value: the nodes that read it}.
-        tensors: the initialisers by name.
-        outputs: the names of what the network gives.
+    folder   where the file lies, for weights beside it.
+    nodes    in the order of the file.
+    makers   {value: the index of the node that makes it}.
+    readers  {value: the nodes that read it}.
+    tensors  the initialisers by name.
+    outputs  the names of what the network gives.
     """
 
     def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
@@ -112,11 +111,11 @@ class Graph:
 
     def _compute(self, node: NodeProto) -> None:
         inputs = {name: self.array(name) for name in node.input if name}
-        ports = (
+        reads, gives = (
             [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in names]
             for names in (inputs, node.output)
         )
-        graph = onnx.helper.make_graph([node], "constant", *ports)
+        graph = onnx.helper.make_graph([node], "constant", reads, gives)
         model = onnx.helper.make_model(graph, opset_imports=self.opsets)
         results = ReferenceEvaluator(model).run(None, inputs)
         self._known.update(zip(node.output, map(np.asarray, results), strict=True))

@@ -78,8 +78,7 @@ def _call(session: Session, batch: int) -> Callable[[], object]:
 def random_images(session: Session, batch: int) -> Images:
     """Standard normal images [batch, C, H, W] of the session's input size, or random pixels.
 
-    Raises:
-        QdeployError: the file leaves channels, height or width open.
+    Errors: QdeployError if the file leaves channels, height or width open.
     """
     size = [axis for axis in session.input_shape[1:] if isinstance(axis, int)]
     if len(size) < 3:

@@ -24,7 +24,6 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from qdeploy.deploy.edits import constant
-from qdeploy.grid import Grid
 
 Codes = npt.NDArray[np.int8]
 Bytes = npt.NDArray[np.uint8]
@@ -165,7 +164,7 @@ def choose(codes: Codes) -> Packing | None:
 
 def _windows(levels: tuple[int, ...]) -> Windows | None:
     steps = np.gcd.reduce(np.diff(levels)) if len(levels) > 1 else 1
-    bits = Grid(tuple(range((levels[-1] - levels[0]) // int(steps) + 1))).bits
+    bits = max(1, ((levels[-1] - levels[0]) // int(steps)).bit_length())
     return Windows(bits, levels[0], int(steps)) if bits < 8 else None
 
 

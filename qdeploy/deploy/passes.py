@@ -129,8 +129,8 @@ def _has_float_weight(node: ir.Node) -> bool:
 
 def share_initialisers(model: ir.Model) -> None:
     """Equal constants are stored once, and what nothing reads not at all."""
-    DeduplicateInitializersPass(size_limit=sys.maxsize)(model)
     RemoveUnusedNodesPass()(model)
+    DeduplicateInitializersPass(size_limit=sys.maxsize)(model)
 
 
 def short_names(model: ir.Model) -> None:

@@ -15,11 +15,10 @@ from qdeploy.report.words import percent, times
 class Run:
     """One run folder as it is compared.
 
-    Attributes:
-        bits: of weights and activations, "w1a8", or "float".
-        epochs: how many are planned; rows: the lines of metrics.csv, one for each that is done.
-        record: its report.json; None where the run is not exported.
-        is_baseline: whether this is the float training of the run before it.
+    bits         of weights and activations, "w1a8", or "float".
+    epochs       how many are planned; rows: the lines of metrics.csv, one for each that is done.
+    record       its report.json; None where the run is not exported.
+    is_baseline  whether this is the float training of the run before it.
     """
 
     name: str
@@ -66,9 +65,14 @@ class Run:
         return self.record.size.float / self.record.size.onnx
 
     @property
+    def epochs_done(self) -> int:
+        """How many lines there are."""
+        return len(self.rows)
+
+    @property
     def is_finished(self) -> bool:
         """Whether every planned epoch is done."""
-        return len(self.rows) >= self.epochs
+        return self.epochs_done >= self.epochs
 
     @property
     def exported(self) -> str:
@@ -78,7 +82,7 @@ class Run:
         if self.record is None:
             return "not exported"
         after = len(self.record.training)
-        return "exported" + (f" after epoch {after}" if after < len(self.rows) else "")
+        return "exported" + (f" after epoch {after}" if after < self.epochs_done else "")
 
     @property
     def state(self) -> str:
@@ -90,6 +94,11 @@ class Run:
 COLUMNS = (
     "Run", "Method", "Epochs", "Last top-1", "Best top-1",
     "ONNX top-1", "Agreement", "Bytes", "Smaller",
+)  # fmt: skip
+
+DATA = (
+    "name", "method", "bits", "epochs", "epochs_done", "last_top1", "best_top1",
+    "onnx_top1", "agreement", "file_bytes", "smaller", "state",
 )  # fmt: skip
 
 
@@ -118,8 +127,7 @@ def method(run: Run) -> str:
 
 def epochs(run: Run) -> str:
     """How many are done, "20" or "3/20"."""
-    done = len(run.rows)
-    return str(done) if run.is_finished else f"{done}/{run.epochs}"
+    return str(run.epochs_done) if run.is_finished else f"{run.epochs_done}/{run.epochs}"
 
 
 def figures(run: Run) -> tuple[str, ...]:
@@ -134,20 +142,4 @@ def figures(run: Run) -> tuple[str, ...]:
 
 def comparison_data(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The rows as JSON has them; what does not apply is None."""
-    return [
-        {
-            "name": run.name,
-            "method": run.method,
-            "bits": run.bits,
-            "epochs": run.epochs,
-            "epochs_done": len(run.rows),
-            "last_top1": run.last_top1,
-            "best_top1": run.best_top1,
-            "onnx_top1": run.onnx_top1,
-            "agreement": run.agreement,
-            "file_bytes": run.file_bytes,
-            "smaller": run.smaller,
-            "state": run.state,
-        }
-        for run in runs
-    ]
+    return [{name: getattr(run, name) for name in DATA} for run in runs]
