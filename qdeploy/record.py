@@ -203,7 +203,7 @@ class Agreement:
 class Sizes:
     """Bytes of the ONNX file, of its float32 and its unpacked int8 twin, and the lower bound.
 
-    bound  bits x weights / 8, and 4 bytes for each scale, bias and float weight.
+    bound  log2(levels in use) x weights / 8, and 4 bytes for each scale, bias and float weight.
     """
 
     onnx: int

@@ -67,8 +67,7 @@ def why_float(node: NodeProto, graph: Graph, kernel: Kernel | None) -> str:
     if node.op_type == "ConvTranspose":
         return "ONNX Runtime has no integer kernel for ConvTranspose"
     found = (
-        _moved(node, graph)
-        or _wrong_type(node, graph)
+        _unfit_factor(node, graph)
         or _weight_without_zero_point(node, graph)
         or _foreign_bias(node, graph)
         or _output_not_quantized(node, graph)
@@ -76,19 +75,14 @@ def why_float(node: NodeProto, graph: Graph, kernel: Kernel | None) -> str:
     return found or "ONNX Runtime kept it in float; what its integer kernel misses is not known"
 
 
-def _moved(node: NodeProto, graph: Graph) -> str | None:
+def _unfit_factor(node: NodeProto, graph: Graph) -> str | None:
+    """A factor that was moved since it was dequantized, or whose codes are not of 8 bits."""
     for name, value in zip(("input", "weight"), node.input, strict=False):
-        maker = graph.maker(value)
-        if maker is not None and maker.op_type != "DequantizeLinear":
+        if (maker := graph.maker(value)) is None:
+            continue
+        if maker.op_type != "DequantizeLinear":
             return f"{maker.op_type} stands between DequantizeLinear and its {name}"
-    return None
-
-
-def _wrong_type(node: NodeProto, graph: Graph) -> str | None:
-    for name, value in zip(("input", "weight"), node.input, strict=False):
-        dequantizer = graph.maker(value)
-        assert dequantizer is not None
-        held = _held_type(dequantizer, graph)
+        held = _held_type(maker, graph)
         if held is not None and held not in EIGHT_BITS:
             return f"its {name} is {held.upper()}; integer kernels take 8 bits"
     return None

@@ -39,6 +39,12 @@ def only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
     return readers[0] if only else None
 
 
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The operator that makes the value, if it is of this type."""
+    maker = value.producer() if value is not None else None
+    return maker if maker is not None and maker.op_type == op_type else None
+
+
 def inserted(op_type: str, source: ir.Value, graph: ir.Graph) -> ir.Node:
     """A new operator on `source` that all its readers read instead."""
     node = ir.node(op_type, [source])
@@ -54,10 +60,10 @@ def inserted(op_type: str, source: ir.Value, graph: ir.Graph) -> ir.Node:
 
 def scalars(node: ir.Node) -> list[float]:
     """The scalar constants behind the first input."""
-    constants = [value.const_value for value in node.inputs[1:] if value and value.const_value]
-    return [constant.numpy().item() for constant in constants if constant.size == 1]
+    return [found for found in map(number, node.inputs[1:]) if found is not None]
 
 
 def number(value: ir.Value | None) -> float | None:
-    constant = value.const_value if value is not None else None
-    return float(constant.numpy().item()) if constant is not None and constant.size == 1 else None
+    """What a scalar constant holds; None for other values."""
+    held = value.const_value if value is not None else None
+    return held.numpy().item() if held is not None and held.size == 1 else None

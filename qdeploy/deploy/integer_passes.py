@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from qdeploy.deploy.edits import Pass, constant, inserted, number, only_reader, scalars
+from qdeploy.deploy.edits import Pass, constant, inserted, made_by, number, only_reader, scalars
 
 UINT8 = ir.DataType.UINT8
 
@@ -42,8 +42,8 @@ def _is_too_fine(pool: ir.Node) -> bool:
     ONNX Runtime's QLinearGlobalAveragePool fails there ("out of computation range").
     """
     quantizer = only_reader(pool.outputs[0], "QuantizeLinear")
-    source = pool.inputs[0].producer() if pool.inputs[0] else None
-    if quantizer is None or source is None or source.op_type != "DequantizeLinear":
+    source = made_by(pool.inputs[0], "DequantizeLinear")
+    if quantizer is None or source is None:
         return False
     return scalars(quantizer)[0] * 256 <= scalars(source)[0]
 
@@ -84,11 +84,6 @@ def _clipped_codes(node: ir.Node, quantizer: ir.Node) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-def _producer(node: ir.Node) -> ir.Node | None:
-    """The operator that makes the first input."""
-    return node.inputs[0].producer() if node.inputs[0] is not None else None
-
-
 def _set_bounds(clip: ir.Node, codes: tuple[int, int], graph: ir.Graph) -> None:
     clip.resize_inputs(3)
     for index, code in enumerate(codes, start=1):
@@ -121,8 +116,10 @@ def gates_on_integers(model: ir.Model) -> None:
     k = 3 / scale a whole number, (code - (zero - k)) * scale / 6 = x / 6 + 1/2.
     """
     for node in list(model.graph):
-        source = _producer(node) if node.op_type == "HardSigmoid" else None
-        if source is None or source.op_type != "DequantizeLinear" or len(scalars(source)) != 2:
+        if node.op_type != "HardSigmoid":
+            continue
+        source = made_by(node.inputs[0], "DequantizeLinear")
+        if source is None or len(scalars(source)) != 2:
             continue
         scale, zero = scalars(source)
         steps = round(3 / scale)
@@ -158,11 +155,11 @@ def quantizers_before_squares(model: ir.Model) -> None:
 def pads_on_integers(model: ir.Model) -> None:
     """Padding between integer tensors pads the codes; 0 is the code of the zero point."""
     for node in list(model.graph):
-        source = _producer(node) if node.op_type == "Pad" else None
-        quantizer = only_reader(node.outputs[0], "QuantizeLinear")
-        if source is None or source.op_type != "DequantizeLinear" or quantizer is None:
+        if node.op_type != "Pad" or not _pads_codes(node):
             continue
-        if not _pads_codes(node) or scalars(quantizer) != scalars(source):
+        source = made_by(node.inputs[0], "DequantizeLinear")
+        quantizer = only_reader(node.outputs[0], "QuantizeLinear")
+        if source is None or quantizer is None or scalars(quantizer) != scalars(source):
             continue
         codes, _, zero = source.inputs
         padded = ir.node("Pad", [codes, node.inputs[1], zero, *node.inputs[3:]], node.attributes)

@@ -31,43 +31,32 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Digits:
-    """Base-n digits, `per_byte` of them in each byte, the first in the lowest place."""
+    """Base-n digits, a group of them in each byte, the first in the lowest place."""
 
     levels: tuple[int, ...]
 
     @property
-    def per_byte(self) -> int:
+    def group(self) -> int:
+        """How many codes are packed together."""
         return int(np.floor(8 / np.log2(max(2, len(self.levels))) + 1e-9))
-
-    @property
-    def table(self) -> Codes:
-        """int8 [n^k, k]: the codes of every byte."""
-        n, k = len(self.levels), self.per_byte
-        bytes_ = np.arange(n**k)
-        digits = bytes_[:, None] // n ** np.arange(k) % n
-        return np.asarray(self.levels, np.int8)[digits]
 
     def file_size(self, count: int) -> int:
         """Bytes in the file for `count` codes, with about 200 for the nodes."""
-        return -(-count // self.per_byte) + 200
+        return -(-count // self.group) + 200
 
     # Bytes of the nodes that make the table, for all weights of these levels together.
     shared_size = 300
 
     def pack(self, codes: Codes) -> Bytes:
         """uint8 [ceil(count / k)]; the last byte is filled up with the lowest level."""
-        n, k = len(self.levels), self.per_byte
+        n, k = len(self.levels), self.group
         digits = np.searchsorted(self.levels, codes.ravel())
         padded = np.pad(digits, (0, -len(digits) % k)).reshape(-1, k)
         return (padded * n ** np.arange(k)).sum(1).astype(np.uint8)
 
-    def unpack(self, packed: Bytes, count: int) -> Codes:
-        """The inverse of `pack`, int8 [count]; what the ONNX operators compute."""
-        return self.table[packed].ravel()[:count]
-
     def shared_nodes(self, graph: ir.Graph) -> list[ir.Node]:
-        """Makes the table at load: a seventh of its own size in the file."""
-        n, k = len(self.levels), self.per_byte
+        """Makes the table [n^k, k] of the codes of every byte at load: a seventh of its size in the file."""
+        n, k = len(self.levels), self.group
         bounds = [constant(graph, np.int32(bound)) for bound in (0, n**k, 1)]
         bytes_ = ir.node("Range", bounds)
         column = ir.node("Unsqueeze", [bytes_.outputs[0], constant(graph, np.array([1]))])
@@ -90,17 +79,12 @@ class Windows:
     first: int
     step: int
 
-    @property
-    def places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Byte and bit within it where each of the 8 codes starts."""
-        start = self.bits * np.arange(8)
-        return start // 8, start % 8
-
     def file_size(self, count: int) -> int:
         """Bytes in the file for `count` codes, with about 700 for the nodes and their constants."""
         return -(-count // 8) * self.bits + 700
 
     shared_size = 0
+    group = 8
 
     def pack(self, codes: Codes) -> Bytes:
         """uint8 [ceil(count / 8), bits]."""
@@ -109,18 +93,11 @@ class Windows:
         bits = rows[:, :, None] >> np.arange(self.bits) & 1
         return np.packbits(bits.reshape(len(rows), -1).astype(np.uint8), axis=1, bitorder="little")
 
-    def unpack(self, packed: Bytes, count: int) -> Codes:
-        byte, bit = self.places
-        window = packed[:, byte].astype(np.int32)
-        window += 256 * packed[:, np.minimum(byte + 1, self.bits - 1)].astype(np.int32)
-        numbers = window // 2**bit % 2**self.bits
-        return (numbers.ravel()[:count] * self.step + self.first).astype(np.int8)
-
     def shared_nodes(self, graph: ir.Graph) -> list[ir.Node]:
         return []
 
     def nodes(self, packed: ir.Value, shared: list[ir.Node], graph: ir.Graph) -> list[ir.Node]:
-        byte, bit = self.places
+        byte, bit = np.divmod(self.bits * np.arange(8), 8)  # where each of the 8 codes starts
         cast = ir.node("Cast", [packed], {"to": ir.DataType.INT32})
         low = ir.node("Gather", [cast.outputs[0], constant(graph, byte)], {"axis": 1})
         next_byte = constant(graph, np.minimum(byte + 1, self.bits - 1))
@@ -204,7 +181,7 @@ def _unpacked(
     """The weight as nodes compute it from its packed bytes, and those nodes."""
     packed = packing.pack(codes)
     nodes = packing.nodes(constant(graph, packed), shared, graph)
-    if packing.unpack(packed, 2**62).size != codes.size:  # the last byte is filled up
+    if codes.size % packing.group:  # the last group is filled up
         flat = ir.node("Reshape", [nodes[-1].outputs[0], constant(graph, np.array([-1]))])
         start, end = (constant(graph, np.array([bound])) for bound in (0, codes.size))
         nodes += [flat, ir.node("Slice", [flat.outputs[0], start, end])]

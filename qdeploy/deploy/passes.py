@@ -14,7 +14,7 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodesPass
 
-from qdeploy.deploy.edits import Pass, constant, unmoved
+from qdeploy.deploy.edits import Pass, constant, made_by, unmoved
 from qdeploy.deploy.integer_passes import ONTO_INTEGERS
 from qdeploy.onnx_file import MOVERS
 
@@ -94,9 +94,8 @@ def _reads_8_bits(layer: ir.Node) -> bool:
     """Whether 8-bit codes meet the weight there; no integer kernel transposes a convolution."""
     if layer.op_type == "ConvTranspose":
         return False
-    sources = [value for value in map(unmoved, layer.inputs) if value is not None]
-    makers = [maker for value in sources if (maker := value.producer()) is not None]
-    zeros = [maker.inputs[2:] for maker in makers if maker.op_type == "DequantizeLinear"]
+    makers = [made_by(unmoved(value), "DequantizeLinear") for value in layer.inputs]
+    zeros = [maker.inputs[2:] for maker in makers if maker is not None]
     return any(zero[0].dtype == UINT8 for zero in zeros if zero and zero[0])
 
 
@@ -110,8 +109,7 @@ def guard_float_layers(model: ir.Model) -> None:
     for node in list(model.graph):
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or not _has_float_weight(node):
             continue
-        producer = node.inputs[0].producer() if node.inputs[0] else None
-        if producer is None or producer.op_type != "DequantizeLinear":
+        if made_by(node.inputs[0], "DequantizeLinear") is None:
             continue
         lowest = constant(model.graph, np.float32(np.finfo(np.float32).min))
         guard = ir.node("Max", [node.inputs[0], lowest])
@@ -121,10 +119,7 @@ def guard_float_layers(model: ir.Model) -> None:
 
 def _has_float_weight(node: ir.Node) -> bool:
     weight = unmoved(node.inputs[1])
-    if weight is None:
-        return False
-    maker = weight.producer()
-    return weight.is_initializer() or (maker is not None and maker.op_type == "Mul")
+    return weight is not None and (weight.is_initializer() or made_by(weight, "Mul") is not None)
 
 
 def share_initialisers(model: ir.Model) -> None:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qdeploy.deploy.edits import constant
+from qdeploy.deploy.edits import constant, made_by
 from qdeploy.deploy.passes import guard_float_layers, share_initialisers
 from qdeploy.deploy.target import Target
 from qdeploy.errors import QdeployError
@@ -84,9 +84,9 @@ def _symmetric_activation(
     step = _array(readers[0].inputs[1]).astype(np.float32)
     zero_code = int(_array(readers[0].inputs[2]))
     low, high = known.setdefault((float(step), zero_code), _range(quantizer, end))
-    source, maker = quantizer.inputs[0], end.producer()
+    source = quantizer.inputs[0]
     before: list[ir.Node] = []
-    if maker is not None and maker.op_type == "Where":
+    if made_by(end, "Where"):
         before = _sign(source, graph)
     elif not _saturates(quantizer, end, low, high):
         bounds = [constant(graph, np.float32(code * step)) for code in (low, high)]
@@ -147,8 +147,7 @@ def _saturates(quantizer: ir.Node, end: ir.Value, low: int, high: int) -> bool:
     """
     if end is quantizer.outputs[0]:
         return True
-    maker = quantizer.inputs[0].producer()  # type: ignore[union-attr]
-    never_negative = low == 0 and maker is not None and maker.op_type == "Relu"
+    never_negative = low == 0 and made_by(quantizer.inputs[0], "Relu") is not None
     return (low == LOWEST or never_negative) and high == HIGHEST
 
 
