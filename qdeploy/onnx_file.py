@@ -37,8 +37,7 @@ def write(model: onnx.ModelProto, path: Path) -> Path:
     weights = None
     if not fits_one_file(model):
         model, weights = _with_weights_outside(model, path)
-    with atomic_write(path) as file:
-        file.write(model.SerializeToString())
+    _write_model(model, path)
     for left in path.parent.glob(f"{path.name}.????????.data"):  # by an earlier model of this name
         if left != weights:
             left.unlink()
@@ -94,6 +93,11 @@ def files_of(path: Path) -> list[Path]:
 def stored_bytes(path: Path) -> int:
     """What the model takes on the disk, with the weights beside it."""
     return sum(file.stat().st_size for file in files_of(path))
+
+
+def _write_model(model: onnx.ModelProto, path: Path) -> None:
+    with atomic_write(path) as file:
+        file.write(model.SerializeToString())
 
 
 def _with_weights_outside(model: onnx.ModelProto, path: Path) -> tuple[onnx.ModelProto, Path]:
