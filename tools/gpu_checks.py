@@ -40,7 +40,7 @@ from qdeploy.benchmark.providers import PROVIDERS, works
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.files import atomic_write
-from qdeploy.pipeline.export import export_run
+from qdeploy.pipeline.export import Conditions, export_run
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.proof.tensors import expose, quantized_tensors
@@ -273,10 +273,9 @@ def whole_run(setup: Setup, recipe: str, changes: list[str]) -> Figures:
             provider: json.loads(
                 export_run(
                     run.path,
-                    data_root=setup.data_root,
-                    device=setup.device,
-                    provider=provider,
-                    samples=500 if setup.dry else None,
+                    conditions=Conditions(
+                        setup.data_root, setup.device, provider, 500 if setup.dry else None
+                    ),
                 ).to_json()
             )
             for provider in ("cpu", "cuda")

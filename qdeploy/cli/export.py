@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import click
 
@@ -68,7 +68,7 @@ def export(
     max_drop: float | None,
     min_agreement: float | None,
     max_size: int | None,
-    checkpoint: str,
+    checkpoint: Literal["last", "best"],
     data_root: Path | None,
     device: str,
     provider: str,
@@ -77,16 +77,18 @@ def export(
     as_json: bool,
 ) -> None:
     """Export the trained RUN as ONNX, validate it on the test set and write the report."""
-    from qdeploy.pipeline.export import export_run, record_json, trace_run
+    from qdeploy.pipeline.export import Conditions, export_run, record_json, trace_run
     from qdeploy.report.table import record_table, trace_table
 
-    places: dict[str, Any] = {
-        "checkpoint": checkpoint, "data_root": data_root, "device": device, "provider": provider,
+    conditions = Conditions(data_root, device, provider, samples)
+    changes = {
+        "target": target, "input": input_type,
+        "max_drop": max_drop, "min_agreement": min_agreement, "max_size": max_size,
     }  # fmt: skip
-    gates = {"max_drop": max_drop, "min_agreement": min_agreement, "max_size": max_size}
-    traced = trace_run(run, **places) if trace_layers else None
-    form: dict[str, Any] = {"target": target, "input_type": input_type, "triton": triton}
-    record = export_run(run, output, gates=gates, samples=samples, **form, **places)
+    traced = trace_run(run, checkpoint, conditions) if trace_layers else None
+    record = export_run(
+        run, output, changes=changes, checkpoint=checkpoint, conditions=conditions, triton=triton
+    )
     if as_json:
         show(record_json(record, traced))
     else:

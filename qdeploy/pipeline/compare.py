@@ -11,7 +11,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.metrics import read_metrics
 from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.record import Record
-from qdeploy.report.comparison import Run, comparison_data
+from qdeploy.report.comparison import Run, run_data
 from qdeploy.run import RunFolder, recipe_file
 
 
@@ -25,7 +25,7 @@ def compare(paths: Sequence[Path]) -> list[Run]:
 
 
 def comparison_json(compared: Sequence[Run]) -> str:
-    return json.dumps({"runs": comparison_data(compared)}, indent=2)
+    return json.dumps({"runs": [run_data(run) for run in compared]}, indent=2)
 
 
 def names(paths: Sequence[Path]) -> list[str]:
