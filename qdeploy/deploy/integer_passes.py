@@ -41,8 +41,10 @@ def _is_too_fine(pool: ir.Node) -> bool:
 
     ONNX Runtime's QLinearGlobalAveragePool fails there ("out of computation range").
     """
-    quantizer = only_reader(pool.outputs[0], "QuantizeLinear")
-    source = pool.inputs[0].producer() if pool.inputs[0] else None
+    source, flat = _producer(pool), only_reader(pool.outputs[0], "Squeeze")
+    if source is not None and source.op_type == "Unsqueeze":  # AdaptiveAvgPool1d, in two dimensions
+        source = _producer(source)
+    quantizer = only_reader((flat or pool).outputs[0], "QuantizeLinear")
     if quantizer is None or source is None or source.op_type != "DequantizeLinear":
         return False
     return scalars(quantizer)[0] * 256 <= scalars(source)[0]
