@@ -41,8 +41,10 @@ def _is_too_fine(pool: ir.Node) -> bool:
 
     ONNX Runtime's QLinearGlobalAveragePool fails there ("out of computation range").
     """
-    quantizer = only_reader(pool.outputs[0], "QuantizeLinear")
-    source = made_by(pool.inputs[0], "DequantizeLinear")
+    flat = only_reader(pool.outputs[0], "Squeeze")
+    image = made_by(pool.inputs[0], "Unsqueeze")  # AdaptiveAvgPool1d, in two dimensions
+    quantizer = only_reader((flat or pool).outputs[0], "QuantizeLinear")
+    source = made_by((image or pool).inputs[0], "DequantizeLinear")
     if quantizer is None or source is None:
         return False
     return scalars(quantizer)[0] * 256 <= scalars(source)[0]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, fx, nn
 
@@ -29,6 +31,18 @@ class PreparedNetwork(nn.Module):
     def forward(self, *inputs: Tensor) -> Tensor:
         output: Tensor = self.network(*inputs)
         return output
+
+    def __getstate__(self) -> dict[str, Any]:
+        """With the shapes that the nodes of the graph know: torch.fx pickles a graph as code alone."""
+        shapes = [node.meta.get("tensor_meta") for node in self.network.graph.nodes]
+        # As bytes: torch.save's own protocol cannot pickle a memory format.
+        return self.__dict__ | {"shapes": pickle.dumps(shapes)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        shapes = pickle.loads(state.pop("shapes"))
+        super().__setstate__(state)
+        for node, shape in zip(self.network.graph.nodes, shapes, strict=True):
+            node.meta["tensor_meta"] = shape
 
     @property
     def arguments(self) -> int:

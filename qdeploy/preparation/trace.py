@@ -76,6 +76,8 @@ def traced(
         raise QdeployError(
             f"torch.fx cannot trace {type(model).__name__}: {error}{_place(error)}. {WAYS_OUT}"
         ) from error
+    # A pickled network is traced again where it is loaded, with torch.fx's own tracer.
+    graph._tracer_cls = None
     network = fx.GraphModule(model, graph, type(model).__name__)
     dropout_as_module(network)
     return network

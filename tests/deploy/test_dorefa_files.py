@@ -53,3 +53,14 @@ def test_the_sign_of_a_global_average_runs(tmp_path):
     file, x = export(prepared), images(64)
     integer = outputs(file.converted, x)
     np.testing.assert_allclose(run(file.packed, x), integer, atol=1e-4 * spread(integer))
+
+
+def test_the_sign_of_an_average_over_a_sequence_runs(tmp_path):
+    network = Network(
+        lambda self, x: self.fc(torch.flatten(self.pool(self.norm(self.conv(x.flatten(2)))), 1)),
+        conv=nn.Conv1d(3, 6, 3), norm=nn.BatchNorm1d(6), pool=nn.AdaptiveAvgPool1d(1), fc=nn.Linear(6, 5),
+    )  # fmt: skip
+    prepared = calibrated_by(network, "dorefa", 1, 1)
+    file, x = export(prepared), images(64)
+    integer = outputs(file.converted, x)
+    np.testing.assert_allclose(run(file.packed, x), integer, atol=1e-4 * spread(integer))

@@ -211,3 +211,18 @@ def test_a_linear_over_sequences_loads_and_computes(tmp_path):
     with torch.no_grad():
         wanted = prepared.eval()(x).numpy()
     np.testing.assert_allclose(found, wanted, atol=0.01 * np.abs(wanted).max())
+
+
+def test_a_pool_over_a_sequence_loads_and_computes(tmp_path):
+    """As torch exports it, over images of height 1, it does not load between signed codes."""
+    torch.manual_seed(0)
+    layers = torch.nn.Conv1d(3, 6, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool1d(1)
+    network = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(6, 5))
+    x = torch.randn(16, 3, 8)
+    prepared = qdeploy.prepare(network.eval(), x[:2], "simqat", act_symmetric=True)
+    qdeploy.calibrate(prepared, [x])
+    path = qdeploy.export(prepared, tmp_path / "m.onnx", x[:2], target="tensorrt")
+    found = session(onnx.load(path)).run(None, {"input": x.numpy()})[0]
+    with torch.no_grad():
+        wanted = prepared.eval()(x).numpy()
+    np.testing.assert_allclose(found, wanted, atol=0.01 * np.abs(wanted).max())

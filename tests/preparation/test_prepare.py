@@ -52,6 +52,19 @@ def test_the_mode_is_kept(training):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
+def test_what_is_saved_whole_is_loaded_as_it_was(name, tmp_path):
+    prepared = prepared_of(build(name), "lsq", 4, 4).eval()
+    qdeploy.calibrate(prepared, [images()])
+    converted = qdeploy.convert(prepared)
+    torch.save([prepared, converted], tmp_path / "networks.pt")
+    loaded, loaded_converted = torch.load(tmp_path / "networks.pt", weights_only=False)
+    with torch.no_grad():
+        assert torch.equal(loaded(images()), prepared(images()))
+        for network in (loaded_converted, qdeploy.convert(loaded)):
+            assert torch.equal(network(images()), converted(images()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
 def test_at_eight_bits_and_float_activations_it_computes_what_it_computed(name):
     network = build(name).eval()
     prepared = prepared_of(network, act_bits="float")

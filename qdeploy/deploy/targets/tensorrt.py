@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qdeploy.deploy.edits import constant, made_by
+from qdeploy.deploy.edits import constant, made_by, only_reader
 from qdeploy.deploy.passes import guard_float_layers, share_initialisers
 from qdeploy.deploy.target import Target
 from qdeploy.errors import QdeployError
@@ -37,7 +37,7 @@ Array = npt.NDArray[np.generic]
 
 
 def rewrite(model: ir.Model) -> None:
-    for step in (with_symmetric_codes, guard_float_layers, share_initialisers):
+    for step in (with_symmetric_codes, means_of_sequences, guard_float_layers, share_initialisers):
         step(model)
 
 
@@ -60,6 +60,27 @@ def with_symmetric_codes(model: ir.Model) -> None:
             _float_bias(node, graph)
         else:
             _symmetric_weight(node, graph)
+
+
+def means_of_sequences(model: ir.Model) -> None:
+    """AdaptiveAvgPool1d(1) becomes a mean over the last axis.
+
+    torch exports it as a mean over images of height 1: Unsqueeze, ReduceMean and Squeeze, which
+    ONNX Runtime cannot load between signed codes.
+    """
+    graph = model.graph
+    for node in list(graph):
+        image, flat = made_by(node.inputs[0], "Unsqueeze"), only_reader(node.outputs[0], "Squeeze")
+        if node.op_type != "ReduceMean" or image is None or flat is None:
+            continue
+        axes = [_array(part.inputs[1]).tolist() for part in (image, flat, node)]
+        if axes[:2] != [[-2], [-2]] or sorted(axes[2]) != [-2, -1]:
+            continue
+        mean = ir.node("ReduceMean", [image.inputs[0], constant(graph, np.array([-1]))])
+        parts = [image, node, flat]
+        ir.convenience.replace_nodes_and_values(
+            graph, flat, parts, [mean], flat.outputs, mean.outputs
+        )
 
 
 def coarser_steps(network: nn.Module) -> tuple[int, int]:
