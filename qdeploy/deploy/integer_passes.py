@@ -140,7 +140,7 @@ def gates_on_integers(model: ir.Model) -> None:
         )
 
 
-def quantizers_before_squares(model: ir.Model) -> None:
+def quantizers_before_depth_to_space(model: ir.Model) -> None:
     """Rounds before DepthToSpace, which then moves codes: a Conv needs its quantizer right behind it."""
     for node in list(model.graph):
         quantizer = only_reader(node.outputs[0], "QuantizeLinear")
@@ -186,5 +186,5 @@ ONTO_INTEGERS: tuple[Pass, ...] = (
     clip_on_integers,
     gates_on_integers,
     pads_on_integers,
-    quantizers_before_squares,
+    quantizers_before_depth_to_space,
 )
