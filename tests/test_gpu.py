@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 import qdeploy
 from qdeploy.benchmark.providers import works
 from qdeploy.benchmark.runtime import open_session
+from qdeploy.layers.modes import full_float32
 
 METHODS = {
     "simqat": (8, 8),
@@ -38,7 +39,7 @@ CUDA = pytest.param(
 @pytest.fixture(params=["cpu", CUDA])
 def device(request):
     """The device, where float products keep all their bits while the test runs."""
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+    with full_float32():
         yield torch.device(request.param)
 
 

@@ -40,6 +40,7 @@ from qdeploy.benchmark.providers import PROVIDERS, works
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.files import atomic_write
+from qdeploy.layers.modes import full_float32
 from qdeploy.pipeline.export import Conditions, export_run
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -328,10 +329,7 @@ def differing(network: str, shape: tuple[int, ...], given: str, setup: Setup) ->
 
 def in_torch(converted: nn.Module, images: Tensor, device: str) -> list[Any]:
     network = copy.deepcopy(converted).eval().to(device)
-    with (
-        torch.inference_mode(),
-        torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
-    ):
+    with torch.inference_mode(), full_float32():
         logits, *tensors = network(images.to(device))
     return [tensor.cpu().numpy() for tensor in (logits, *tensors)]
 

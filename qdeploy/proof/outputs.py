@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.benchmark.runtime import Images
+from qdeploy.layers.modes import full_float32
 from qdeploy.record import Accuracy, Agreement
 
 Logits = npt.NDArray[np.float32]
@@ -65,8 +66,7 @@ def of_network(network: nn.Module, device: torch.device | str) -> Classifier:
 
     @torch.inference_mode()
     def classify(images: Tensor) -> Logits:
-        # TF32 convolutions, torch's default on CUDA, round to 10 bits and would tip codes over.
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        with full_float32():
             logits: Logits = network(images.to(device)).float().cpu().numpy()
         return logits
 

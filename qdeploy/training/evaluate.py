@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from qdeploy import processes
-from qdeploy.layers.modes import evaluation_mode
+from qdeploy.layers.modes import evaluation_mode, full_float32
 from qdeploy.metrics import Metrics
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.convert import convert
@@ -25,7 +25,7 @@ def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Me
     """
     network = as_shipped(network)
     sums, seen = torch.zeros(3, dtype=torch.float64), 0
-    with evaluation_mode(network), torch.inference_mode():
+    with evaluation_mode(network), full_float32(), torch.inference_mode():
         for images, labels in batches:
             logits = network(images)
             hits = hits_of(logits, labels)

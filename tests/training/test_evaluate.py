@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 import qdeploy
 from qdeploy.training.evaluate import evaluate
@@ -50,6 +51,25 @@ def test_of_a_prepared_network_the_integers_are_tested_and_it_stays_as_it_is() -
     assert found.loss != pytest.approx(in_float.loss, rel=1e-6)
     assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())
     assert all(module.training for module in prepared.modules())
+
+
+class Looking(nn.Module):
+    """Notes what cuDNN may do while it runs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = (cudnn.allow_tf32, cudnn.deterministic)
+        return x
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_no_convolution_is_tested_in_tf32_and_the_settings_of_training_are_back(
+    deterministic: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cudnn, "deterministic", deterministic)
+    network, before = Looking(), cudnn.allow_tf32
+    evaluate(network, batches(3))
+    assert network.seen == (False, deterministic)
+    assert (cudnn.allow_tf32, cudnn.deterministic) == (before, deterministic)
 
 
 def test_weights_buffers_gradients_and_modes_stay() -> None:
