@@ -249,16 +249,17 @@ def serves_all(chosen: LayerSettings) -> bool:
 
 
 def quantize_after(
-    producers: Iterable[fx.Node], name: str, quantizer: nn.Module, network: fx.GraphModule
+    producers: Sequence[fx.Node], name: str, quantizer: ActivationQuantizer, network: fx.GraphModule
 ) -> None:
     """Makes every reader of the producers read what the quantizer makes of them."""
+    quantizer.places = len(producers)
     network.add_submodule(name, quantizer)
     for producer in producers:
         insert_after(producer, name, network.graph)
 
 
 def quantize_before(
-    readers: Iterable[fx.Node], name: str, quantizer: nn.Module, network: fx.GraphModule
+    readers: Iterable[fx.Node], name: str, quantizer: ActivationQuantizer, network: fx.GraphModule
 ) -> None:
     """Makes these readers alone read what the quantizer makes of their input."""
     network.add_submodule(name, quantizer)
@@ -270,6 +271,7 @@ def quantize_before(
                 quantized[source] = network.graph.call_module(name, (source,))
             quantized[source].meta = dict(source.meta)
         reader.replace_input_with(source, quantized[source])
+    quantizer.places = len(quantized)
 
 
 def insert_after(producer: fx.Node, module: str, graph: fx.Graph) -> None:
