@@ -289,7 +289,7 @@ class _Reader:
         if scale not in self.constants or (zero and zero not in self.constants):
             return None
         kind = self.constants[zero].dtype if zero else np.dtype(np.uint8)
-        return self.ranged(kind, self.code_range(codes, kind, scale), scale, zero)
+        return self.ranged(kind, self.code_range(codes, kind, scale, zero), scale, zero)
 
     def ranged(
         self, kind: np.dtype[Any], codes: tuple[int, int, int], scale: str, zero: str
@@ -298,12 +298,14 @@ class _Reader:
         bits = max(1, math.ceil(math.log2(levels)))
         return Quantized(str(kind), bits, (low, high), **self.steps(scale, zero))
 
-    def code_range(self, codes: str, kind: np.dtype[Any], scale: str) -> tuple[int, int, int]:
+    def code_range(
+        self, codes: str, kind: np.dtype[Any], scale: str, zero: str
+    ) -> tuple[int, int, int]:
         """Lowest and highest code and how many there are, as a Clip or a choice on the way leaves them."""
         maker = self.makers.get(codes)
         while maker is not None:
             if maker.op_type == "Clip" and len(maker.input) == 3:
-                low, high = (int(self.constants[bound]) for bound in maker.input[1:])
+                low, high = (self.code(bound, kind, scale, zero) for bound in maker.input[1:])
                 return low, high, high - low + 1
             if maker.op_type == "Where":
                 low, high = sorted(int(self.constants[value]) for value in maker.input[1:])
@@ -317,6 +319,15 @@ class _Reader:
             maker = self.makers.get(maker.input[0])
         limits = np.iinfo(kind)
         return limits.min, limits.max, limits.max - limits.min + 1
+
+    def code(self, bound: str, kind: np.dtype[Any], scale: str, zero: str) -> int:
+        """The code of a bound, which may be that of the float values in front of the quantizer."""
+        value = self.constants[bound]
+        if value.dtype.kind == "f":
+            offset = self.constants[zero].astype(np.int64) if zero else 0
+            limits = np.iinfo(kind)
+            value = np.clip(np.rint(value / self.constants[scale]) + offset, limits.min, limits.max)
+        return int(value)
 
     def operands(self, node: onnx.NodeProto) -> tuple[Quantized | None, Quantized | None]:
         """Of QLinearConv and QLinearMatMul, which read codes, scales and zero points in turn."""

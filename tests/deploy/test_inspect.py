@@ -11,6 +11,7 @@ import pytest
 from artifact_files import by_hand, exported_bytes, model
 from click.testing import CliRunner
 from onnx import helper
+from torch import nn
 
 import qdeploy
 from qdeploy.cli import main
@@ -50,6 +51,16 @@ def test_bits_codes_and_scales_are_those_of_the_network(prepared, tmp_path):
     scales = [quantizer.qparams()[0].item() for quantizer in quantizers]
     for row in found:
         assert any(np.isclose(row.activation.scales[0], scale) for scale in scales)
+
+
+def test_a_file_for_tensorrt_that_bounds_floats_says_the_bits_of_training(tmp_path):
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+    prepared = qdeploy.prepare(network, networks.images(2), "lsq", weight_bits=2, act_bits=2)
+    qdeploy.calibrate(prepared, [networks.images()])
+    path = qdeploy.export(prepared, tmp_path / "m.onnx", networks.images(2), target="tensorrt")
+    layers = {layer.name: layer for layer in inspect(path).layers}
+    assert layers["2"].activation.bits == 2
+    assert layers["2"].activation.codes == (0, 3)
 
 
 def test_a_packed_file_says_what_its_int8_twin_does(prepared, tmp_path):
