@@ -326,7 +326,8 @@ class _Reader:
         if value.dtype.kind == "f":
             offset = self.constants[zero].astype(np.int64) if zero else 0
             limits = np.iinfo(kind)
-            value = np.clip(np.rint(value / self.constants[scale]) + offset, limits.min, limits.max)
+            steps = np.rint(value.astype(np.float64) / self.constants[scale].astype(np.float64))
+            value = np.clip(steps + offset, limits.min, limits.max)
         return int(value)
 
     def operands(self, node: onnx.NodeProto) -> tuple[Quantized | None, Quantized | None]:
