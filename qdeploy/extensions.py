@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Generic, TypeVar
 
-from qdeploy.errors import QdeployError
-from qdeploy.findings import did_you_mean
+from qdeploy.errors import QdeployError, did_you_mean
 
 T = TypeVar("T")
 

@@ -16,7 +16,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     The bytes go to `<path>.tmp` in the same folder and reach the disk before the name changes.
     Raises QdeployError, naming the path and the reason, if the file cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = temporary_path(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -31,3 +31,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     finally:
         if temporary.exists():
             temporary.unlink()
+
+
+def temporary_path(path: Path) -> Path:
+    """Where the bytes of a file are until it is complete."""
+    return path.with_name(path.name + ".tmp")

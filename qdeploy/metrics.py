@@ -18,36 +18,36 @@ COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class Metrics:
+    """Means over `samples` images: cross entropy in nats, accuracies as fractions of 1."""
+
+    loss: float
+    top1: float
+    top5: float
+    samples: int
+
+
 @dataclass
 class Running:
-    """Means over the images trained so far in an epoch."""
+    """Sums over the images trained so far in an epoch."""
 
-    loss_sum: float = 0.0
+    loss: float = 0.0
     hits: int = 0
     hits5: int = 0
     samples: int = 0
 
     def add(self, loss: float, hits: int, hits5: int, samples: int) -> None:
         """Count a batch: its mean loss, and how many images were right, also among the first 5."""
-        self.loss_sum += loss * samples
+        self.loss += loss * samples
         self.hits += hits
         self.hits5 += hits5
         self.samples += samples
 
     @property
-    def loss(self) -> float:
-        """In nats."""
-        return self.loss_sum / self.samples
-
-    @property
-    def top1(self) -> float:
-        """As a fraction of 1."""
-        return self.hits / self.samples
-
-    @property
-    def top5(self) -> float:
-        """As a fraction of 1."""
-        return self.hits5 / self.samples
+    def means(self) -> Metrics:
+        n = self.samples
+        return Metrics(self.loss / n, self.hits / n, self.hits5 / n, n)
 
 
 @dataclass(frozen=True)

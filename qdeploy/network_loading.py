@@ -13,8 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from qdeploy.errors import QdeployError
-from qdeploy.findings import did_you_mean
+from qdeploy.errors import QdeployError, did_you_mean
 from qdeploy.models import NETWORKS
 
 if TYPE_CHECKING:
@@ -37,10 +36,17 @@ def load_network(
     from torch import nn
 
     given = dict(options or {})
-    with _imports_beside(reference):
-        function = _function(reference, copy)
+    place, name = _parts(reference)
+    with _imports_beside(place):
+        function = _function(place, name, copy)
         signature = inspect.signature(function)
-        _check_options(reference, signature, given)
+        try:
+            signature.bind(**given)
+        except TypeError as error:
+            raise QdeployError(
+                f"network {reference!r} does not take options {given}: {error}; its signature is "
+                f"{signature}"
+            ) from error
         try:
             network = function(**given)
         except Exception as error:
@@ -78,8 +84,7 @@ def _parts(reference: str) -> tuple[str, str]:
     return place, name
 
 
-def _function(reference: str, copy: Path | None) -> Callable[..., Any]:
-    place, name = _parts(reference)
+def _function(place: str, name: str, copy: Path | None) -> Callable[..., Any]:
     module = _from_file(Path(place), copy) if place.endswith(".py") else _from_package(place)
     function = getattr(module, name, None)
     if not callable(function):
@@ -100,22 +105,9 @@ def _defined_in(module: ModuleType) -> list[str]:
     ]
 
 
-def _check_options(
-    reference: str, signature: inspect.Signature, options: Mapping[str, Any]
-) -> None:
-    try:
-        signature.bind(**options)
-    except TypeError as error:
-        raise QdeployError(
-            f"network {reference!r} does not take options {options}: {error}; its signature is "
-            f"{signature}"
-        ) from error
-
-
 @contextmanager
-def _imports_beside(reference: str) -> Iterator[None]:
-    """Lets the file of a file.py:function import its neighbours."""
-    place, _ = _parts(reference)
+def _imports_beside(place: str) -> Iterator[None]:
+    """Lets a network's file import its neighbours; a module is where Python finds it."""
     if not place.endswith(".py"):
         yield
         return

@@ -34,13 +34,14 @@ def write(model: onnx.ModelProto, path: Path) -> Path:
     The hash in the second file's name is that of its bytes, so that a model never meets the
     weights of another one, wherever the writing is cut off.
     """
-    if fits_one_file(model):
-        _write_model(model, path)
-        _remove_weights(path, keep=None)
-    else:
+    weights = None
+    if not fits_one_file(model):
         model, weights = _with_weights_outside(model, path)
-        _write_model(model, path)
-        _remove_weights(path, keep=weights)
+    _write_model(model, path)
+    for left in path.parent.glob(f"{path.name}.????????.data"):  # by an earlier model of this name
+        if left != weights:
+            left.unlink()
+    if weights is not None:
         onnx.checker.check_model(str(path), full_check=True)
     return path
 
@@ -117,10 +118,3 @@ def _with_weights_outside(model: onnx.ModelProto, path: Path) -> tuple[onnx.Mode
             )
             tensor.ClearField("raw_data")
     return outside, weights
-
-
-def _remove_weights(path: Path, keep: Path | None) -> None:
-    """Removes what an earlier model of this name left beside it."""
-    for file in path.parent.glob(f"{path.name}.????????.data"):
-        if file != keep:
-            file.unlink()

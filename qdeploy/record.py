@@ -19,9 +19,8 @@ FLOAT_BITS = 32  # what float counts as in bit operations
 class Machine:
     """What a reader must know to compare a latency.
 
-    Attributes:
-        cores: logical cores that this process may use.
-        gpu: the name of the first NVIDIA GPU, None where there is none.
+    cores  logical cores that this process may use.
+    gpu    the name of the first NVIDIA GPU, None where there is none.
     """
 
     cpu: str
@@ -36,10 +35,9 @@ class Machine:
 class Latency:
     """One file at one batch size: times of a whole run, from images to logits in host memory.
 
-    Attributes:
-        file: the file's label, its name unless two files share it.
-        speedup: the first file's median over this file's, both from the same rounds.
-        rounds: how many runs the percentiles are taken from.
+    file     the file's label, its name unless two files share it.
+    speedup  the first file's median over this file's, both from the same rounds.
+    rounds   how many runs the percentiles are taken from.
     """
 
     file: str
@@ -60,13 +58,12 @@ class Latency:
 class Kernel:
     """One node that ONNX Runtime ran.
 
-    Attributes:
-        layer: the node of the file that it began with; None for what ONNX Runtime added.
-        operator: as ONNX Runtime calls it: "QLinearConv".
-        reads: the type of its first input, as ONNX Runtime calls it: "uint8", "float".
-        writes: the type of its first output.
-        ms: the median over runs.
-        share: of the time of all kernels; None on a GPU, where this times the launch alone.
+    layer     the node of the file that it began with; None for what ONNX Runtime added.
+    operator  as ONNX Runtime calls it: "QLinearConv".
+    reads     the type of its first input, as ONNX Runtime calls it: "uint8", "float".
+    writes    the type of its first output.
+    ms        the median over runs.
+    share     of the time of all kernels; None on a GPU, where this times the launch alone.
     """
 
     layer: str | None
@@ -82,13 +79,12 @@ class Kernel:
 class ProductRun:
     """One convolution or matrix product of a file, and what ran it.
 
-    Attributes:
-        layer: the node's name, or its operator and number.
-        operator: what the file calls for: "Conv".
-        quantized: whether the file gives it a quantized weight and a quantized input.
-        kernel: what computed it, None where that was part of another kernel.
-        integer: whether that kernel computed in integers.
-        reason: why not, for a quantized one; and why so, for a float one.
+    layer      the node's name, or its operator and number.
+    operator   what the file calls for: "Conv".
+    quantized  whether the file gives it a quantized weight and a quantized input.
+    kernel     what computed it, None where that was part of another kernel.
+    integer    whether that kernel computed in integers.
+    reason     why not, for a quantized one; and why so, for a float one.
     """
 
     layer: str
@@ -119,16 +115,15 @@ INTEGER_PRODUCTS = {
 class Placement:
     """What ONNX Runtime made of one file.
 
-    Attributes:
-        file: the file's label.
-        operators: {operator: count} of the graph after all optimisations; an operator outside
-            ONNX's own domain is "domain::operator" ("com.microsoft::QGemm"). None on TensorRT,
-            which compiles operators into engines that cannot be listed.
-        providers: {provider: {operator: count}} as the nodes were dealt out, which is before
-            QuantizeLinear and DequantizeLinear are fused into the operator between them.
-        kernels: what ran, in order, with times; empty in records of older versions.
-        products: every convolution and matrix product of the file; none on TensorRT.
-        coverage: of the quantized ones; None on TensorRT, and in records of older versions.
+    file       the file's label.
+    operators  {operator: count} of the graph after all optimisations; an operator outside
+               ONNX's own domain is "domain::operator" ("com.microsoft::QGemm"). None on TensorRT,
+               which compiles operators into engines that cannot be listed.
+    providers  {provider: {operator: count}} as the nodes were dealt out, which is before
+               QuantizeLinear and DequantizeLinear are fused into the operator between them.
+    kernels    what ran, in order, with times; empty in records of older versions.
+    products   every convolution and matrix product of the file; none on TensorRT.
+    coverage   of the quantized ones; None on TensorRT, and in records of older versions.
     """
 
     file: str
@@ -194,9 +189,8 @@ class Accuracies:
 class Agreement:
     """Two forms of the network over `samples` images: the ONNX file against its integers in PyTorch.
 
-    Attributes:
-        top1: the fraction of images that both put in the same class.
-        max_logit_difference: the largest absolute difference of a logit; the mean is over all.
+    top1                  the fraction of images that both put in the same class.
+    max_logit_difference  the largest absolute difference of a logit; the mean is over all.
     """
 
     top1: float
@@ -209,8 +203,7 @@ class Agreement:
 class Sizes:
     """Bytes of the ONNX file, of its float32 and its unpacked int8 twin, and the lower bound.
 
-    Attributes:
-        bound: bits x weights / 8, and 4 bytes for each scale, bias and float weight.
+    bound  log2(levels in use) x weights / 8, and 4 bytes for each scale, bias and float weight.
     """
 
     onnx: int
@@ -223,13 +216,12 @@ class Sizes:
 class ShippedLayer:
     """One layer as it ships.
 
-    Attributes:
-        weight_bits: bits of a code; None for a layer left in float, as is act_bits.
-        weights: how many weights there are.
-        levels: {code: how many weights hold it}, empty for a layer left in float.
-        weight_bytes: what its codes, scales and biases take in the file; what layers share counts
-            for each.
-        bound_bytes: the layer's part of Sizes.bound.
+    weight_bits   bits of a code; None for a layer left in float, as is act_bits.
+    weights       how many weights there are.
+    levels        {code: how many weights hold it}, empty for a layer left in float.
+    weight_bytes  what its codes, scales and biases take in the file; what layers share counts
+                  for each.
+    bound_bytes   the layer's part of Sizes.bound.
     """
 
     name: str
@@ -246,11 +238,10 @@ class ShippedLayer:
 class LayerWork:
     """What one layer computes for one input.
 
-    Attributes:
-        weight_bits: None for float, as is act_bits.
-        parameters: those of the float layer and of the BatchNorm joined with it.
-        macs: multiply-accumulates: products of a convolution, Linear layer or matrix product.
-        bit_operations: macs x weight bits x activation bits, FLOAT_BITS for float.
+    weight_bits     None for float, as is act_bits.
+    parameters      those of the float layer and of the BatchNorm joined with it.
+    macs            multiply-accumulates: products of a convolution, Linear layer or matrix product.
+    bit_operations  macs x weight bits x activation bits, FLOAT_BITS for float.
     """
 
     name: str
@@ -288,8 +279,7 @@ class Complexity:
 class TensorDifference:
     """One quantized tensor, the ONNX file against the integers in PyTorch.
 
-    Attributes:
-        share: the fraction of elements that differ; max_steps: by how many steps of its grid.
+    share  the fraction of elements that differ; max_steps: by how many steps of its grid.
     """
 
     name: str
@@ -312,13 +302,12 @@ class Gate:
 class Delivery:
     """What the file is made for, and what its runtime made of it.
 
-    Attributes:
-        target: the runtime, by its name in deploy/targets.
-        input: how images go in: "float32", or uint8 and where they are normalised.
-        activations: how many there are that a target without zero points rounds by a larger step
-            than training did, and how many in all; None for other targets.
-        runtime: the target's own runtime if it ran the file, such as "OpenVINO 2026.4.1".
-        agreement: that runtime against ONNX Runtime, on the same file and images.
+    target       the runtime, by its name in deploy/targets.
+    input        how images go in: "float32", or uint8 and where they are normalised.
+    activations  how many there are that a target without zero points rounds by a larger step
+                 than training did, and how many in all; None for other targets.
+    runtime      the target's own runtime if it ran the file, such as "OpenVINO 2026.4.1".
+    agreement    that runtime against ONNX Runtime, on the same file and images.
     """
 
     target: str = "cpu"
@@ -332,14 +321,13 @@ class Delivery:
 class Record:
     """One export, with the run that it came from.
 
-    Attributes:
-        name: the recipe's name.
-        file: the ONNX file's label in `latency` and `placements`.
-        version: the version of qdeploy; created: the time in ISO 8601.
-        settings: every setting of the quantization in words, as print(prepared) gives them.
-        latency: as benchmark_files gives it, the file to compare with in front.
-        training: the lines of metrics.csv, {column: value}.
-        delivery: what the file is made for.
+    name      the recipe's name.
+    file      the ONNX file's label in `latency` and `placements`.
+    version   the version of qdeploy; created: the time in ISO 8601.
+    settings  every setting of the quantization in words, as print(prepared) gives them.
+    latency   as benchmark_files gives it, the file to compare with in front.
+    training  the lines of metrics.csv, {column: value}.
+    delivery  what the file is made for.
     """
 
     name: str
@@ -378,11 +366,7 @@ class Record:
 
     @classmethod
     def from_json(cls, text: str) -> "Record":
-        """Reads what to_json wrote.
-
-        Raises:
-            QdeployError: the text is not JSON, or holds no record.
-        """
+        """Reads what to_json wrote. Errors: QdeployError if the text is not JSON, or holds no record."""
         try:
             return _ADAPTER.validate_json(text)
         except ValidationError as error:

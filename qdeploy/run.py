@@ -1,69 +1,28 @@
 """A run folder: everything of one training run, in one place."""
 
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from qdeploy.errors import QdeployError
-from qdeploy.files import atomic_write
+from qdeploy.files import atomic_write, temporary_path
 from qdeploy.recipe import Recipe
 
 
-@dataclass(frozen=True)
 class RunFolder:
     """The names of a run's files; making one of these touches no disk."""
 
-    path: Path
-
-    @property
-    def recipe(self) -> Path:
-        """The recipe as it was trained, every default written out."""
-        return self.path / "recipe.toml"
-
-    @property
-    def network(self) -> Path:
-        """The source of the float network."""
-        return self.path / "network.py"
-
-    @property
-    def log(self) -> Path:
-        """What the console said, and every setting."""
-        return self.path / "log.txt"
-
-    @property
-    def metrics(self) -> Path:
-        """One line an epoch; the columns are those of EpochRecord."""
-        return self.path / "metrics.csv"
-
-    @property
-    def last(self) -> Path:
-        """The checkpoint of the last finished epoch: what a resumed run starts from."""
-        return self.path / "last.pt"
-
-    @property
-    def best(self) -> Path:
-        """The checkpoint of the highest test top-1, the earlier one of equals."""
-        return self.path / "best.pt"
-
-    @property
-    def curves(self) -> Path:
-        """The page of training curves."""
-        return self.path / "training.html"
-
-    @property
-    def model(self) -> Path:
-        """The exported quantized network."""
-        return self.path / "model.onnx"
-
-    @property
-    def float_model(self) -> Path:
-        """The float network, exported for comparison."""
-        return self.path / "float.onnx"
-
-    @property
-    def reports(self) -> tuple[Path, Path, Path]:
-        """The report as JSON, Markdown and HTML."""
-        return self.path / "report.json", self.path / "report.md", self.path / "report.html"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.toml"  # as it was trained, every default written out
+        self.network = path / "network.py"  # the source of the float network
+        self.log = path / "log.txt"  # what the console said, and every setting
+        self.metrics = path / "metrics.csv"  # a line an epoch; its columns are in qdeploy.metrics
+        self.last = path / "last.pt"  # the last finished epoch: what a resumed run starts from
+        self.best = path / "best.pt"  # the epoch of the highest test top-1, the earlier of equals
+        self.curves = path / "training.html"
+        self.model = path / "model.onnx"  # the exported quantized network
+        self.float_model = path / "float.onnx"  # the float network, for comparison
+        self.reports = path / "report.json", path / "report.md", path / "report.html"
 
     @property
     def float_run(self) -> "RunFolder":
@@ -75,6 +34,16 @@ class RunFolder:
         """Every file that a run may hold, without those of the nested run."""
         training = (self.recipe, self.network, self.log, self.metrics, self.last, self.best)
         return (*training, self.curves, self.model, self.float_model, *self.reports)
+
+
+def recipe_file(run: RunFolder) -> Path:
+    """The file of the recipe that a run began with. Raises QdeployError if there is none."""
+    if not run.recipe.is_file():
+        raise QdeployError(
+            f"{run.path} is no run: it has no {run.recipe.name}; give a folder that `qdeploy train` "
+            f"wrote, or start a run there: qdeploy train RECIPE -o {run.path}"
+        )
+    return run.recipe
 
 
 def default_path(recipe: Recipe) -> Path:
@@ -89,12 +58,14 @@ def create_run(
 
     `resume` goes on with what is there, from the beginning if no epoch was finished. `force`
     removes the files of an earlier run and of its float baseline, and no others. Raises
-    QdeployError if the folder holds something and neither was asked for, or cannot be written.
+    QdeployError if the folder holds something and neither was asked for, or cannot be written;
+    what a run leaves that is killed while it writes its recipe, the first file, is nothing.
     """
     run = RunFolder(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()) and not (resume or force):
+        unfinished = temporary_path(run.recipe)
+        if any(file != unfinished for file in path.iterdir()) and not (resume or force):
             raise QdeployError(
                 f"the run folder {path} is not empty; --resume goes on with that run, "
                 "--force starts it anew, -o chooses another folder"

@@ -62,9 +62,9 @@ def test_means_weigh_batches_by_their_size() -> None:
     running = Running()
     running.add(loss=1.0, hits=3, hits5=4, samples=4)
     running.add(loss=4.0, hits=0, hits5=0, samples=1)
-    assert running.loss == pytest.approx((4 * 1.0 + 1 * 4.0) / 5)
-    assert running.top1 == pytest.approx(3 / 5)
-    assert running.top5 == pytest.approx(4 / 5)
+    assert running.means.loss == pytest.approx((4 * 1.0 + 1 * 4.0) / 5)
+    assert running.means.top1 == pytest.approx(3 / 5)
+    assert running.means.top5 == pytest.approx(4 / 5)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

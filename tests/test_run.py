@@ -40,6 +40,13 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+def test_a_run_killed_while_it_wrote_its_first_file_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml.tmp").write_text("name = ")
+    run = create_run(tmp_path, recipe())
+    assert [file.name for file in tmp_path.iterdir()] == ["recipe.toml"]
+    assert Recipe.load(run.recipe) == recipe()
+
+
 def test_resume_keeps_everything(tmp_path: Path) -> None:
     run = create_run(tmp_path, recipe())
     run.last.write_text("checkpoint")

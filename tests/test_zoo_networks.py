@@ -341,7 +341,7 @@ def test_the_file_computes_what_training_evaluates(make, tmp_path):
     torch.manual_seed(0)
     x = torch.randn(16, 3, 32, 32) * torch.linspace(0, 3, 16).reshape(-1, 1, 1, 1)
     prepared = qdeploy.prepare(norms_trained(make()), x[:2], "simqat")
-    qdeploy.calibrate(prepared, [x])
+    qdeploy.calibrate(prepared, [x], batch_norm=True)
     with torch.inference_mode():
         expected = prepared.eval()(x).numpy()
     file = qdeploy.export(prepared, tmp_path / "model.onnx", x[:2])

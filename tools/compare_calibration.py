@@ -19,16 +19,15 @@ from typing import Any
 import click
 import numpy as np
 import onnxruntime
-import torch
 from static_quantization import quantized_statically
 from torch import Tensor, nn
 
 import qdeploy
 from qdeploy.benchmark.runtime import open_session
-from qdeploy.data import Data
+from qdeploy.data import Data, open_data
 from qdeploy.models.mobilenet import InvertedResidual, conv_norm
 from qdeploy.models.resnet import BasicBlock, projection, stages
-from qdeploy.pipeline.assemble import data_of, float_network_of
+from qdeploy.pipeline.assemble import float_network_of
 from qdeploy.pipeline.export import first
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.ranges import RANGES
@@ -119,7 +118,7 @@ def main(
         recipe = recipe_of(name, data_root)
         folder = runs / name.replace(" ", "-")
         train(recipe, folder, resume=folder.exists(), device="cpu")
-        data = data_of(recipe, None, False, torch.device("cpu"))
+        data = open_data(recipe.data, None, False, "cpu", recipe.train.seed)
         network = float_network_of(recipe, data)
         load_float_weights(network, folder / "last.pt")
         tests = list(first(data.test, test_images))

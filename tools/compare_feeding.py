@@ -28,7 +28,7 @@ from contenders import Contender, measure
 from PIL import Image
 
 from qdeploy.benchmark import this_machine
-from qdeploy.data.batches import ArrayBatches, Batches, Normalisation, Shuffling
+from qdeploy.data.batches import ArrayBatches, Batches, Normalisation
 from qdeploy.data.open import open_data
 from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError
@@ -77,9 +77,9 @@ def small_images() -> dict[str, Any]:
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (50_000, 3, 32, 32), np.uint8)
     labels = random.integers(0, CLASSES, len(images))
-    batches = ArrayBatches(
-        LabelledImages(images, labels), 128, Normalisation(MEAN, STD, "cpu"), Shuffling(0, 4, True)
-    )
+    section = DataSection(dataset="cifar10", batch_size=128, pad_crop=4, flip=True)
+    data, normalise = LabelledImages(images, labels), Normalisation(MEAN, STD, "cpu")
+    batches = ArrayBatches(data, section, normalise, seed=0)
     return compared("32x32 in memory, ResNet-20", batches, "resnet20s", (128, 3, 32, 32))
 
 

@@ -31,8 +31,7 @@ from compare_inference import versions
 from latency import exported
 from plans import ROOT
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
-from trainers import SETTINGS
+from trainers import images_of, prepared_for, step_of
 
 import qdeploy
 from qdeploy.benchmark import benchmark_files, this_machine
@@ -41,13 +40,11 @@ from qdeploy.benchmark.providers import PROVIDERS, works
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.files import atomic_write
-from qdeploy.pipeline.export import export_run
+from qdeploy.pipeline.export import Conditions, export_run
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.proof.tensors import expose, quantized_tensors
 from qdeploy.recipe import Recipe
-from qdeploy.training.device import channels_last
-from qdeploy.training.optimizer import make_optimizer
 
 Figures = dict[str, Any]
 Shape = tuple[int, int, int, int]
@@ -225,7 +222,9 @@ def compared(network: str, shape: Shape, ways: list[Way], setup: Setup) -> Itera
     for way in ways:
         row: Figures = {"network": network, "batch": shape[0], "way": way.name}
         try:
-            calls.append(training_step(network, shape, way, setup.device))
+            images = images_of(shape)
+            model = prepared_for(network, way.given, images)
+            calls.append(step_of(model, images, way.layout, way.precision, way.compiled))
             row |= {"losses": [calls[-1]() for _ in range(3)], "peak_mb": peak_mb(calls[-1])}
             rows.append(row)
         except Exception as error:  # whatever breaks is a finding of the check
@@ -234,51 +233,6 @@ def compared(network: str, shape: Shape, ways: list[Way], setup: Setup) -> Itera
     times = np.median(run_in_turns(calls, 5 if setup.dry else 60, 1.0), axis=1)
     for row, time_ms in zip(rows, times, strict=True):
         yield row | {"step_ms": float(time_ms), "time": float(time_ms / times[0])}
-
-
-def training_step(network: str, shape: Shape, way: Way, device: str) -> Callable[[], float]:
-    """One step of the optimizer a call, which gives the loss and so waits for the device."""
-    torch.manual_seed(0)
-    images = torch.from_numpy(np.random.default_rng(0).standard_normal(shape, np.float32))
-    model = prepared_for(network, images, way.given).to(device).train()
-    if way.layout is torch.channels_last:
-        model = channels_last(model)
-    images = images.to(device).contiguous(memory_format=way.layout)
-    labels = torch.arange(len(images), device=device) % 10
-    optimizer = make_optimizer(model, SETTINGS)
-    called = torch.compile(model) if way.compiled else model
-
-    def step() -> float:
-        with torch.autocast(device, torch.bfloat16, enabled=way.precision == "bf16"):
-            loss = cross_entropy(called(images).float(), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        return loss.item()
-
-    return step
-
-
-def prepared_for(network: str, images: Tensor, given: str) -> nn.Module:
-    if given == "float":
-        return qdeploy.load_network(network, {"num_classes": 10})
-    method, weight_bits, act_bits = given.split()
-    binary = act_bits == "1"
-    options: dict[str, Any] = {"quant_delay": 0} if method == "slb" else {}
-    float_network = qdeploy.load_network(
-        network, {"num_classes": 10} | ({"norm_first": True} if binary else {})
-    )
-    prepared = qdeploy.prepare(
-        float_network,
-        images[:2],
-        method,
-        int(weight_bits),
-        int(act_bits),
-        first_last_float=binary,
-        **options,
-    )
-    prepared.set_progress(0, 10)
-    return prepared
 
 
 def peak_mb(step: Callable[[], object]) -> float | None:
@@ -319,10 +273,9 @@ def whole_run(setup: Setup, recipe: str, changes: list[str]) -> Figures:
             provider: json.loads(
                 export_run(
                     run.path,
-                    data_root=setup.data_root,
-                    device=setup.device,
-                    provider=provider,
-                    samples=500 if setup.dry else None,
+                    conditions=Conditions(
+                        setup.data_root, setup.device, provider, 500 if setup.dry else None
+                    ),
                 ).to_json()
             )
             for provider in ("cpu", "cuda")
@@ -354,7 +307,7 @@ def differing(network: str, shape: tuple[int, ...], given: str, setup: Setup) ->
     """Shares of differing codes, over all quantized tensors, for each pair of computers."""
     torch.manual_seed(0)
     images = torch.randn(16, *shape)
-    prepared = prepared_for(network, images, given)
+    prepared = prepared_for(network, given, images)
     assert isinstance(prepared, PreparedNetwork)
     qdeploy.calibrate(prepared, [images], batch_norm=True)
     converted = qdeploy.convert(prepared)

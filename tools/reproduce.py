@@ -24,7 +24,7 @@ import qdeploy
 from qdeploy.cli.options import reports_errors
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
-from qdeploy.pipeline.export import export_run
+from qdeploy.pipeline.export import Conditions, export_run
 from qdeploy.pipeline.train import differing, train
 from qdeploy.recipe import Recipe
 from qdeploy.record import Record
@@ -88,7 +88,7 @@ def measure(plan: Plan, name: str, seed: int, place: Place) -> None:
             click.echo(f"{name}, seed {seed}: in {plan.results.name} already")
             return
         recipe = trained(plan, name, seed, place)
-        record = export_run(run.path, data_root=place.data_root, device=place.device)
+        record = export_run(run.path, conditions=Conditions(place.data_root, place.device))
     gpu = pick_device(place.device).type == "cuda"
     figures = {
         "row": name,

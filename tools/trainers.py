@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import resource
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,22 +27,29 @@ SETTINGS = TrainSection(epochs=1, optimizer="sgd", lr=0.01, momentum=0.9, weight
 
 
 def float_nchw(network: str, shape: tuple[int, ...], threads: int) -> Call:
-    return _step(_float_network(network, threads), _images(shape), torch.contiguous_format)
+    return step_of(_float_network(network, threads), images_of(shape), torch.contiguous_format)
 
 
 def float_channels_last(network: str, shape: tuple[int, ...], threads: int) -> Call:
-    return _step(_float_network(network, threads), _images(shape))
+    return step_of(_float_network(network, threads), images_of(shape))
 
 
 def ours(given: str, shape: tuple[int, ...], threads: int) -> Call:
     """given: "NETWORK METHOD WEIGHT_BITS ACT_BITS"."""
-    network, method, weight_bits, act_bits = given.split()
-    images = _images(shape)
+    network, _, quantization = given.partition(" ")
+    images = images_of(shape)
+    return step_of(prepared_for(network, quantization, images, threads), images)
+
+
+def prepared_for(network: str, given: str, images: torch.Tensor, threads: int = 1) -> nn.Module:
+    """A network of the zoo as it is trained; given: "METHOD WEIGHT_BITS ACT_BITS" or "float"."""
+    if given == "float":
+        return _float_network(network, threads)
+    method, weight_bits, act_bits = given.split()
     binary = act_bits == "1"
-    model = _float_network(network, threads, norm_first=binary)
     options: dict[str, Any] = {"quant_delay": 0} if method == "slb" else {}
     prepared = qdeploy.prepare(
-        model,
+        _float_network(network, threads, norm_first=binary),
         images[:2],
         method,
         int(weight_bits),
@@ -50,7 +58,7 @@ def ours(given: str, shape: tuple[int, ...], threads: int) -> Call:
         **options,
     )
     prepared.set_progress(0, 10)
-    return _step(prepared, images)
+    return prepared
 
 
 def torch_ao(network: str, shape: tuple[int, ...], threads: int) -> Call:
@@ -58,25 +66,25 @@ def torch_ao(network: str, shape: tuple[int, ...], threads: int) -> Call:
     from torch.ao.quantization import get_default_qat_qconfig_mapping
     from torch.ao.quantization.quantize_fx import prepare_qat_fx
 
-    images = _images(shape)
+    images = images_of(shape)
     model = _float_network(network, threads)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = prepare_qat_fx(model, get_default_qat_qconfig_mapping("x86"), (images[:2],))
-    return _step(model, images)
+    return step_of(model, images)
 
 
 def brevitas(network: str, shape: tuple[int, ...], threads: int) -> Call:
     """Its FX flow for weights and activations of 8 bits, past the steps that collect ranges."""
     from brevitas.graph.quantize import preprocess_for_quantize, quantize
 
-    images = _images(shape)
+    images = images_of(shape)
     model = preprocess_for_quantize(_float_network(network, threads).eval(), merge_bn=False)
     model = quantize(model)
     for module in model.modules():
         if hasattr(module, "collect_stats_steps"):
             module.collect_stats_steps = 1
-    return _step(model, images)
+    return step_of(model, images)
 
 
 def _float_network(network: str, threads: int, norm_first: bool = False) -> nn.Module:
@@ -88,14 +96,19 @@ def _float_network(network: str, threads: int, norm_first: bool = False) -> nn.M
     return qdeploy.load_network(name, {"num_classes": CLASSES, **given}).train()
 
 
-def _images(shape: tuple[int, ...]) -> torch.Tensor:
+def images_of(shape: tuple[int, ...]) -> torch.Tensor:
     values = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     return torch.from_numpy(values)
 
 
-def _step(
-    model: nn.Module, images: torch.Tensor, layout: torch.memory_format = torch.channels_last
-) -> Call:
+def step_of(
+    model: nn.Module,
+    images: torch.Tensor,
+    layout: torch.memory_format = torch.channels_last,
+    precision: str = "32",
+    compiled: bool = False,
+) -> Callable[[], float]:
+    """A step of the optimizer a call, on the GPU where there is one; gives the loss."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = model.to(device).train()
     if layout is torch.channels_last:
@@ -103,9 +116,11 @@ def _step(
     images = images.to(device).contiguous(memory_format=layout)
     labels = torch.arange(len(images), device=device) % CLASSES
     optimizer = make_optimizer(model, SETTINGS)
+    called = torch.compile(model) if compiled else model
 
-    def step() -> object:
-        loss = cross_entropy(model(images), labels)
+    def step() -> float:
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            loss = cross_entropy(called(images).float(), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

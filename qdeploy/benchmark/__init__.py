@@ -32,11 +32,13 @@ def benchmark_files(
 
     A file takes `rounds` runs or about 2 s at each batch size, whichever is less.
 
-    Raises:
-        QdeployError: no file, or one twice; a number below 1; a batch size that a file does not
-            take; or as open_session.
+    Errors: QdeployError for no file, or one twice; for a number below 1; for a batch size that a file
+    does not take; and as open_session has them.
     """
-    _check_counts(threads=threads, rounds=rounds, **{"batch size": min(batch_sizes, default=0)})
+    counts = {"threads": threads, "rounds": rounds, "batch size": min(batch_sizes, default=0)}
+    for name, count in counts.items():
+        if count < 1:
+            raise QdeployError(f"{name} is {count}, and must be at least 1.")
     files = dict(zip(_labels(paths), paths, strict=True))
     sessions = {file: open_session(path, provider, threads) for file, path in files.items()}
     return BenchmarkResult(
@@ -58,9 +60,3 @@ def _labels(paths: Sequence[Path]) -> list[str]:
         given = ", ".join(labels) or "none"
         raise QdeployError(f"give one or more files, none more than once; given: {given}.")
     return labels
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise QdeployError(f"{name} is {count}, and must be at least 1.")

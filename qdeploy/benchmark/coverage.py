@@ -1,7 +1,7 @@
 """Which of the products that a file quantizes ran on integer kernels, and why the others did not."""
 
 import numpy as np
-from onnx import NodeProto, TensorProto
+from onnx import NodeProto
 
 from qdeploy.benchmark.graph import Graph, is_product
 from qdeploy.benchmark.providers import CPU
@@ -9,7 +9,7 @@ from qdeploy.record import Coverage, Kernel, ProductRun
 
 FLOAT_OPERATORS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 INTEGERS = {"uint8", "int8", "int32"}
-EIGHT_BITS = {TensorProto.UINT8, TensorProto.INT8}
+EIGHT_BITS = {"uint8", "int8"}
 # Biases count as matching where ONNX Runtime takes them so: 1 % passes, 2 % does not.
 SCALE_TOLERANCE = 0.015
 
@@ -53,7 +53,7 @@ def is_quantized(node: NodeProto, graph: Graph) -> bool:
     """True where both factors come through DequantizeLinear, or the operator takes integers."""
     if node.op_type not in FLOAT_OPERATORS:
         return "Q" in node.op_type or "Integer" in node.op_type
-    factors = [graph.behind_movers(value) for value in node.input[:2]]
+    factors = [graph.maker(graph.unmoved(value)) for value in node.input[:2]]
     return all(maker is not None and maker.op_type == "DequantizeLinear" for maker in factors)
 
 
@@ -67,8 +67,7 @@ def why_float(node: NodeProto, graph: Graph, kernel: Kernel | None) -> str:
     if node.op_type == "ConvTranspose":
         return "ONNX Runtime has no integer kernel for ConvTranspose"
     found = (
-        _moved(node, graph)
-        or _wrong_type(node, graph)
+        _unfit_factor(node, graph)
         or _weight_without_zero_point(node, graph)
         or _foreign_bias(node, graph)
         or _output_not_quantized(node, graph)
@@ -76,29 +75,24 @@ def why_float(node: NodeProto, graph: Graph, kernel: Kernel | None) -> str:
     return found or "ONNX Runtime kept it in float; what its integer kernel misses is not known"
 
 
-def _moved(node: NodeProto, graph: Graph) -> str | None:
+def _unfit_factor(node: NodeProto, graph: Graph) -> str | None:
+    """A factor that was moved since it was dequantized, or whose codes are not of 8 bits."""
     for name, value in zip(("input", "weight"), node.input, strict=False):
-        maker = graph.maker(value)
-        if maker is not None and maker.op_type != "DequantizeLinear":
+        if (maker := graph.maker(value)) is None:
+            continue
+        if maker.op_type != "DequantizeLinear":
             return f"{maker.op_type} stands between DequantizeLinear and its {name}"
-    return None
-
-
-def _wrong_type(node: NodeProto, graph: Graph) -> str | None:
-    for name, value in zip(("input", "weight"), node.input, strict=False):
-        dequantizer = graph.maker(value)
-        assert dequantizer is not None
-        held = _held_type(dequantizer, graph)
+        held = _held_type(maker, graph)
         if held is not None and held not in EIGHT_BITS:
-            return f"its {name} is {TensorProto.DataType.Name(held)}; integer kernels take 8 bits"
+            return f"its {name} is {held.upper()}; integer kernels take 8 bits"
     return None
 
 
-def _held_type(dequantizer: NodeProto, graph: Graph) -> int | None:
+def _held_type(dequantizer: NodeProto, graph: Graph) -> str | None:
     """The type of the codes: that of the zero point, or of the codes if they are a constant."""
     for value in (*dequantizer.input[2:], dequantizer.input[0]):
-        if value in graph.constants:
-            return graph.constants[value].data_type
+        if graph.is_constant(value):
+            return graph.array(value).dtype.name
     return None
 
 
@@ -114,11 +108,11 @@ def _foreign_bias(node: NodeProto, graph: Graph) -> str | None:
     if bias is None or bias.op_type != "DequantizeLinear":
         return None
     makers = (graph.maker(value) for value in node.input[:2])
-    factors = [graph.array(maker.input[1]) for maker in makers if maker is not None]
-    found = graph.array(bias.input[1])
-    if found is None or any(factor is None for factor in factors):
+    scales = [bias.input[1], *(maker.input[1] for maker in makers if maker is not None)]
+    if not all(map(graph.is_constant, scales)):
         return None
-    expected = np.prod(np.broadcast_arrays(*factors), axis=0)  # type: ignore[arg-type]
+    found, *factors = map(graph.array, scales)
+    expected = np.prod(np.broadcast_arrays(*factors), axis=0)
     if np.allclose(found, expected, rtol=SCALE_TOLERANCE, atol=0):
         return None
     return "the scale of its bias is not that of its input times that of its weight"

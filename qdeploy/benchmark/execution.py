@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 
 from qdeploy.benchmark.coverage import coverage, products_of
-from qdeploy.benchmark.graph import graph_of
+from qdeploy.benchmark.graph import Graph, is_foreign
 from qdeploy.benchmark.profile import kernels_of, labelled, run_profiled
 from qdeploy.benchmark.runtime import Session, open_session
 from qdeploy.onnx_file import read
@@ -24,13 +24,10 @@ def placement(
 ) -> Placement:
     """Loads `model` once more, runs it on `batch` images, reads what ONNX Runtime made of it.
 
-    `file` is its label.
-
-    Raises:
-        QdeployError: as open_session.
+    `file` is its label. Errors: as open_session has them.
     """
     source = read(model)
-    graph = graph_of(source)
+    graph = Graph(source, model.parent)
     engines = provider == "tensorrt"  # they cannot be looked into or written to a file
     with tempfile.TemporaryDirectory() as folder:
         optimized = None if engines else Path(folder) / "optimized.onnx"
@@ -59,9 +56,5 @@ def _providers(session: Session) -> dict[str, dict[str, int]]:
 
 def _count(nodes: Iterable[onnx.NodeProto]) -> dict[str, int]:
     """{operator: count}, the most frequent first; ONNX Runtime's own nodes have the same fields."""
-    names = (f"{n.domain}::{n.op_type}" if _foreign(n.domain) else n.op_type for n in nodes)
+    names = (f"{n.domain}::{n.op_type}" if is_foreign(n.domain) else n.op_type for n in nodes)
     return dict(Counter(names).most_common())
-
-
-def _foreign(domain: str) -> bool:
-    return domain not in ("", "ai.onnx")

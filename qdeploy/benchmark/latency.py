@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def measure(
     sessions: Mapping[str, Session], batch: int, rounds: int, threads: int
 ) -> tuple[Latency, ...]:
     """Times the sessions in turns on `batch` random images; speed-ups are against the first."""
-    calls = [_call(session, batch) for session in sessions.values()]
+    calls = [partial(s.run, random_images(s, batch)) for s in sessions.values()]
     times = run_in_turns(calls, rounds, SECONDS_PER_NETWORK)
     medians = np.median(times, axis=1)
     return tuple(
@@ -70,16 +71,10 @@ def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
     return clock() - start
 
 
-def _call(session: Session, batch: int) -> Callable[[], object]:
-    images = random_images(session, batch)
-    return lambda: session.run(images)
-
-
 def random_images(session: Session, batch: int) -> Images:
     """Standard normal images [batch, C, H, W] of the session's input size, or random pixels.
 
-    Raises:
-        QdeployError: the file leaves channels, height or width open.
+    Errors: QdeployError if the file leaves channels, height or width open.
     """
     size = [axis for axis in session.input_shape[1:] if isinstance(axis, int)]
     if len(size) < 3:

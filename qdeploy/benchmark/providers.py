@@ -35,8 +35,7 @@ PROBE = '<ir_version: 10, opset_import: ["": 21]> probe (float[1] x) => (float[1
 def choose(provider: str) -> str:
     """The key of PROVIDERS that `provider` asks for; "auto" is CUDA where that works, else CPU.
 
-    Raises:
-        QdeployError: there is no such provider, or it does not work on this machine.
+    Errors: QdeployError if there is no such provider, or if it does not work on this machine.
     """
     if provider == "auto":
         return "cuda" if works("cuda") else "cpu"

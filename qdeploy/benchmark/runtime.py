@@ -37,10 +37,9 @@ REFUSALS = (
 class Session:
     """A network with one input of images, ready to run.
 
-    Attributes:
-        inference: the session of ONNX Runtime.
-        load_ms: the time that ONNX Runtime took to read and optimise the network.
-        file_bytes: the size of the file, with weights that lie beside it.
+    inference   the session of ONNX Runtime.
+    load_ms     the time that ONNX Runtime took to read and optimise the network.
+    file_bytes  the size of the file, with weights that lie beside it.
     """
 
     inference: ort.InferenceSession
@@ -52,8 +51,7 @@ class Session:
 
         They lie in host memory: a GPU has finished when this returns.
 
-        Raises:
-            QdeployError: the images do not have the shape or type of the network's input.
+        Errors: QdeployError if the images do not have the shape or type of the network's input.
         """
         expected = self.input_shape
         if images.dtype != self.input_type or not _fits(images.shape, expected):
@@ -96,16 +94,14 @@ def open_session(
 ) -> Session:
     """Loads an ONNX file, or the bytes of one, into ONNX Runtime.
 
-    Args:
-        provider: "cpu", "cuda", "tensorrt", or "auto": CUDA where a GPU really works, else CPU.
-            A provider that was named and does not work is an error, never a silent fallback.
-        threads: how many threads work on one operator.
-        optimized: also write the graph that ONNX Runtime made of the network to this path.
-        profile: also time each kernel, for a file whose name begins with this path.
-        beside: the folder of weights that are stored outside the bytes.
+    provider   "cpu", "cuda", "tensorrt", or "auto": CUDA where a GPU really works, else CPU.
+               A provider that was named and does not work is an error, never a silent fallback.
+    threads    how many threads work on one operator.
+    optimized  also write the graph that ONNX Runtime made of the network to this path.
+    profile    also time each kernel, for a file whose name begins with this path.
+    beside     the folder of weights that are stored outside the bytes.
 
-    Raises:
-        QdeployError: unknown or absent provider; not a network, or not one that takes images.
+    Errors: QdeployError for an unknown or absent provider, and for what is no network that takes images.
     """
     choice = choose(provider)
     options = _options(threads)

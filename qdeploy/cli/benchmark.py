@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qdeploy.cli.options import AS_JSON, DATA_ROOT, PROVIDER, reports_errors
+from qdeploy.cli.options import AS_JSON, DATA_ROOT, PROVIDER, reports_errors, show
 
 
 @click.command()
@@ -42,8 +42,6 @@ def benchmark(
     as_json: bool,
 ) -> None:
     """Measure ONNX files on this machine; ratios are against the first."""
-    from rich.console import Console
-
     from qdeploy.pipeline.benchmark import benchmark as run_benchmark
     from qdeploy.pipeline.benchmark import benchmark_json, write_benchmark
     from qdeploy.report.table import benchmark_table, kernel_table
@@ -57,11 +55,9 @@ def benchmark(
         data_root=data_root,
     )
     if as_json:
-        click.echo(benchmark_json(result, accuracies))
+        show(benchmark_json(result, accuracies))
     else:
-        Console().print(benchmark_table(result))
-        for placed in result.placements if layers else ():
-            Console().print(kernel_table(placed))
+        show(benchmark_table(result), *map(kernel_table, result.placements if layers else ()))
         for row in accuracies:
             click.echo(f"{row.file}: top-1 {row.top1:.2%} of {row.samples} images of {row.title}")
     if output is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import click
 
-from qdeploy.cli.options import AS_JSON, DATA_ROOT, DEVICE, PROVIDER, reports_errors
+from qdeploy.cli.options import AS_JSON, DATA_ROOT, DEVICE, PROVIDER, reports_errors, show
 from qdeploy.deploy.targets import available
 
 
@@ -68,7 +68,7 @@ def export(
     max_drop: float | None,
     min_agreement: float | None,
     max_size: int | None,
-    checkpoint: str,
+    checkpoint: Literal["last", "best"],
     data_root: Path | None,
     device: str,
     provider: str,
@@ -77,25 +77,24 @@ def export(
     as_json: bool,
 ) -> None:
     """Export the trained RUN as ONNX, validate it on the test set and write the report."""
-    from rich.console import Console
-
-    from qdeploy.pipeline.export import export_run, record_json, trace_run
+    from qdeploy.pipeline.export import Conditions, export_run, record_json, trace_run
     from qdeploy.report.table import record_table, trace_table
 
-    places: dict[str, Any] = {
-        "checkpoint": checkpoint, "data_root": data_root, "device": device, "provider": provider,
+    conditions = Conditions(data_root, device, provider, samples)
+    changes = {
+        "target": target, "input": input_type,
+        "max_drop": max_drop, "min_agreement": min_agreement, "max_size": max_size,
     }  # fmt: skip
-    gates = {"max_drop": max_drop, "min_agreement": min_agreement, "max_size": max_size}
-    given = {name: limit for name, limit in gates.items() if limit is not None}
-    traced = trace_run(run, **places) if trace_layers else None
-    form: dict[str, Any] = {"target": target, "input_type": input_type, "triton": triton}
-    record = export_run(run, output, gates=given, samples=samples, **form, **places)
+    traced = trace_run(run, checkpoint, conditions) if trace_layers else None
+    record = export_run(
+        run, output, changes=changes, checkpoint=checkpoint, conditions=conditions, triton=triton
+    )
     if as_json:
-        click.echo(record_json(record, traced))
+        show(record_json(record, traced))
     else:
-        Console().print(record_table(record))
+        show(record_table(record))
         if traced is not None:
-            Console().print(trace_table(traced))
-        click.echo(f"report: {run / 'report.html'}")
+            show(trace_table(traced))
+        show(f"report: {run / 'report.html'}")
     if not all(gate.passed for gate in record.gates):
         raise click.exceptions.Exit(1)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qdeploy.cli.options import AS_JSON, reports_errors
+from qdeploy.cli.options import AS_JSON, reports_errors, show
 
 
 @click.command()
@@ -18,15 +18,10 @@ def inspect(model: Path, as_json: bool) -> None:
 
     Ends with 1 if the file is not as it was when qdeploy wrote it.
     """
-    from rich.console import Console
-
     from qdeploy.deploy.inspect import inspect as inspect_file
     from qdeploy.report.inspection import contents_json, contents_tables
 
     contents = inspect_file(model)
-    if as_json:
-        click.echo(contents_json(contents))
-    else:
-        Console().print(contents_tables(contents))
+    show(contents_json(contents) if as_json else contents_tables(contents))
     if contents.intact is False:
         raise click.exceptions.Exit(1)

@@ -31,6 +31,17 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def show(*parts: object) -> None:
+    """Prints text as it is, and what rich draws (tables, groups) as wide as the terminal."""
+    from rich.console import Console
+
+    for part in parts:
+        if isinstance(part, str):
+            click.echo(part)
+        else:
+            Console().print(part)
+
+
 DATA_ROOT = click.option(
     "--data-root",
     type=click.Path(path_type=Path),

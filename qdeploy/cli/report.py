@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qdeploy.cli.options import AS_JSON, reports_errors
+from qdeploy.cli.options import AS_JSON, reports_errors, show
 
 
 @click.command()
@@ -28,16 +28,11 @@ from qdeploy.cli.options import AS_JSON, reports_errors
 @reports_errors
 def report(runs: tuple[Path, ...], output: Path, as_json: bool) -> None:
     """Compare RUNS: their curves on one page, and a table."""
-    from rich.console import Console
-
     from qdeploy.pipeline.compare import compare, comparison_json
     from qdeploy.report.table import comparison_table
     from qdeploy.report.write import write_comparison
 
     compared = compare(runs)
     write_comparison(compared, output)
-    if as_json:
-        click.echo(comparison_json(compared))
-    else:
-        Console().print(comparison_table(compared))
+    show(comparison_json(compared) if as_json else comparison_table(compared))
     click.echo(f"written: {output}", err=as_json)

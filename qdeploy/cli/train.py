@@ -64,11 +64,11 @@ def train(
         overrides = (*overrides, f"train.epochs={epochs}")
 
     from qdeploy import processes
-    from qdeploy.pipeline.train import run_recipe
     from qdeploy.pipeline.train import train as train_recipe
     from qdeploy.recipe import Recipe
+    from qdeploy.run import RunFolder, recipe_file
 
-    source = recipe or (run_recipe(output) if resume and output else DEFAULT_RECIPE)
+    source = recipe or (recipe_file(RunFolder(output)) if resume and output else DEFAULT_RECIPE)
     run = train_recipe(
         Recipe.load(source, overrides),
         output,

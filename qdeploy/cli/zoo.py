@@ -40,11 +40,7 @@ def explained(method: Method) -> str:
     """What it is, and its options as a recipe has them, in TOML with their defaults."""
     lines = [method.summary, method.paper, widths(method)]
     if fields := method.options.model_fields:
-        lines += [
-            "",
-            "[quantize.options]",
-            *(option(name, field) for name, field in fields.items()),
-        ]
+        lines += ["", "[quantize.options]", *(option(*item) for item in fields.items())]
         lines += ["", cleandoc(method.options.__doc__ or "")]
     return "\n".join(lines)
 

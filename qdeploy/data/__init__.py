@@ -2,6 +2,5 @@
 
 from qdeploy.data.batches import WHOLE, Batches, Normalisation, Share
 from qdeploy.data.open import Data, open_data
-from qdeploy.data.phases import PhasedBatches
 
-__all__ = ["WHOLE", "Batches", "Data", "Normalisation", "PhasedBatches", "Share", "open_data"]
+__all__ = ["WHOLE", "Batches", "Data", "Normalisation", "Share", "open_data"]

@@ -1,9 +1,10 @@
 """Batches of images: what an epoch is, and batches of data sets that fit on the device."""
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -16,56 +17,102 @@ from qdeploy.recipe import DataSection
 Batch = tuple[Tensor, Tensor]
 
 
-class Batches(Protocol):
-    """A data set in batches."""
+@dataclass(frozen=True)
+class Share:
+    """The part of each batch that process `rank` of `processes` takes."""
+
+    rank: int = 0
+    processes: int = 1
+
+
+WHOLE = Share()
+
+
+class Batches(ABC):
+    """A data set in batches.
+
+    samples  number of images
+    section  the recipe's [data]; each epoch is as in the phase of the regime that it begins in
+    seed     of training, which has a new order each epoch; None: of testing, in order
+    share    what this process takes of each batch
+    """
+
+    def __init__(
+        self, samples: int, section: DataSection, seed: int | None, share: Share = WHOLE
+    ) -> None:
+        self.samples = samples
+        self._seed = seed
+        self._share = share
+        self._follow(section)
+
+    def _follow(self, section: DataSection) -> None:
+        processes = self._share.processes
+        for phase in section.phases():
+            if self._seed is not None and phase.batch_size % processes:
+                raise QdeployError(
+                    f"data.batch_size {phase.batch_size} cannot be shared out evenly to {processes} "
+                    f"processes: choose a multiple of {processes}, or another number of devices"
+                )
+        self._section = section
+        self._first_steps = [0]  # of each epoch, as far as they were asked for
+
+    def under(self, section: DataSection) -> Self:
+        """The same images, batched and augmented as another [data] says.
+
+        Raises QdeployError if the processes cannot share out its batches.
+        """
+        other = copy.copy(self)  # the images on the device are shared
+        other._follow(section)
+        return other
 
     @property
-    def samples(self) -> int:
-        """Number of images in the data set."""
+    @abstractmethod
+    def input_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image before the first phase of the regime."""
 
-    def steps_before(self, index: int) -> int:
-        """Number of batches in all epochs before epoch `index`."""
-
+    @abstractmethod
     def epoch(self, index: int) -> Iterator[Batch]:
         """The batches of epoch `index`, which depend on it and on the seed alone.
 
         Images: float32 [N, C, H, W], normalised, on the device; labels: int64 [N].
         """
 
-    def under(self, section: DataSection) -> "Batches":
-        """The same images, batched and augmented as another [data] says."""
+    def steps_before(self, index: int) -> int:
+        """Number of batches in all epochs before epoch `index`."""
+        for epoch in range(len(self._first_steps) - 1, index):
+            first = self._first_steps[epoch]
+            self._first_steps.append(first + self._steps(self._section.at(epoch, first)))
+        return self._first_steps[index]
 
+    def _steps(self, section: DataSection) -> int:
+        # A training batch has two images for BatchNorm, and one for each process.
+        smallest = 1 if self._seed is None else max(2, self._share.processes)
+        return number_of_batches(self.samples, section.batch_size, smallest)
 
-@dataclass(frozen=True)
-class Share:
-    """The part of each batch that process `rank` of `processes` takes.
+    def _phase(self, index: int) -> DataSection:
+        return self._section.at(index, self.steps_before(index))
 
-    In training all take the same number, so that the mean of their gradients is the gradient of
-    the batch: the last images of a batch that cannot be shared out evenly are left out.
-    """
+    def _random(self, index: int) -> np.random.Generator | None:
+        """What draws the random part of a training epoch, for all devices and processes the same."""
+        return None if self._seed is None else np.random.default_rng([self._seed, index])
 
-    rank: int = 0
-    processes: int = 1
+    def _chosen(
+        self, section: DataSection, random: np.random.Generator | None
+    ) -> tuple[Tensor, ...]:
+        """The numbers of the images in each batch."""
+        order = np.arange(self.samples) if random is None else random.permutation(self.samples)
+        whole = torch.from_numpy(order[: self._steps(section) * section.batch_size])
+        return whole.split(section.batch_size)
 
-    def of_training(self, images: int) -> slice:
-        """The part of a training batch of `images` images."""
-        return slice(self.rank, images - images % self.processes, self.processes)
+    def _own(self, batch: Tensor) -> Tensor:
+        """This process's share of a batch; that of a test batch may be empty.
 
-    @property
-    def of_test(self) -> slice:
-        """The part of any test batch; a process whose part is empty skips the batch."""
-        return slice(self.rank, None, self.processes)
-
-    def check(self, batch_size: int) -> None:
-        """Raises QdeployError if a full batch does not divide evenly among the processes."""
-        if batch_size % self.processes:
-            raise QdeployError(
-                f"data.batch_size {batch_size} cannot be shared out evenly to {self.processes} "
-                f"processes: choose a multiple of {self.processes}, or another number of devices"
-            )
-
-
-WHOLE = Share()
+        In training all processes take the same number, so that the mean of their gradients is the
+        gradient of the batch: the last images, which cannot be shared out evenly, are left out.
+        """
+        rank, processes = self._share.rank, self._share.processes
+        left_out = 0 if self._seed is None else len(batch) % processes
+        return batch[rank : len(batch) - left_out : processes]
 
 
 class Normalisation:
@@ -92,91 +139,42 @@ class Normalisation:
         return (images * self._std + self._mean).round().clamp(0, 255).to(torch.uint8)
 
 
-@dataclass(frozen=True)
-class Shuffling:
-    """The random part of training: a new order each epoch, `pad_crop` pixels of shift, flips.
-
-    Random numbers are drawn on the CPU, by NumPy, and for whole batches: all devices see the same
-    batches, and any number of processes can share them.
-    """
-
-    seed: int
-    pad_crop: int = 0
-    flip: bool = False
-
-
-class ArrayBatches:
+class ArrayBatches(Batches):
     """A whole data set as uint8 on the device, augmented there a batch at a time.
 
-    With `shuffling` it is for training, and a last batch of a single image is left out because
-    BatchNorm cannot train on it; other incomplete batches are kept. Without, it is in order.
-    `image_size` resizes to a square, after the augmentation; None leaves the size as it is.
-    `share` is what this process takes of each batch.
+    Images are resized after the augmentation. Random numbers are drawn on the CPU, by NumPy, and
+    for whole batches: all devices see the same batches, and any number of processes can share them.
     """
 
     def __init__(
         self,
         data: LabelledImages,
-        batch_size: int,
+        section: DataSection,
         normalise: Normalisation,
-        shuffling: Shuffling | None = None,
-        image_size: int | None = None,
+        seed: int | None = None,
         share: Share = WHOLE,
     ) -> None:
-        if shuffling is not None:
-            share.check(batch_size)
+        super().__init__(len(data.labels), section, seed, share)
         # A copy, because arrays that view a file's bytes are read-only.
         self._images = torch.tensor(data.images, device=normalise.device)
         self._labels = torch.tensor(data.labels, device=normalise.device)
-        self._batch_size = batch_size
         self._normalise = normalise
-        self._shuffling = shuffling
-        self._image_size = image_size
-        self._share = share
 
     @property
-    def samples(self) -> int:
-        return len(self._labels)
-
-    def __len__(self) -> int:
-        smallest = 1 if self._shuffling is None else smallest_batch(self._share)
-        return number_of_batches(self.samples, self._batch_size, smallest)
-
-    def steps_before(self, index: int) -> int:
-        return index * len(self)
-
-    def under(self, section: DataSection) -> Self:
-        other = copy.copy(self)  # the images on the device are shared
-        other._batch_size = section.batch_size
-        other._image_size = section.image_size
-        if self._shuffling is not None:
-            self._share.check(section.batch_size)
-            other._shuffling = replace(
-                self._shuffling, pad_crop=section.pad_crop, flip=section.flip
-            )
-        return other
+    def input_shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self._images.shape
+        size = self._section.image_size
+        return channels, size or height, size or width
 
     def epoch(self, index: int) -> Iterator[Batch]:
-        shuffling = self._shuffling
-        return self._in_order() if shuffling is None else self._shuffled(shuffling, index)
-
-    def _in_order(self) -> Iterator[Batch]:
-        images, labels = self._images.split(self._batch_size), self._labels.split(self._batch_size)
-        for some_images, some_labels in zip(images, labels, strict=True):
-            own = self._share.of_test
-            if len(some_labels[own]):
-                yield self._finished(some_images[own]), some_labels[own]
-
-    def _shuffled(self, shuffling: Shuffling, index: int) -> Iterator[Batch]:
-        random = np.random.default_rng([shuffling.seed, index])
-        order = torch.from_numpy(random.permutation(self.samples)).to(self._images.device)
-        for chosen in order.split(self._batch_size)[: len(self)]:
-            images = augment(self._images[chosen], shuffling.pad_crop, shuffling.flip, random)
-            own = self._share.of_training(len(chosen))
-            yield self._finished(images[own]), self._labels[chosen][own]
-
-    def _finished(self, images: Tensor) -> Tensor:
-        return resize(self._normalise(images), self._image_size)
+        section, random = self._phase(index), self._random(index)
+        for batch in self._chosen(section, random):
+            chosen = batch.to(self._images.device)
+            images, labels = self._images[chosen], self._own(self._labels[chosen])
+            if random is not None:
+                images = augment(images, section.pad_crop, section.flip, random)
+            if len(labels):
+                yield resize(self._normalise(self._own(images)), section.image_size), labels
 
 
 def resize(images: Tensor, size: int | None) -> Tensor:
@@ -184,11 +182,6 @@ def resize(images: Tensor, size: int | None) -> Tensor:
     if size is None or images.shape[2:] == (size, size):
         return images
     return torch.nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
-
-
-def smallest_batch(share: Share) -> int:
-    """The fewest images that a training batch may have: two for BatchNorm, and one for each process."""
-    return max(2, share.processes)
 
 
 def number_of_batches(samples: int, batch_size: int, smallest: int) -> int:
@@ -212,11 +205,7 @@ def augment(images: Tensor, pad_crop: int, flip: bool, random: np.random.Generat
     columns = left[:, None] + torch.arange(width)
     columns = torch.where(mirrored[:, None], columns.flip(1), columns)
     padded = torch.nn.functional.pad(images, [pad_crop] * 4)
-    return _gather(padded, rows.to(images.device), columns.to(images.device))
-
-
-def _gather(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The pixels of image n at rows[n] x columns[n]: [N, C, ., .] by [N, H] and [N, W]."""
-    n = torch.arange(len(images), device=images.device)[:, None, None, None]
-    c = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return images[n, c, rows[:, None, :, None], columns[:, None, None, :]]
+    n, y, x = torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]
+    # Indices on both sides of a slice put what it holds, the channels, last.
+    n, y, x = (index.to(images.device) for index in (n, y, x))
+    return padded[n, :, y, x].permute(0, 3, 1, 2)

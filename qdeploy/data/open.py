@@ -5,24 +5,15 @@ from pathlib import Path
 
 import torch
 
-from qdeploy.data.batches import (
-    WHOLE,
-    ArrayBatches,
-    Batches,
-    Normalisation,
-    Share,
-    Shuffling,
-)
+from qdeploy.data.batches import WHOLE, ArrayBatches, Batches, Normalisation, Share
 from qdeploy.data.decoding import FolderBatches
-from qdeploy.datasets import Dataset, LabelledImages, find
+from qdeploy.datasets import Dataset, find
 from qdeploy.datasets.downloads import find_files
-from qdeploy.datasets.folder import ImageFolder
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection
 
 _ROOT = Path("data")
-_TEST_BATCH = 500
-_IMAGENET_SIZE = 224
+_TEST_BATCH = 500  # of images that are on the device already
 
 
 @dataclass(frozen=True)
@@ -57,61 +48,28 @@ def open_data(
     """
     root = root or Path(section.root or _ROOT)
     dataset = find(section.dataset)
-    read = dataset.read(*(find_files(dataset, root, download) or [root]))
+    train, test = dataset.read(*(find_files(dataset, root, download) or [root]))
+    classes = dataset.classes or getattr(train, "classes", ())
+    if not classes:
+        raise QdeployError(
+            f"data set {section.dataset!r} names no classes; its Dataset must give them as `classes`, "
+            "in the order of the labels"
+        )
     mean, std = _normalisation(section, dataset)
     normalise = Normalisation(mean, std, device)
-    in_batches = _decoded if dataset.image_files else _on_device
-    train, test, input_shape = in_batches(*read, section, normalise, seed, share)
+    batches = FolderBatches if dataset.image_files else ArrayBatches
+    test_batch = section.batch_size if dataset.image_files else max(section.batch_size, _TEST_BATCH)
+    tested = section.model_copy(update={"batch_size": test_batch, "regime": ()})
+    trained = batches(train, section, normalise, seed, share)
     return Data(
         name=section.dataset,
         title=section.title or dataset.title or root.resolve().name,
-        classes=dataset.classes or read[0].classes,
-        input_shape=input_shape,
+        classes=classes,
+        input_shape=trained.input_shape,
         mean=mean,
         std=std,
-        train=train,
-        test=test,
-    )
-
-
-_Opened = tuple[Batches, Batches, tuple[int, int, int]]
-
-
-def _on_device(
-    train: LabelledImages,
-    test: LabelledImages,
-    section: DataSection,
-    normalise: Normalisation,
-    seed: int,
-    share: Share,
-) -> _Opened:
-    """A data set that fits on the device; it is tested in batches of 500 images or more."""
-    size, batch_size = section.image_size, section.batch_size
-    shuffling = Shuffling(seed, section.pad_crop, section.flip)
-    test_batch_size = max(batch_size, _TEST_BATCH)
-    _, channels, height, width = train.images.shape
-    return (
-        ArrayBatches(train, batch_size, normalise, shuffling, size, share),
-        ArrayBatches(test, test_batch_size, normalise, image_size=size, share=share),
-        (channels, size or height, size or width),
-    )
-
-
-def _decoded(
-    train: ImageFolder,
-    test: ImageFolder,
-    section: DataSection,
-    normalise: Normalisation,
-    seed: int,
-    share: Share,
-) -> _Opened:
-    """Image files, decoded a batch at a time."""
-    size = section.image_size or _IMAGENET_SIZE
-    batching = (size, section.batch_size, section.workers, normalise)
-    return (
-        FolderBatches(train, *batching, shuffle_seed=seed, share=share),
-        FolderBatches(test, *batching, share=share),
-        (3, size, size),
+        train=trained,
+        test=batches(test, tested, normalise, share=share),
     )
 
 

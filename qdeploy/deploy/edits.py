@@ -9,26 +9,27 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-Pass = Callable[[ir.Model], None]
+from qdeploy.onnx_file import MOVERS
+
+Pass = Callable[[ir.Model], object]
+
+_numbers = itertools.count()
 
 
-class Initialisers:
-    """Adds constants to a graph, each distinct one once."""
+def constant(graph: ir.Graph, array: npt.ArrayLike) -> ir.Value:
+    """A new constant of the graph; `share_initialisers` makes one of those that are equal."""
+    value = np.asarray(array)
+    name = f"constant #{next(_numbers)}"
+    made = ir.val(name, const_value=ir.tensor(value, name=name))
+    graph.register_initializer(made)
+    return made
 
-    def __init__(self, graph: ir.Graph) -> None:
-        self.graph = graph
-        self.known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
-    def constant(self, array: npt.ArrayLike) -> ir.Value:
-        value = np.asarray(array)
-        key = (value.dtype.name, value.shape, value.tobytes())
-        if key not in self.known:
-            names = (f"constant_{number}" for number in itertools.count())
-            name = next(name for name in names if name not in self.graph.initializers)
-            tensor = ir.tensor(value, name=name)
-            self.known[key] = ir.val(name, const_value=tensor)
-            self.graph.register_initializer(self.known[key])
-        return self.known[key]
+def unmoved(value: ir.Value | None) -> ir.Value | None:
+    """The value before what only moved it on its way."""
+    while value is not None and (maker := value.producer()) and maker.op_type in MOVERS:
+        value = maker.inputs[0]
+    return value
 
 
 def only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
@@ -36,6 +37,12 @@ def only_reader(value: ir.Value, op_type: str) -> ir.Node | None:
     readers = [use.node for use in value.uses()]
     only = len(readers) == 1 and not value.is_graph_output() and readers[0].op_type == op_type
     return readers[0] if only else None
+
+
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The operator that makes the value, if it is of this type."""
+    maker = value.producer() if value is not None else None
+    return maker if maker is not None and maker.op_type == op_type else None
 
 
 def inserted(op_type: str, source: ir.Value, graph: ir.Graph) -> ir.Node:
@@ -53,10 +60,10 @@ def inserted(op_type: str, source: ir.Value, graph: ir.Graph) -> ir.Node:
 
 def scalars(node: ir.Node) -> list[float]:
     """The scalar constants behind the first input."""
-    constants = [value.const_value for value in node.inputs[1:] if value and value.const_value]
-    return [constant.numpy().item() for constant in constants if constant.size == 1]
+    return [found for found in map(number, node.inputs[1:]) if found is not None]
 
 
 def number(value: ir.Value | None) -> float | None:
-    constant = value.const_value if value is not None else None
-    return float(constant.numpy().item()) if constant is not None and constant.size == 1 else None
+    """What a scalar constant holds; None for other values."""
+    held = value.const_value if value is not None else None
+    return held.numpy().item() if held is not None and held.size == 1 else None

@@ -5,25 +5,26 @@ from __future__ import annotations
 import json
 import math
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 
-from qdeploy.deploy.constants import Constants
+from qdeploy.benchmark.graph import Graph, is_foreign
 from qdeploy.deploy.seal import is_intact
-from qdeploy.onnx_file import MOVERS, content, read, stored_bytes
+from qdeploy.onnx_file import MOVERS, read, stored_bytes
 
-# Where an operator reads: its data, its weight and, if it computes on codes, their scales.
+# Which input of an operator is its weight.
 PLACES = {
-    "Conv": (0, 1), "ConvTranspose": (0, 1), "Gemm": (0, 1), "MatMul": (0, 1),
-    "ConvInteger": (0, 1), "MatMulInteger": (0, 1),
-    "QLinearConv": (0, 3), "QLinearMatMul": (0, 3),
+    "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1,
+    "QLinearConv": 3, "QLinearMatMul": 3,
 }  # fmt: skip
 ON_CODES = {"QLinearConv", "QLinearMatMul"}
+WITHOUT_SCALES = {"ConvInteger", "MatMulInteger"}
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Quantized:
     """Integer codes: their type, how many bits tell them apart, their scales and zero points.
 
     codes   the lowest and the highest; of an activation, those that it may take
-    scales  the smallest and the largest; channels: how many there are
+    scales  the smallest and the largest, None where the file has them elsewhere; channels: how many
     """
 
     type: str
     bits: int
     codes: tuple[int, int]
-    scales: tuple[float, float]
+    scales: tuple[float, float] | None
     channels: int
     zeros: tuple[int, int]
 
@@ -46,7 +47,7 @@ class Quantized:
 class FileLayer:
     """A node with a constant weight.
 
-    name      the node's own, else its number among the layers and its operator
+    name      the node's own, else its operator and number
     shape     of the weight
     stored    type of the initialiser that holds the weight, and the bytes that it takes
     all_bytes of all constants that the node is computed from: codes, scales, zero points, bias
@@ -103,20 +104,22 @@ class Contents:
 def inspect(path: Path) -> Contents:
     """Reads a file of qdeploy or of another tool. Errors: QdeployError if it is no ONNX file."""
     model = read(path)
+    graph = Graph(model, path.parent)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    own = {tensor.name for tensor in model.graph.initializer}
     return Contents(
         file=str(path),
         bytes=stored_bytes(path),
-        weight_bytes=sum(len(content(t, path.parent)) for t in model.graph.initializer),
+        weight_bytes=sum(map(graph.held, graph.tensors)),
         metadata_bytes=sum(entry.ByteSize() for entry in model.metadata_props),
         intact=is_intact(model, path.parent),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         opset={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         ir_version=model.ir_version,
-        inputs=tuple(_port(value) for value in model.graph.input if value.name not in own),
+        inputs=tuple(
+            _port(value) for value in model.graph.input if value.name not in graph.tensors
+        ),
         outputs=tuple(map(_port, model.graph.output)),
-        layers=tuple(_Reader(model, path.parent).layers()),
+        layers=tuple(_Reader(graph).layers()),
         recipe=_parsed(tomllib.loads, metadata.get("qdeploy.recipe", "")),
         origin=_parsed(json.loads, metadata.get("qdeploy.origin", "{}")),
         metadata=metadata,
@@ -147,201 +150,173 @@ def _type_name(code: int) -> str:
 class _Reader:
     """Finds the layers of one graph."""
 
-    def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
-        self.nodes = model.graph.node
-        self.constants = Constants(model, folder)
-        self.makers = self.constants.makers
-        self.folder = folder
-        self.readers: dict[str, list[onnx.NodeProto]] = {}
-        for node in self.nodes:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
 
     def layers(self) -> Iterator[FileLayer]:
-        number = 0
-        for node in self.nodes:
-            if any(name in self.constants for name in node.output):
-                continue
-            if node.op_type in PLACES and node.domain in ("", "ai.onnx"):
-                data, weight = (node.input[place] for place in PLACES[node.op_type])
-                if weight in self.constants:
-                    number += 1
-                    yield self.layer(node, number, data, weight)
-            elif node.domain not in ("", "ai.onnx") and (weights := self.weights_of(node)):
-                number += 1
-                yield self.strange(node, number, weights)
+        for node, name in zip(self.graph.nodes, self.graph.names(), strict=True):
+            weight = self.weight_of(node)
+            if weight is not None and not any(map(self.graph.is_constant, node.output)):
+                yield self.layer(node, name, weight)
 
-    def layer(self, node: onnx.NodeProto, number: int, data: str, weight: str) -> FileLayer:
-        if node.op_type in ON_CODES:
+    def weight_of(self, node: onnx.NodeProto) -> str | None:
+        """The constant that a product reads as its weight; of a foreign operator the largest."""
+        if not is_foreign(node.domain):
+            weight = node.input[PLACES[node.op_type]] if node.op_type in PLACES else ""
+            return weight if self.graph.is_constant(weight) else None
+        tensors = self.graph.tensors
+        matrices = [one for one in node.input if one in tensors and len(tensors[one].dims) > 1]
+        return max(matrices, key=lambda one: self.graph.array(one).size, default=None)
+
+    def layer(self, node: onnx.NodeProto, name: str, weight: str) -> FileLayer:
+        operator, unknown, source = node.op_type, "", weight
+        codes = activation = None
+        if is_foreign(node.domain):
+            operator = f"{node.domain}::{node.op_type}"
+            unknown = f"bits and scales of {operator}"
+        elif operator in ON_CODES:
             codes, activation = self.operands(node)
-            source = weight
+        elif operator in WITHOUT_SCALES:
+            codes = self.codes(weight, "", node.input[3] if len(node.input) > 3 else "")
+            unknown = f"scales of {operator}, which other operators multiply by"
         else:
             source, codes = self.quantized_weight(weight)
-            activation = self.activation(data)
+            activation = self.activation(node.input[0])
+        stored, size = self.storage(source)
         return FileLayer(
-            name=node.name or f"{number} {node.op_type}",
-            operator=node.op_type,
-            shape=self.constants[weight].shape,
-            **self.storage(source),
+            name=name,
+            operator=operator,
+            shape=self.graph.array(weight).shape,
+            stored=stored,
+            bytes=size,
             all_bytes=self.all_bytes(node),
             weight=codes,
             activation=activation,
+            unknown=unknown,
         )
 
-    def strange(self, node: onnx.NodeProto, number: int, weights: list[str]) -> FileLayer:
-        """An operator of another domain: what it makes of its weights is not known here."""
-        largest = max(weights, key=lambda name: self.constants[name].size)
-        return FileLayer(
-            name=node.name or f"{number} {node.op_type}",
-            operator=f"{node.domain}::{node.op_type}",
-            shape=self.constants[largest].shape,
-            **self.storage(largest),
-            all_bytes=self.all_bytes(node),
-            weight=None,
-            activation=None,
-            unknown=f"bits and scales of {node.domain}::{node.op_type}",
-        )
-
-    def weights_of(self, node: onnx.NodeProto) -> list[str]:
-        constants = (name for name in node.input if name in self.constants.tensors)
-        return [name for name in constants if len(self.constants.tensors[name].dims) > 1]
-
-    def storage(self, name: str) -> dict[str, Any]:
+    def storage(self, name: str) -> tuple[str, int]:
         """Type and bytes of what a weight is stored as: the largest of its initialisers."""
-        sources = self.constants.sources(name)
+        sources = sorted(self.graph.sources(name))
         if not sources:
-            return {"stored": "in a node", "bytes": self.held(name)}
-        largest = max(sorted(sources), key=self.held)
-        kind = _type_name(self.constants.tensors[largest].data_type)
-        return {"stored": kind, "bytes": self.held(largest)}
+            return "in a node", self.graph.held(name)
+        largest = max(sources, key=self.graph.held)
+        return _type_name(self.graph.tensors[largest].data_type), self.graph.held(largest)
 
     def all_bytes(self, node: onnx.NodeProto) -> int:
         """Of what its constant inputs are made of, and of the bias that is added to a MatMul."""
         names = set(node.input)
-        readers = self.readers.get(node.output[0], [])
+        readers = self.graph.readers[node.output[0]]
         if node.op_type == "MatMul" and [reader.op_type for reader in readers] == ["Add"]:
             names.update(readers[0].input)
-        constants = [name for name in names if name in self.constants]
-        return sum(
-            map(self.held, set().union(*(self.constants.sources(c) or {c} for c in constants)))
-        )
-
-    def held(self, name: str) -> int:
-        """The bytes of a constant, in the file or beside it."""
-        tensor = self.constants.tensors.get(name)
-        stored = b"" if tensor is None else content(tensor, self.folder)
-        return len(stored) or self.constants[name].nbytes
+        sources = (self.graph.sources(n) or {n} for n in names if self.graph.is_constant(n))
+        return sum(map(self.graph.held, set().union(*sources)))
 
     def quantized_weight(self, name: str) -> tuple[str, Quantized | None]:
         """The codes that a weight is read from, and their quantization; None for a float weight."""
-        maker = self.makers.get(name)
-        while maker is not None and maker.op_type in MOVERS:
-            name = maker.input[0]
-            maker = self.makers.get(name)
-        if maker is None:
-            return name, None
-        if maker.op_type == "DequantizeLinear":
+        name = self.graph.unmoved(name)
+        maker = self.graph.maker(name)
+        if maker is not None and maker.op_type == "DequantizeLinear":
             codes, scale, zero = _three(maker.input)
             return codes, self.codes(codes, scale, zero)
-        if maker.op_type == "Mul":  # Cast, less a zero point, times the scale
+        if maker is not None and maker.op_type == "Mul":  # Cast, less a zero point, times the scale
             return self.unfolded(maker) or (name, None)
         return name, None
 
     def unfolded(self, product: onnx.NodeProto) -> tuple[str, Quantized] | None:
         centred, scale = product.input
-        maker, zero = self.makers.get(centred), ""
+        maker, zero = self.graph.maker(centred), ""
         if maker is not None and maker.op_type == "Sub":
             centred, zero = maker.input
-            maker = self.makers.get(centred)
+            maker = self.graph.maker(centred)
         if maker is None or maker.op_type != "Cast":
             return None
-        codes = maker.input[0]
-        if not np.issubdtype(self.constants[codes].dtype, np.integer):
-            return None
-        return codes, self.codes(codes, scale, zero)
-
-    def codes(self, codes: str, scale: str, zero: str) -> Quantized:
-        """Constant codes: as many bits as their levels need."""
-        found = self.constants[codes].astype(np.int64)
-        levels = np.unique(found)
-        return Quantized(
-            type=str(self.constants[codes].dtype),
-            bits=max(1, math.ceil(math.log2(len(levels)))),
-            codes=(int(levels[0]), int(levels[-1])),
-            **self.steps(scale, zero),
-        )
-
-    def steps(self, scale: str, zero: str) -> dict[str, Any]:
-        scales = self.constants[scale].astype(np.float64)
-        zeros = self.constants[zero].astype(np.int64) if zero else np.zeros(1, np.int64)
-        return {
-            "scales": (float(scales.min()), float(scales.max())),
-            "channels": scales.size,
-            "zeros": (int(zeros.min()), int(zeros.max())),
-        }
-
-    def activation(self, name: str) -> Quantized | None:
-        """The quantization of what a layer reads; None if it is float."""
-        maker = self.makers.get(name)
-        if maker is None or maker.op_type != "DequantizeLinear":
-            return None
-        codes, scale, zero = _three(maker.input)
-        if scale not in self.constants or (zero and zero not in self.constants):
-            return None
-        kind = self.constants[zero].dtype if zero else np.dtype(np.uint8)
-        return self.ranged(kind, self.code_range(codes, kind, scale, zero), scale, zero)
-
-    def ranged(
-        self, kind: np.dtype[Any], codes: tuple[int, int, int], scale: str, zero: str
-    ) -> Quantized:
-        low, high, levels = codes
-        bits = max(1, math.ceil(math.log2(levels)))
-        return Quantized(str(kind), bits, (low, high), **self.steps(scale, zero))
-
-    def code_range(
-        self, codes: str, kind: np.dtype[Any], scale: str, zero: str
-    ) -> tuple[int, int, int]:
-        """Lowest and highest code and how many there are, as a Clip or a choice on the way leaves them."""
-        maker = self.makers.get(codes)
-        while maker is not None:
-            if maker.op_type == "Clip" and len(maker.input) == 3:
-                low, high = (self.code(bound, kind, scale, zero) for bound in maker.input[1:])
-                return low, high, high - low + 1
-            if maker.op_type == "Where":
-                low, high = sorted(int(self.constants[value]) for value in maker.input[1:])
-                return low, high, 2
-            same_grid = maker.op_type != "DequantizeLinear" or maker.input[1] == scale
-            if (
-                maker.op_type not in MOVERS | {"QuantizeLinear", "DequantizeLinear"}
-                or not same_grid
-            ):
-                break
-            maker = self.makers.get(maker.input[0])
-        limits = np.iinfo(kind)
-        return limits.min, limits.max, limits.max - limits.min + 1
-
-    def code(self, bound: str, kind: np.dtype[Any], scale: str, zero: str) -> int:
-        """The code of a bound, which may be that of the float values in front of the quantizer."""
-        value = self.constants[bound]
-        if value.dtype.kind == "f":
-            offset = self.constants[zero].astype(np.int64) if zero else 0
-            limits = np.iinfo(kind)
-            steps = np.rint(value.astype(np.float64) / self.constants[scale].astype(np.float64))
-            value = np.clip(steps + offset, limits.min, limits.max)
-        return int(value)
+        found = self.codes(maker.input[0], scale, zero)
+        return None if found is None else (maker.input[0], found)
 
     def operands(self, node: onnx.NodeProto) -> tuple[Quantized | None, Quantized | None]:
         """Of QLinearConv and QLinearMatMul, which read codes, scales and zero points in turn."""
-        _, scale, zero, weight, weight_scale, weight_zero = node.input[:6]
-        if not all(name in self.constants for name in (scale, zero, weight_scale, weight_zero)):
+        data, scale, zero, weight, weight_scale, weight_zero = node.input[:6]
+        if not all(map(self.graph.is_constant, (scale, zero, weight_scale, weight_zero))):
             return None, None
-        kind: np.dtype[Any] = self.constants[zero].dtype
-        limits = np.iinfo(kind)
-        everything = limits.min, limits.max, limits.max - limits.min + 1
-        return (
-            self.codes(weight, weight_scale, weight_zero),
-            self.ranged(kind, everything, scale, zero),
+        return self.codes(weight, weight_scale, weight_zero), self.ranged(data, scale, zero)
+
+    def activation(self, name: str) -> Quantized | None:
+        """The quantization of what a layer reads; None if it is float."""
+        maker = self.graph.maker(name)
+        if maker is None or maker.op_type != "DequantizeLinear":
+            return None
+        codes, scale, zero = _three(maker.input)
+        known = self.graph.is_constant(scale) and (not zero or self.graph.is_constant(zero))
+        return self.ranged(codes, scale, zero) if known else None
+
+    def codes(self, codes: str, scale: str, zero: str) -> Quantized | None:
+        """Constant codes: as many bits as their levels need; None for floats, however narrow."""
+        found = self.graph.array(codes)
+        if not ir.DataType.from_numpy(found.dtype).is_integer():
+            return None
+        levels = np.unique(found.astype(np.int64))
+        ends = int(levels[0]), int(levels[-1])
+        return self.quantized(found.dtype.name, ends, len(levels), scale, zero)
+
+    def ranged(self, codes: str, scale: str, zero: str) -> Quantized | None:
+        """Codes that every run computes, as many bits as they may take; None for narrow floats."""
+        kind = ir.DataType.UINT8
+        if zero:
+            kind = ir.DataType.from_numpy(self.graph.array(zero).dtype)
+        if not kind.is_integer():
+            return None
+        low, high, levels = self.code_range(codes, kind, scale, zero)
+        return self.quantized(kind.name.lower(), (low, high), levels, scale, zero)
+
+    def quantized(
+        self, kind: str, ends: tuple[int, int], levels: int, scale: str, zero: str
+    ) -> Quantized:
+        scales = self.graph.array(scale).astype(np.float64) if scale else None
+        zeros = self.graph.array(zero).astype(np.int64) if zero else np.zeros(1, np.int64)
+        return Quantized(
+            type=kind,
+            bits=max(1, math.ceil(math.log2(levels))),
+            codes=ends,
+            scales=None if scales is None else (float(scales.min()), float(scales.max())),
+            channels=1 if scales is None else scales.size,
+            zeros=(int(zeros.min()), int(zeros.max())),
         )
+
+    def code_range(
+        self, codes: str, kind: ir.DataType, scale: str, zero: str
+    ) -> tuple[int, int, int]:
+        """Lowest and highest code and how many there are, as a Clip or a choice of two leaves them."""
+        lowest, highest = int(kind.min), int(kind.max)
+        node, on_codes = self.bounded(codes, scale)
+        bounds = [] if node is None else self.scalars(node.input[1:])
+        steps, zeros = self.scalars([scale]), self.scalars([zero]) or [0.0]
+        if node is None or len(bounds) != 2 or not steps:
+            return lowest, highest, highest - lowest + 1
+        if not on_codes:
+            bounds = [bound / steps[0] + zeros[0] for bound in bounds]
+        low, high = sorted(round(min(max(bound, lowest), highest)) for bound in bounds)
+        return low, high, 2 if node.op_type == "Where" else high - low + 1
+
+    def bounded(self, codes: str, scale: str) -> tuple[onnx.NodeProto | None, bool]:
+        """The Clip or Where that codes come from, and whether it bounds codes or the values of them."""
+        on_codes = True
+        while (maker := self.graph.maker(codes)) is not None:
+            if maker.op_type in ("Clip", "Where"):
+                return maker, on_codes
+            if maker.op_type == "QuantizeLinear":
+                on_codes = False
+            elif maker.op_type == "DequantizeLinear" and maker.input[1] == scale:
+                on_codes = True
+            elif maker.op_type not in MOVERS:
+                break
+            codes = maker.input[0]
+        return None, on_codes
+
+    def scalars(self, names: Iterable[str]) -> list[float]:
+        """Those that are constants of one element."""
+        constants = [self.graph.array(name) for name in names if self.graph.is_constant(name)]
+        return [float(constant.item()) for constant in constants if constant.size == 1]
 
 
 def _three(names: Any) -> tuple[str, str, str]:

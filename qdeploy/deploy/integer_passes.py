@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx_ir as ir
 
-from qdeploy.deploy.edits import Initialisers, Pass, inserted, number, only_reader, scalars
+from qdeploy.deploy.edits import Pass, constant, inserted, made_by, number, only_reader, scalars
 
 UINT8 = ir.DataType.UINT8
 
@@ -41,11 +41,11 @@ def _is_too_fine(pool: ir.Node) -> bool:
 
     ONNX Runtime's QLinearGlobalAveragePool fails there ("out of computation range").
     """
-    source, flat = _producer(pool), only_reader(pool.outputs[0], "Squeeze")
-    if source is not None and source.op_type == "Unsqueeze":  # AdaptiveAvgPool1d, in two dimensions
-        source = _producer(source)
+    flat = only_reader(pool.outputs[0], "Squeeze")
+    image = made_by(pool.inputs[0], "Unsqueeze")  # AdaptiveAvgPool1d, in two dimensions
     quantizer = only_reader((flat or pool).outputs[0], "QuantizeLinear")
-    if quantizer is None or source is None or source.op_type != "DequantizeLinear":
+    source = made_by((image or pool).inputs[0], "DequantizeLinear")
+    if quantizer is None or source is None:
         return False
     return scalars(quantizer)[0] * 256 <= scalars(source)[0]
 
@@ -57,7 +57,6 @@ def clip_on_integers(model: ir.Model) -> None:
     or Clip stands between it and its quantizer that does not end where the 8 bits end: ReLU6
     before k bits, or any with a zero point in the middle.
     """
-    initialisers = Initialisers(model.graph)
     for node in list(model.graph):
         quantizer = only_reader(node.outputs[0], "QuantizeLinear")
         if quantizer is None or (codes := _clipped_codes(node, quantizer)) is None:
@@ -68,10 +67,10 @@ def clip_on_integers(model: ir.Model) -> None:
         if clip is not None:
             first, last = scalars(clip)
             codes = max(codes[0], int(first)), min(codes[1], int(last))
-            _set_bounds(clip, codes, initialisers)
+            _set_bounds(clip, codes, model.graph)
         elif codes != (0, 255):
             clip = inserted("Clip", quantizer.outputs[0], model.graph)
-            _set_bounds(clip, codes, initialisers)
+            _set_bounds(clip, codes, model.graph)
 
 
 def _clipped_codes(node: ir.Node, quantizer: ir.Node) -> tuple[int, int] | None:
@@ -87,20 +86,14 @@ def _clipped_codes(node: ir.Node, quantizer: ir.Node) -> tuple[int, int] | None:
     return int(first), int(last)
 
 
-def _producer(node: ir.Node) -> ir.Node | None:
-    """The operator that makes the first input."""
-    return node.inputs[0].producer() if node.inputs[0] is not None else None
-
-
-def _set_bounds(clip: ir.Node, codes: tuple[int, int], initialisers: Initialisers) -> None:
+def _set_bounds(clip: ir.Node, codes: tuple[int, int], graph: ir.Graph) -> None:
     clip.resize_inputs(3)
     for index, code in enumerate(codes, start=1):
-        clip.replace_input_with(index, initialisers.constant(np.uint8(code)))
+        clip.replace_input_with(index, constant(graph, np.uint8(code)))
 
 
 def scales_into_quantizers(model: ir.Model) -> None:
     """A product with a positive number in front of a quantizer divides the quantizer's scale."""
-    initialisers = Initialisers(model.graph)
     for node in list(model.graph):
         quantizer = only_reader(node.outputs[0], "QuantizeLinear")
         if node.op_type not in ("Mul", "Div") or quantizer is None:
@@ -114,7 +107,7 @@ def scales_into_quantizers(model: ir.Model) -> None:
         scale = scalars(quantizer)[0]
         scale = scale / factor if node.op_type == "Mul" else scale * factor
         quantizer.replace_input_with(0, x)
-        quantizer.replace_input_with(1, initialisers.constant(np.float32(scale)))
+        quantizer.replace_input_with(1, constant(model.graph, np.float32(scale)))
         model.graph.remove(node, safe=True)
 
 
@@ -124,10 +117,11 @@ def gates_on_integers(model: ir.Model) -> None:
     Read on their own scale / 6 and from their own zero, the clipped codes are the gate: with
     k = 3 / scale a whole number, (code - (zero - k)) * scale / 6 = x / 6 + 1/2.
     """
-    initialisers = Initialisers(model.graph)
     for node in list(model.graph):
-        source = _producer(node) if node.op_type == "HardSigmoid" else None
-        if source is None or source.op_type != "DequantizeLinear" or len(scalars(source)) != 2:
+        if node.op_type != "HardSigmoid":
+            continue
+        source = made_by(node.inputs[0], "DequantizeLinear")
+        if source is None or len(scalars(source)) != 2:
             continue
         scale, zero = scalars(source)
         steps = round(3 / scale)
@@ -135,18 +129,18 @@ def gates_on_integers(model: ir.Model) -> None:
             continue
         first, last = int(zero) - steps, min(int(zero) + steps, 255)
         clip = ir.node("Clip", [source.inputs[0]])
-        _set_bounds(clip, (first, last), initialisers)
+        _set_bounds(clip, (first, last), model.graph)
         clip.outputs[0].type, clip.outputs[0].shape = source.inputs[0].type, node.outputs[0].shape  # type: ignore[union-attr]
-        sixth = initialisers.constant(np.float32(scale / 6))
+        sixth = constant(model.graph, np.float32(scale / 6))
         gate = ir.node(
-            "DequantizeLinear", [clip.outputs[0], sixth, initialisers.constant(np.uint8(first))]
+            "DequantizeLinear", [clip.outputs[0], sixth, constant(model.graph, np.uint8(first))]
         )
         ir.convenience.replace_nodes_and_values(
             model.graph, node, [node], [clip, gate], node.outputs, gate.outputs
         )
 
 
-def quantizers_before_squares(model: ir.Model) -> None:
+def quantizers_before_depth_to_space(model: ir.Model) -> None:
     """Rounds before DepthToSpace, which then moves codes: a Conv needs its quantizer right behind it."""
     for node in list(model.graph):
         quantizer = only_reader(node.outputs[0], "QuantizeLinear")
@@ -163,11 +157,11 @@ def quantizers_before_squares(model: ir.Model) -> None:
 def pads_on_integers(model: ir.Model) -> None:
     """Padding between integer tensors pads the codes; 0 is the code of the zero point."""
     for node in list(model.graph):
-        source = _producer(node) if node.op_type == "Pad" else None
-        quantizer = only_reader(node.outputs[0], "QuantizeLinear")
-        if source is None or source.op_type != "DequantizeLinear" or quantizer is None:
+        if node.op_type != "Pad" or not _pads_codes(node):
             continue
-        if not _pads_codes(node) or scalars(quantizer) != scalars(source):
+        source = made_by(node.inputs[0], "DequantizeLinear")
+        quantizer = only_reader(node.outputs[0], "QuantizeLinear")
+        if source is None or quantizer is None or scalars(quantizer) != scalars(source):
             continue
         codes, _, zero = source.inputs
         padded = ir.node("Pad", [codes, node.inputs[1], zero, *node.inputs[3:]], node.attributes)
@@ -192,5 +186,5 @@ ONTO_INTEGERS: tuple[Pass, ...] = (
     clip_on_integers,
     gates_on_integers,
     pads_on_integers,
-    quantizers_before_squares,
+    quantizers_before_depth_to_space,
 )

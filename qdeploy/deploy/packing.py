@@ -23,8 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qdeploy.deploy.edits import Initialisers
-from qdeploy.grid import Grid
+from qdeploy.deploy.edits import constant
 
 Codes = npt.NDArray[np.int8]
 Bytes = npt.NDArray[np.uint8]
@@ -32,53 +31,42 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Digits:
-    """Base-n digits, `per_byte` of them in each byte, the first in the lowest place."""
+    """Base-n digits, a group of them in each byte, the first in the lowest place."""
 
     levels: tuple[int, ...]
 
     @property
-    def per_byte(self) -> int:
+    def group(self) -> int:
+        """How many codes are packed together."""
         return int(np.floor(8 / np.log2(max(2, len(self.levels))) + 1e-9))
-
-    @property
-    def table(self) -> Codes:
-        """int8 [n^k, k]: the codes of every byte."""
-        n, k = len(self.levels), self.per_byte
-        bytes_ = np.arange(n**k)
-        digits = bytes_[:, None] // n ** np.arange(k) % n
-        return np.asarray(self.levels, np.int8)[digits]
 
     def file_size(self, count: int) -> int:
         """Bytes in the file for `count` codes, with about 200 for the nodes."""
-        return -(-count // self.per_byte) + 200
+        return -(-count // self.group) + 200
 
     # Bytes of the nodes that make the table, for all weights of these levels together.
     shared_size = 300
 
     def pack(self, codes: Codes) -> Bytes:
         """uint8 [ceil(count / k)]; the last byte is filled up with the lowest level."""
-        n, k = len(self.levels), self.per_byte
+        n, k = len(self.levels), self.group
         digits = np.searchsorted(self.levels, codes.ravel())
         padded = np.pad(digits, (0, -len(digits) % k)).reshape(-1, k)
         return (padded * n ** np.arange(k)).sum(1).astype(np.uint8)
 
-    def unpack(self, packed: Bytes, count: int) -> Codes:
-        """The inverse of `pack`, int8 [count]; what the ONNX operators compute."""
-        return self.table[packed].ravel()[:count]
-
-    def shared_nodes(self, graph: Initialisers) -> list[ir.Node]:
-        """Makes the table at load: a seventh of its own size in the file."""
-        n, k = len(self.levels), self.per_byte
-        bounds = [graph.constant(np.int32(bound)) for bound in (0, n**k, 1)]
+    def shared_nodes(self, graph: ir.Graph) -> list[ir.Node]:
+        """Makes the table [n^k, k] of the codes of every byte at load: a seventh of its size in the file."""
+        n, k = len(self.levels), self.group
+        bounds = [constant(graph, np.int32(bound)) for bound in (0, n**k, 1)]
         bytes_ = ir.node("Range", bounds)
-        column = ir.node("Unsqueeze", [bytes_.outputs[0], graph.constant(np.array([1]))])
-        places = graph.constant((n ** np.arange(k)).astype(np.int32))
+        column = ir.node("Unsqueeze", [bytes_.outputs[0], constant(graph, np.array([1]))])
+        places = constant(graph, (n ** np.arange(k)).astype(np.int32))
         shifted = ir.node("Div", [column.outputs[0], places])
-        digits = ir.node("Mod", [shifted.outputs[0], graph.constant(np.int32(n))])
-        levels = graph.constant(np.asarray(self.levels, np.int8))
+        digits = ir.node("Mod", [shifted.outputs[0], constant(graph, np.int32(n))])
+        levels = constant(graph, np.asarray(self.levels, np.int8))
         return [bytes_, column, shifted, digits, ir.node("Gather", [levels, digits.outputs[0]])]
 
-    def nodes(self, packed: ir.Value, shared: list[ir.Node], graph: Initialisers) -> list[ir.Node]:
+    def nodes(self, packed: ir.Value, shared: list[ir.Node], graph: ir.Graph) -> list[ir.Node]:
         index = ir.node("Cast", [packed], {"to": ir.DataType.INT32})
         return [index, ir.node("Gather", [shared[-1].outputs[0], index.outputs[0]])]
 
@@ -91,17 +79,12 @@ class Windows:
     first: int
     step: int
 
-    @property
-    def places(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Byte and bit within it where each of the 8 codes starts."""
-        start = self.bits * np.arange(8)
-        return start // 8, start % 8
-
     def file_size(self, count: int) -> int:
         """Bytes in the file for `count` codes, with about 700 for the nodes and their constants."""
         return -(-count // 8) * self.bits + 700
 
     shared_size = 0
+    group = 8
 
     def pack(self, codes: Codes) -> Bytes:
         """uint8 [ceil(count / 8), bits]."""
@@ -110,28 +93,21 @@ class Windows:
         bits = rows[:, :, None] >> np.arange(self.bits) & 1
         return np.packbits(bits.reshape(len(rows), -1).astype(np.uint8), axis=1, bitorder="little")
 
-    def unpack(self, packed: Bytes, count: int) -> Codes:
-        byte, bit = self.places
-        window = packed[:, byte].astype(np.int32)
-        window += 256 * packed[:, np.minimum(byte + 1, self.bits - 1)].astype(np.int32)
-        numbers = window // 2**bit % 2**self.bits
-        return (numbers.ravel()[:count] * self.step + self.first).astype(np.int8)
-
-    def shared_nodes(self, graph: Initialisers) -> list[ir.Node]:
+    def shared_nodes(self, graph: ir.Graph) -> list[ir.Node]:
         return []
 
-    def nodes(self, packed: ir.Value, shared: list[ir.Node], graph: Initialisers) -> list[ir.Node]:
-        byte, bit = self.places
+    def nodes(self, packed: ir.Value, shared: list[ir.Node], graph: ir.Graph) -> list[ir.Node]:
+        byte, bit = np.divmod(self.bits * np.arange(8), 8)  # where each of the 8 codes starts
         cast = ir.node("Cast", [packed], {"to": ir.DataType.INT32})
-        low = ir.node("Gather", [cast.outputs[0], graph.constant(byte)], {"axis": 1})
-        next_byte = graph.constant(np.minimum(byte + 1, self.bits - 1))
+        low = ir.node("Gather", [cast.outputs[0], constant(graph, byte)], {"axis": 1})
+        next_byte = constant(graph, np.minimum(byte + 1, self.bits - 1))
         high = ir.node("Gather", [cast.outputs[0], next_byte], {"axis": 1})
-        raised = ir.node("Mul", [high.outputs[0], graph.constant(np.int32(256))])
+        raised = ir.node("Mul", [high.outputs[0], constant(graph, np.int32(256))])
         window = ir.node("Add", [low.outputs[0], raised.outputs[0]])
-        shifted = ir.node("Div", [window.outputs[0], graph.constant((2**bit).astype(np.int32))])
-        number = ir.node("Mod", [shifted.outputs[0], graph.constant(np.int32(2**self.bits))])
-        scaled = ir.node("Mul", [number.outputs[0], graph.constant(np.int32(self.step))])
-        code = ir.node("Add", [scaled.outputs[0], graph.constant(np.int32(self.first))])
+        shifted = ir.node("Div", [window.outputs[0], constant(graph, (2**bit).astype(np.int32))])
+        number = ir.node("Mod", [shifted.outputs[0], constant(graph, np.int32(2**self.bits))])
+        scaled = ir.node("Mul", [number.outputs[0], constant(graph, np.int32(self.step))])
+        code = ir.node("Add", [scaled.outputs[0], constant(graph, np.int32(self.first))])
         result = ir.node("Cast", [code.outputs[0]], {"to": ir.DataType.INT8})
         return [cast, low, high, raised, window, shifted, number, scaled, code, result]
 
@@ -165,7 +141,7 @@ def choose(codes: Codes) -> Packing | None:
 
 def _windows(levels: tuple[int, ...]) -> Windows | None:
     steps = np.gcd.reduce(np.diff(levels)) if len(levels) > 1 else 1
-    bits = Grid(tuple(range((levels[-1] - levels[0]) // int(steps) + 1))).bits
+    bits = max(1, ((levels[-1] - levels[0]) // int(steps)).bit_length())
     return Windows(bits, levels[0], int(steps)) if bits < 8 else None
 
 
@@ -175,17 +151,16 @@ def pack(model: ir.Model) -> None:
     Precondition: simplified already; a simplifier would fold the packing back into int8.
     """
     graph = model.graph
-    initialisers = Initialisers(graph)
     weights = [value for value in graph.initializers.values() if _is_weight(value)]
     arrays = [weight.const_value.numpy() for weight in weights]  # type: ignore[union-attr]
     plans = plan(arrays)
-    shared = {packing: packing.shared_nodes(initialisers) for packing in plans if packing}
+    shared = {packing: packing.shared_nodes(graph) for packing in plans if packing}
     first = graph[0]
     for nodes in shared.values():
         graph.insert_before(first, nodes)
     for weight, codes, packing in zip(weights, arrays, plans, strict=True):
         if packing is not None:
-            result, nodes = _unpacked(weight, codes, packing, shared[packing], initialisers)
+            result, nodes = _unpacked(weight, codes, packing, shared[packing], graph)
             graph.insert_before(first, nodes)
             weight.replace_all_uses_with(result)
             del graph.initializers[weight.name]  # type: ignore[arg-type]
@@ -201,16 +176,16 @@ def _unpacked(
     codes: Codes,
     packing: Packing,
     shared: list[ir.Node],
-    initialisers: Initialisers,
+    graph: ir.Graph,
 ) -> tuple[ir.Value, list[ir.Node]]:
     """The weight as nodes compute it from its packed bytes, and those nodes."""
     packed = packing.pack(codes)
-    nodes = packing.nodes(initialisers.constant(packed), shared, initialisers)
-    if packing.unpack(packed, 2**62).size != codes.size:  # the last byte is filled up
-        flat = ir.node("Reshape", [nodes[-1].outputs[0], initialisers.constant(np.array([-1]))])
-        start, end = (initialisers.constant(np.array([bound])) for bound in (0, codes.size))
+    nodes = packing.nodes(constant(graph, packed), shared, graph)
+    if codes.size % packing.group:  # the last group is filled up
+        flat = ir.node("Reshape", [nodes[-1].outputs[0], constant(graph, np.array([-1]))])
+        start, end = (constant(graph, np.array([bound])) for bound in (0, codes.size))
         nodes += [flat, ir.node("Slice", [flat.outputs[0], start, end])]
-    shape = initialisers.constant(np.array(codes.shape))
+    shape = constant(graph, np.array(codes.shape))
     nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], shape]))
     result = nodes[-1].outputs[0]
     result.type, result.shape = weight.type, weight.shape

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import ast
 import itertools
 import string
+import sys
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodesPass
 
-from qdeploy.deploy.edits import Initialisers, Pass
+from qdeploy.deploy.edits import Pass, constant, made_by, unmoved
 from qdeploy.deploy.integer_passes import ONTO_INTEGERS
+from qdeploy.onnx_file import MOVERS
 
 UINT8 = ir.DataType.UINT8
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
@@ -22,15 +26,30 @@ def layer_names(model: ir.Model) -> None:
     """A product is called after the module that holds its weight, the second one "fc (2)".
 
     Precondition: weights are still called "layers.0.conv1.weight"; other products get no name.
+    torch.onnx merges equal weights, so a weight that was met before may be another module's.
     """
     seen: Counter[str] = Counter()
     for node in model.graph:
-        weight = node.inputs[1] if node.op_type in PRODUCTS else None
-        while weight is not None and (maker := weight.producer()) is not None:
-            weight = maker.inputs[0] if maker.inputs else None
-        module = (weight.name or "").rpartition(".")[0] if weight is not None else ""
+        module = _holder_of_weight(node) if node.op_type in PRODUCTS else ""
+        caller = _caller(node)
+        if module and seen[module] and caller and not f"{module}.".startswith(f"{caller}."):
+            module = caller
         seen[module] += 1
         node.name = f"{module} ({seen[module]})" if module and seen[module] > 1 else module
+
+
+def _holder_of_weight(product: ir.Node) -> str:
+    """The module whose parameter the weight is; "" if it is none."""
+    weight = product.inputs[1]
+    while weight is not None and (maker := weight.producer()) is not None:
+        weight = maker.inputs[0] if maker.inputs else None
+    return (weight.name or "").rpartition(".")[0] if weight is not None else ""
+
+
+def _caller(node: ir.Node) -> str:
+    """The module that called an operator, as torch.onnx notes it; "" for the network itself."""
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return scopes[-2] if len(scopes) > 1 else ""
 
 
 def unfold_float_weights(model: ir.Model) -> None:
@@ -39,7 +58,6 @@ def unfold_float_weights(model: ir.Model) -> None:
     Weights of 16 bits, and those beside activations of 16 bits or in float: no integer kernel
     takes them, and a DequantizeLinear would be computed again in every run.
     """
-    initialisers = Initialisers(model.graph)
     for node in list(model.graph):
         if node.op_type != "DequantizeLinear" or not _is_float_weight(node):
             continue
@@ -49,7 +67,7 @@ def unfold_float_weights(model: ir.Model) -> None:
         for op_type, value in (("Sub", zero), ("Mul", scale)):
             array = value.const_value.numpy().astype(np.float32).reshape(column)  # type: ignore[union-attr]
             if op_type == "Mul" or array.any():
-                operand = initialisers.constant(array)
+                operand = constant(model.graph, array)
                 nodes.append(ir.node(op_type, [nodes[-1].outputs[0], operand]))
         ir.convenience.replace_nodes_and_values(
             model.graph, node, [node], nodes, node.outputs, nodes[-1].outputs
@@ -66,7 +84,7 @@ def _is_float_weight(node: ir.Node) -> bool:
 def _layers_behind(weight: ir.Node) -> Iterator[ir.Node]:
     """What computes with a weight, also where it is turned first."""
     for use in weight.outputs[0].uses():
-        if use.node.op_type in ("Transpose", "Reshape"):
+        if use.node.op_type in MOVERS:
             yield from _layers_behind(use.node)
         else:
             yield use.node
@@ -76,17 +94,9 @@ def _reads_8_bits(layer: ir.Node) -> bool:
     """Whether 8-bit codes meet the weight there; no integer kernel transposes a convolution."""
     if layer.op_type == "ConvTranspose":
         return False
-    makers = [_maker(value) for value in layer.inputs]
-    zeros = [m.inputs[2:] for m in makers if m is not None and m.op_type == "DequantizeLinear"]
+    makers = [made_by(unmoved(value), "DequantizeLinear") for value in layer.inputs]
+    zeros = [maker.inputs[2:] for maker in makers if maker is not None]
     return any(zero[0].dtype == UINT8 for zero in zeros if zero and zero[0])
-
-
-def _maker(value: ir.Value | None) -> ir.Node | None:
-    """What computes the value, but for its shape."""
-    node = value.producer() if value is not None else None
-    while node is not None and node.op_type in ("Reshape", "Flatten", "Transpose"):
-        node = node.inputs[0].producer() if node.inputs[0] is not None else None
-    return node
 
 
 def guard_float_layers(model: ir.Model) -> None:
@@ -96,45 +106,26 @@ def guard_float_layers(model: ir.Model) -> None:
     output is quantized again (WeightBiasQuantization, since 1.21). A Max with the smallest float
     in between changes no value and breaks that pattern. Weights of 16 bits are float there.
     """
-    initialisers = Initialisers(model.graph)
     for node in list(model.graph):
         if node.op_type not in ("Conv", "ConvTranspose", "Gemm") or not _has_float_weight(node):
             continue
-        producer = node.inputs[0].producer() if node.inputs[0] else None
-        if producer is None or producer.op_type != "DequantizeLinear":
+        if made_by(node.inputs[0], "DequantizeLinear") is None:
             continue
-        lowest = initialisers.constant(np.float32(np.finfo(np.float32).min))
+        lowest = constant(model.graph, np.float32(np.finfo(np.float32).min))
         guard = ir.node("Max", [node.inputs[0], lowest])
         model.graph.insert_before(node, guard)
         node.replace_input_with(0, guard.outputs[0])
 
 
 def _has_float_weight(node: ir.Node) -> bool:
-    weight = node.inputs[1]
-    if weight is None:
-        return False
-    producer = weight.producer()
-    while producer is not None and producer.op_type in ("Transpose", "Reshape"):
-        weight = producer.inputs[0]
-        producer = weight.producer()  # type: ignore[union-attr]
-    assert weight is not None
-    return weight.is_initializer() or (producer is not None and producer.op_type == "Mul")
+    weight = unmoved(node.inputs[1])
+    return weight is not None and (weight.is_initializer() or made_by(weight, "Mul") is not None)
 
 
 def share_initialisers(model: ir.Model) -> None:
-    """Equal constants are stored once, unused ones not at all."""
-    known: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
-    for name, value in list(model.graph.initializers.items()):
-        assert value.const_value is not None
-        if value.is_graph_output():
-            continue
-        array = value.const_value.numpy()
-        if value.uses():
-            first = known.setdefault((array.dtype.name, array.shape, array.tobytes()), value)
-            if first is not value:
-                value.replace_all_uses_with(first)
-        if not value.uses():
-            del model.graph.initializers[name]
+    """Equal constants are stored once, and what nothing reads not at all."""
+    RemoveUnusedNodesPass()(model)
+    DeduplicateInitializersPass(size_limit=sys.maxsize)(model)
 
 
 def short_names(model: ir.Model) -> None:
@@ -166,12 +157,6 @@ def strip_metadata(model: ir.Model) -> None:
     for holder in (model, model.graph, *model.graph, *model.functions.values()):
         holder.metadata_props.clear()
         holder.doc_string = None
-    kept = {id(value) for value in (*model.graph.inputs, *model.graph.outputs)}
-    for node in model.graph:
-        for value in node.outputs:
-            value.metadata_props.clear()
-            if id(value) not in kept:
-                value.shape, value.type = None, None
 
 
 def drop_default_attributes(model: ir.Model) -> None:

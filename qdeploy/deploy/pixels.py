@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qdeploy.deploy.edits import Initialisers, only_reader
+from qdeploy.deploy.edits import constant, only_reader
 from qdeploy.errors import QdeployError
 
 Floats = npt.NDArray[np.float32]
@@ -69,8 +69,7 @@ def _codes_are_pixels(quantizer: ir.Node, offset: Floats, divisor: Floats) -> bo
 
 
 def _normalise(graph: ir.Graph, image: ir.Value, offset: Floats, divisor: Floats) -> None:
-    initialisers = Initialisers(graph)
-    mean, std = (initialisers.constant(v.reshape(1, -1, 1, 1)) for v in (offset, divisor))
+    mean, std = (constant(graph, v.reshape(1, -1, 1, 1)) for v in (offset, divisor))
     cast = ir.node("Cast", [image], {"to": ir.DataType.FLOAT})
     centred = ir.node("Sub", [cast.outputs[0], mean])
     scaled = ir.node("Div", [centred.outputs[0], std])

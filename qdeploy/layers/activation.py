@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,11 @@ from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Grid
 from qdeploy.layers.fake_quantize import (
-    affine_range,
     fake_quantize,
     fake_sign,
     gate_range,
+    range_on,
     sign_of,
-    symmetric_range,
 )
 from qdeploy.layers.precision import in_float32
 
@@ -43,6 +43,7 @@ class ActivationQuantizer(nn.Module, ABC):
     steps: Tensor
     does_relu = False  # whether it took over the ReLU in front of it
     places = 1  # how many tensors of one batch it sees in turn: those that a concat joins, say
+    _is_set = False
 
     def __init__(self, grid: Grid, quant_delay: int = 0) -> None:
         super().__init__()
@@ -87,8 +88,10 @@ class ActivationQuantizer(nn.Module, ABC):
             (self.observe_relu_of if does_relu else self.observe)(x.detach())
         if not self.training:
             return self.round(x)
-        if self._delayed():
-            return x.relu() if does_relu else x
+        if self.quant_delay:
+            self.steps += 1
+            if self.steps <= self.quant_delay:
+                return x.relu() if does_relu else x
         return self.relax(x)
 
     @property
@@ -115,11 +118,14 @@ class ActivationQuantizer(nn.Module, ABC):
         scale, zero = self.qparams()
         return fake_quantize(x, scale, zero, self.grid.lowest, self.grid.highest)
 
-    def _delayed(self) -> bool:
-        if self.quant_delay == 0:
-            return False
-        self.steps += 1
-        return bool(self.steps <= self.quant_delay)
+    def _latched(self, flag: Tensor) -> bool:
+        """Whether a buffer is set that then stays so: reads the device until it is, not at every step."""
+        self._is_set = self._is_set or bool(flag)
+        return self._is_set
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._is_set = False
 
 
 @contextmanager
@@ -194,7 +200,6 @@ class MovingRange(ActivationQuantizer):
         self.register_buffer("minimum", torch.zeros(()))
         self.register_buffer("maximum", torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self._has_range = False
         self._in_batch: list[tuple[Tensor, Tensor]] = []  # ranges so far, of fewer than all places
 
     @property
@@ -237,33 +242,21 @@ class MovingRange(ActivationQuantizer):
     def reset(self) -> None:
         for buffer in (self.minimum, self.maximum, self.batches):
             buffer.zero_()
-        self._has_range = False
+        self._is_set = False
         self._in_batch.clear()
 
     def qparams(self) -> tuple[Tensor, Tensor]:
-        self._require_range()
+        if not self._latched(self.batches):
+            raise QdeployError(NO_DATA)
         return self.qparams_of(self.minimum, self.maximum)
 
     def qparams_of(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of any range, or of ranges of any shape."""
-        low, high = self.grid.lowest, self.grid.highest
-        if not self.symmetric:
-            return affine_range(minimum, maximum, low, high)
-        magnitude = torch.maximum(minimum.abs(), maximum.abs())
-        middle = torch.full_like(magnitude, 1 << (self.bits - 1))
-        return symmetric_range(magnitude, low, high), middle
+        return range_on(self.grid, minimum, maximum, self.symmetric)
 
     @property
     def is_finite(self) -> bool:
         return bool(self.minimum.isfinite() & self.maximum.isfinite())
-
-    def _require_range(self) -> None:
-        """Reads the device once, not at every step."""
-        if self._has_range:
-            return
-        if not self.batches:
-            raise QdeployError(NO_DATA)
-        self._has_range = True
 
     def extra_repr(self) -> str:
         return (

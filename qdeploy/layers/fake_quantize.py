@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from qdeploy.grid import Grid
+
 aten = torch.ops.aten
 
 
@@ -108,6 +110,18 @@ def fake_sign(x: Tensor) -> Tensor:
     return result
 
 
+def range_on(
+    grid: Grid, minimum: Tensor, maximum: Tensor, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of ranges of any shape; if `symmetric`, 0 is the middle code."""
+    if not symmetric:
+        return affine_range(minimum, maximum, grid.lowest, grid.highest)
+    magnitude = torch.maximum(minimum.abs(), maximum.abs())
+    middle = 0 if grid.lowest < 0 else (grid.highest + 1) // 2
+    scale = symmetric_range(magnitude, grid.lowest, grid.highest)
+    return scale, torch.full_like(magnitude, middle)
+
+
 def affine_range(
     low_value: Tensor, high_value: Tensor, low: int, high: int
 ) -> tuple[Tensor, Tensor]:
@@ -123,16 +137,14 @@ def affine_range(
     return scale, zero
 
 
-def gate_range(
-    scale: Tensor, zero: Tensor, low: int, high: int, bound: float = 3.0
-) -> tuple[Tensor, Tensor]:
-    """The range widened so that -bound and bound lie on the grid and -bound inside of it.
+def gate_range(scale: Tensor, zero: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:
+    """The range widened so that -3 and 3 lie on the grid and -3 inside of it.
 
     There clamp(x / 6 + 1/2, 0, 1), the gate of hardswish, is a clamp of the same codes.
     """
-    below, above = ((zero - low) * scale).clamp(min=bound), (high - zero) * scale
-    steps = torch.floor(bound * (high - low) / (below + above)).clamp(min=1)
-    scale = bound / steps
+    below, above = ((zero - low) * scale).clamp(min=3.0), (high - zero) * scale
+    steps = torch.floor(3.0 * (high - low) / (below + above)).clamp(min=1)
+    scale = 3.0 / steps
     return scale, torch.round(low + below / scale).clamp(low, high)
 
 

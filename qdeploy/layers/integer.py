@@ -40,16 +40,17 @@ class IntegerActivation(nn.Module):
         """Scale and zero point."""
         return self.scale.item(), int(self.zero.item())
 
+    @property
+    def has_8_bits(self) -> bool:
+        """Whether its codes are uint8, which integer kernels take, and not uint16."""
+        return self.zero.dtype == torch.uint8
+
     def thresholds(self, rectified: bool) -> Tensor:
         """Where the code changes, float64 [n]; behind a ReLU only those of positive values."""
         scale, zero = self.step
         lowest = max(zero, self.grid.lowest) if rectified else self.grid.lowest
         codes = torch.arange(lowest, self.grid.highest, dtype=torch.float64)
         return scale * (codes + 0.5 - zero)
-
-    def again(self) -> IntegerActivation:
-        """The same for values that are on the grid already."""
-        return IntegerActivation(self.scale, self.zero, self.grid, saturates=False)
 
     def extra_repr(self) -> str:
         return f"scale={self.scale.item():.6g}, zero={self.zero.item()}, grid={self.grid}"

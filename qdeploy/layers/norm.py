@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -71,8 +71,9 @@ def norms_over_processes(network: nn.Module) -> Iterator[None]:
     """Inside the block each BatchNorm of `network` normalises by the moments of the whole batch.
 
     nn.SyncBatchNorm does so on GPUs only, and is a module of another type, which preparation and
-    folding would not know. Here the modules stay what they are. A norm with a forward of its own
-    (Range BN) sees to that itself.
+    folding would not know. Here the modules stay what they are and only lose their forward for a
+    while: a TorchFunctionMode around F.batch_norm would set nothing from outside, but takes every
+    operator of training through Python. A norm with a forward of its own (Range BN) sees to that itself.
     """
     batch_norms = (m for m in network.modules() if isinstance(m, _BatchNorm))
     norms = [norm for norm in batch_norms if type(norm).forward is _BatchNorm.forward]
@@ -91,7 +92,10 @@ def _forward(norm: _BatchNorm, y: Tensor) -> Tensor:
         return type(norm).forward(norm, y)
     normalised, mean, variance = _SharedNorm.apply(widened(y), norm.weight, norm.bias, norm.eps)
     if norm.track_running_stats:
-        _move_statistics(norm, mean, variance, values=processes.count() * y[:, 0].numel())
+        values = processes.count() * y[:, 0].numel()
+        move_statistics(
+            norm, mean, variance * (values / (values - 1))
+        )  # torch keeps the unbiased one
     return normalised
 
 
@@ -131,21 +135,45 @@ class _SharedNorm(torch.autograd.Function):
         slope = gain * from_weight / sigma
         to_y.sub_(over_channels(gain * from_bias - slope * mean, y))
         to_y.addcmul_(y, over_channels(-slope, y))
-        return (
-            to_y,
-            None if weight is None else to_weight,
-            None if weight is None else to_bias,
-            None,
-        )
+        if weight is None:
+            return to_y, None, None, None
+        return to_y, to_weight, to_bias, None
 
 
 @torch.no_grad()
-def _move_statistics(norm: _BatchNorm, mean: Tensor, variance: Tensor, values: int) -> None:
-    """As torch does: momentum None is the plain mean, and the running variance is the unbiased one."""
+def move_statistics(norm: BatchNorm, mean: Tensor, variance: Tensor) -> None:
+    """Takes a batch into the running statistics as torch does; momentum None is the plain mean."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     assert norm.num_batches_tracked is not None
     norm.num_batches_tracked += 1
-    weight = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
-    norm.running_mean.lerp_(mean, weight)
-    norm.running_var.lerp_(variance * (values / (values - 1)), weight)
+    weight = 1 / norm.num_batches_tracked.to(mean) if norm.momentum is None else norm.momentum
+    norm.running_mean += weight * (mean - norm.running_mean)
+    norm.running_var += weight * (variance - norm.running_var)
+
+
+class ChannelAffine(_BatchNorm):
+    """y * weight + bias, [C] each: a BatchNorm whose statistics stay 0 and 1, so that it folds as one.
+
+    axis        of the channels in y
+    A parameter stays one and trains on; a tensor is kept as a buffer.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor, axis: int) -> None:
+        super().__init__(len(weight), eps=0.0)
+        self.axis = axis
+        for name, value in (("weight", weight), ("bias", bias)):
+            if not isinstance(value, nn.Parameter):
+                delattr(self, name)
+                self.register_buffer(name, value.detach().clone())
+            else:
+                setattr(self, name, nn.Parameter(value.detach().clone(), value.requires_grad))
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Self:
+        return self
+
+    def forward(self, y: Tensor) -> Tensor:
+        shape = [1] * y.ndim
+        shape[self.axis] = -1
+        return y * self.weight.reshape(shape) + self.bias.reshape(shape)

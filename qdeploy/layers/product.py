@@ -8,7 +8,7 @@ In mixed precision the products are what runs in 16 bits; what they give is floa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 import torch.nn.functional as F
@@ -48,9 +48,9 @@ class PlainProduct(Product):
     """The product of a layer of torch."""
 
     @classmethod
-    @abstractmethod
     def of(cls, layer: Any) -> Self:
-        """The product of a float layer, without its weight."""
+        """The product of a float layer, without its weight: its fields are attributes of the layer."""
+        return cls(*(getattr(layer, field.name) for field in fields(cls)))  # type: ignore[arg-type]
 
     def with_output_channels_first(self, weight: Tensor) -> Tensor:
         """The layer's own weight as [out, ...]."""
@@ -61,7 +61,6 @@ class PlainProduct(Product):
 class Convolution(PlainProduct):
     """x [N, in, ...] with weight [out, in / groups, ...] and bias [out]."""
 
-    dimensions: int
     stride: tuple[int, ...]
     padding: tuple[int, ...] | str
     dilation: tuple[int, ...]
@@ -71,28 +70,35 @@ class Convolution(PlainProduct):
 
     @classmethod
     def of(cls, layer: Any) -> Self:
+        border = tuple(layer._reversed_padding_repeated_twice)
         return cls(
-            dimensions=layer.weight.ndim - 2,
-            stride=tuple(layer.stride),
-            padding=layer.padding if isinstance(layer.padding, str) else tuple(layer.padding),
-            dilation=tuple(layer.dilation),
-            groups=layer.groups,
-            padding_mode=layer.padding_mode,
-            border=tuple(layer._reversed_padding_repeated_twice),
+            layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode, border
         )
 
     @classmethod
     def depthwise(cls, channels: int, dimensions: int) -> Self:
         """One weight a channel: y = x * weight + bias."""
         one, nothing = (1,) * dimensions, (0,) * dimensions
-        return cls(dimensions, one, nothing, one, channels, "zeros", nothing * 2)
+        return cls(one, nothing, one, channels, "zeros", nothing * 2)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        padding: tuple[int, ...] | str = self.padding
         if self.padding_mode != "zeros":
-            x, padding = F.pad(x, self.border, mode=self.padding_mode), (0,) * self.dimensions
-        convolve = CONVOLUTIONS[self.dimensions - 1]
-        return widened(convolve(x, weight, bias, self.stride, padding, self.dilation, self.groups))
+            x, plain = self.padded(x)
+            return plain(x, weight, bias)
+        convolve = CONVOLUTIONS[len(self.stride) - 1]
+        y = convolve(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return widened(y)
+
+    @property
+    def pads_by_zeros(self) -> bool:
+        """Whether its padding is a number of zeros: no other border, and not "same"."""
+        return self.padding_mode == "zeros" and not isinstance(self.padding, str)
+
+    def padded(self, x: Tensor) -> tuple[Tensor, Self]:
+        """x with its border around it, and the product that is left to do."""
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        unpadded = replace(self, padding=(0,) * len(self.stride), padding_mode="zeros")
+        return F.pad(x, self.border, mode=mode), unpadded
 
     def __repr__(self) -> str:
         return (
@@ -111,43 +117,31 @@ class TransposedConvolution(PlainProduct):
 
     has_integer_kernel = False
 
-    kernel: tuple[int, ...]
+    kernel_size: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     output_padding: tuple[int, ...]
     groups: int
     dilation: tuple[int, ...]
 
-    @classmethod
-    def of(cls, layer: Any) -> Self:
-        return cls(
-            tuple(layer.kernel_size), tuple(layer.stride), tuple(layer.padding),
-            tuple(layer.output_padding), layer.groups, tuple(layer.dilation),
-        )  # fmt: skip
-
     def with_output_channels_first(self, weight: Tensor) -> Tensor:
         return channels_swapped(weight, self.groups)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         weight = channels_swapped(weight, self.groups)
-        convolve = TRANSPOSED_CONVOLUTIONS[len(self.kernel) - 1]
+        convolve = TRANSPOSED_CONVOLUTIONS[len(self.kernel_size) - 1]
         y = convolve(
             x, weight, bias, self.stride, self.padding, self.output_padding, self.groups, self.dilation
         )  # fmt: skip
         return widened(y)
 
-    @property
-    def tiles(self) -> bool:
-        """Whether each input pixel makes a square of output pixels that no other pixel reaches."""
+    def for_integer_kernel(self, weight: QTensor, bias: Tensor) -> tuple[Product, QTensor, Tensor]:
+        """As a pointwise convolution, where each input pixel has a square of outputs of its own."""
+        size = self.stride[0]
         plain = not any(self.padding) and not any(self.output_padding) and self.groups == 1
         dense = set(self.dilation) == {1}
-        return plain and dense and self.kernel == self.stride == (self.stride[0],) * 2
-
-    def for_integer_kernel(self, weight: QTensor, bias: Tensor) -> tuple[Product, QTensor, Tensor]:
-        """As a pointwise convolution, where each input pixel has output pixels of its own."""
-        if not self.tiles:
+        if not plain or not dense or not self.kernel_size == self.stride == (size, size):
             return self, weight, bias
-        size = self.stride[0]
         each = size * size  # output pixels of an input pixel
         codes = weight.codes.permute(0, 2, 3, 1).reshape(len(weight.codes) * each, -1, 1, 1)
         scale, zero, bias = (
@@ -179,10 +173,6 @@ class MatrixProduct(PlainProduct):
     """x [..., in] with weight [out, in] and bias [out]."""
 
     channel_axis = -1
-
-    @classmethod
-    def of(cls, layer: Any) -> Self:
-        return cls()
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return widened(F.linear(x, weight, bias))
@@ -217,6 +207,8 @@ PRODUCTS: dict[type[nn.Module], type[PlainProduct]] = {
     nn.Linear: MatrixProduct,
 }
 WEIGHT_LAYERS = tuple(PRODUCTS)
+# What a call of a function amounts to where parameters are its weight and its bias.
+FUNCTIONS = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d, F.linear: nn.Linear}
 
 
 def product_of(layer: nn.Module) -> PlainProduct:

@@ -67,13 +67,14 @@ class QuantizedLayer(nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fold == "none":
-            return separate(self, x)
+        norm = self.norm
+        if norm is None or self.fold == "none":
+            y = self.product(x, self.quantizer(), self.bias)
+            return y if norm is None else norm(y)
         # Calibration re-estimates the norm's statistics with the weights in evaluation mode.
-        assert self.norm is not None
-        if not self.norm.training or (self.training and self._norm_is_frozen()):
-            return frozen(self, x)
-        return TRAINING[self.fold](self, x)
+        if not norm.training or (self.training and self._norm_is_frozen()):
+            return frozen(self, norm, x)
+        return one_conv(self, norm, x) if self.fold == "one-conv" else two_conv(self, norm, x)
 
     def _norm_is_frozen(self) -> bool:
         if self.freeze_bn is None:
@@ -100,48 +101,30 @@ class QuantizedLayer(nn.Module):
         return f"{self.kind}, {self.product}, fold={self.fold}, freeze_bn={self.freeze_bn}"
 
 
-def separate(layer: QuantizedLayer, x: Tensor) -> Tensor:
-    y = layer.product(x, layer.quantizer(), layer.bias)
-    return y if layer.norm is None else layer.norm(y)
-
-
-def frozen(layer: QuantizedLayer, x: Tensor) -> Tensor:
+def frozen(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:
     """The folded layer with running statistics: evaluation, and training after freeze_bn."""
-    assert layer.norm is not None
-    return layer.product(x, layer.quantizer(gain_of(layer.norm)), shift_of(layer.norm, layer.bias))
+    return layer.product(x, layer.quantizer(gain_of(norm)), shift_of(norm, layer.bias))
 
 
-def one_conv(layer: QuantizedLayer, x: Tensor) -> Tensor:
-    assert layer.norm is not None
-    gain = gain_of(layer.norm)
+def one_conv(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:
+    gain = gain_of(norm)
     # A dead channel (gamma 0) is quantized as if gamma were 1: its statistics and its gradient live on.
-    gain = torch.where(gain == 0, 1 / deviation(layer.norm), gain).detach()
+    gain = torch.where(gain == 0, 1 / deviation(norm), gain).detach()
     y = layer.product(x, layer.quantizer(gain), None)
     y = y / over_channels(gain, y)
-    return layer.norm(y if layer.bias is None else y + over_channels(layer.bias, y))
+    return norm(y if layer.bias is None else y + over_channels(layer.bias, y))
 
 
-def two_conv(layer: QuantizedLayer, x: Tensor) -> Tensor:
-    norm = layer.norm
-    assert norm is not None
+def two_conv(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:
     sigma_running = deviation(norm)  # before this step's update
     weight = layer.quantizer(gain_of(norm))
-    mean, sigma = batch_statistics(norm, layer.product(x, layer.quantizer.latent, layer.bias))
-    gamma, beta = gamma_beta(norm)
-    offset = -mean if layer.bias is None else layer.bias - mean
-    y = layer.product(x, weight, None)
-    return y * over_channels(sigma_running / sigma, y) + over_channels(
-        beta + gamma * offset / sigma, y
-    )
-
-
-def batch_statistics(norm: BatchNorm, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of this batch, [out] each; moves the running ones as torch does."""
+    y = layer.product(x, layer.quantizer.latent, layer.bias)
     mean, variance = batch_moments(y)
     # The module itself updates its running statistics; only that side effect is wanted.
     with torch.no_grad():
         norm(y)
-    return mean, torch.sqrt(variance + norm.eps)
-
-
-TRAINING = {"none": separate, "one-conv": one_conv, "two-conv": two_conv}
+    sigma = torch.sqrt(variance + norm.eps)
+    gamma, beta = gamma_beta(norm)
+    shift = beta + gamma * (-mean if layer.bias is None else layer.bias - mean) / sigma
+    y = layer.product(x, weight, None)
+    return y * over_channels(sigma_running / sigma, y) + over_channels(shift, y)

@@ -15,7 +15,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
-from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gamma_beta
+from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gamma_beta, move_statistics
+from qdeploy.layers.precision import widened
 
 RangeConstant = Literal["paper", "code"]
 
@@ -60,11 +61,11 @@ class RangeBatchNorm(_BatchNorm):
             return super().forward(x)
         self._check_input_dim(x)
         # Half precision would do for a range, but not for the mean of many values.
-        values = x.to(torch.promote_types(x.dtype, torch.float32)).movedim(1, -1)
+        values = widened(x).movedim(1, -1)
         columns = values.flatten(0, -2)  # no copy of what is stored channels last
         chunks, scaling = self.chunking(len(columns))
         y, mean, square = _Normalise.apply(columns, *gamma_beta(self), chunks, scaling, self.eps)
-        self._move_statistics(mean, square)
+        move_statistics(self, mean, square)
         return y.reshape(values.shape).movedim(-1, 1).to(x.dtype)
 
     def chunking(self, count: int) -> tuple[int, float]:
@@ -76,18 +77,6 @@ class RangeBatchNorm(_BatchNorm):
             )
         chunks = max(1, min(self.chunks, count // SMALLEST_CHUNK))
         return chunks, NUMERATORS[self.constant] / math.sqrt(2 * math.log(count / chunks))
-
-    @torch.no_grad()
-    def _move_statistics(self, mean: Tensor, square: Tensor) -> None:
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked += 1
-        weight: Tensor | float | None = self.momentum
-        if weight is None:
-            weight = 1 / self.num_batches_tracked.to(mean)
-        self.running_mean += weight * (mean - self.running_mean)
-        self.running_var += weight * (square - self.running_var)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, chunks={self.chunks}, constant={self.constant}"

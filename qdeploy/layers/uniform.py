@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.grid import Grid, QTensor, per_channel
-from qdeploy.layers.fake_quantize import affine_range, fake_quantize, quantize, symmetric_range
+from qdeploy.layers.fake_quantize import fake_quantize, quantize, range_on
 from qdeploy.layers.weight import WeightQuantizer
 
 WeightRange = Literal["minmax", "mse"]
@@ -66,7 +66,7 @@ class UniformWeight(WeightQuantizer):
         """Scale and zero point, float32 [out] each."""
         rows = latent.detach().flatten(1) if self.per_channel else latent.detach().reshape(1, -1)
         ends = rows.amin(1), rows.amax(1)
-        scale, zero = self.qparams_of(*ends)
+        scale, zero = range_on(self.grid, *ends, self.symmetric)
         if self.weight_range == "mse":
             scale, zero = self.least_squares(rows, *ends)
         return scale.expand(len(latent)), zero.expand(len(latent))
@@ -76,24 +76,16 @@ class UniformWeight(WeightQuantizer):
     ) -> tuple[Tensor, Tensor]:
         """Scale and zero point of the fraction of each row's range that leaves the least error."""
         low, high = self.grid.lowest, self.grid.highest
-        scale, zero = self.qparams_of(minimum, maximum)
+        scale, zero = range_on(self.grid, minimum, maximum, self.symmetric)
         least = torch.full_like(scale, torch.inf)
         for fraction in FRACTIONS:
-            tried = self.qparams_of(fraction * minimum, fraction * maximum)
+            tried = range_on(self.grid, fraction * minimum, fraction * maximum, self.symmetric)
             rounded = fake_quantize(rows, tried[0][:, None], tried[1][:, None], low, high)
             error = (rounded - rows).square().sum(1)
             better = error < least
             scale, zero = torch.where(better, tried[0], scale), torch.where(better, tried[1], zero)
             least = torch.minimum(error, least)
         return scale, zero
-
-    def qparams_of(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and zero point of ranges [rows]."""
-        low, high = self.grid.lowest, self.grid.highest
-        if not self.symmetric:
-            return affine_range(minimum, maximum, low, high)
-        magnitude = torch.maximum(minimum.abs(), maximum.abs())
-        return symmetric_range(magnitude, low, high), torch.zeros_like(magnitude)
 
     def extra_repr(self) -> str:
         return (

@@ -21,23 +21,20 @@ def signs(values: Tensor) -> Tensor:
 class WeightQuantizer(nn.Module, ABC):
     """Searches for the integers of one layer's weight.
 
-    A method subclasses it and writes two functions of the latent parameter:
-
-    relax(latent)     what training multiplies by, differentiable, [out, ...]
-    collapse(latent)  the codes and scale that ship
-
-    In evaluation mode the layer multiplies by the collapsed weight: what is evaluated is what
-    is shipped.
+    A method subclasses it and writes two functions of the latent parameter. In evaluation mode
+    the layer multiplies by the collapsed weight: what is evaluated is what is shipped.
     """
 
     grid: Grid
     latent: nn.Parameter
 
     @abstractmethod
-    def relax(self, latent: Tensor) -> Tensor: ...
+    def relax(self, latent: Tensor) -> Tensor:
+        """What training multiplies by, differentiable, [out, ...]."""
 
     @abstractmethod
-    def collapse(self, latent: Tensor) -> QTensor: ...
+    def collapse(self, latent: Tensor) -> QTensor:
+        """The codes and scale that ship."""
 
     @in_float32
     def forward(self, gain: Tensor | None = None) -> Tensor:

@@ -8,11 +8,9 @@ there).
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -22,6 +20,7 @@ from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange, as_stored
 from qdeploy.layers.noise import pairwise_uniform
 from qdeploy.layers.norm import BatchNorm
+from qdeploy.layers.precision import widened
 from qdeploy.layers.product import Convolution, LowBitGradient, MatrixProduct, PlainProduct
 from qdeploy.layers.range_norm import RangeConstant, range_norm
 from qdeploy.layers.uniform import UniformWeight
@@ -55,7 +54,7 @@ def round_at_random(values: Tensor, bits: int) -> Tensor:
     usual, the multiples that enclose the range are at most 2^bits. The value 0 is one of them and
     stays 0, which half of the gradient behind a ReLU is. Computes in float32 or wider.
     """
-    wide = values.to(torch.promote_types(values.dtype, torch.float32))
+    wide = widened(values)
     low, high = torch.aminmax(as_stored(wide))
     tiny = torch.finfo(wide.dtype).tiny
     step = ((high.clamp(min=0) - low.clamp(max=0)) / (2**bits - 2)).clamp(min=tiny)
@@ -105,7 +104,7 @@ def convolution_gradients(
     """Gradients of x, weight and bias where needed, from the output's gradient [N, out, ...]."""
     gradients: Gradients = torch.ops.aten.convolution_backward(
         grad, x, weight, [len(weight)], plain.stride, plain.padding, plain.dilation,
-        False, [0] * plain.dimensions, plain.groups, needs,
+        False, [0] * len(plain.stride), plain.groups, needs,
     )  # fmt: skip
     return gradients
 
@@ -126,20 +125,12 @@ class BifurcatedProduct(LowBitGradient):
     """A product whose gradient to the input, and not that to the weight, has `grad_bits` bits."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        x, plain = padded(x, self.plain)
+        plain = self.plain
+        # The gradient of a convolution takes numbers of zeros alone.
+        if isinstance(plain, Convolution) and not plain.pads_by_zeros:
+            x, plain = plain.padded(x)
         y: Tensor = _Bifurcation.apply(x, weight, bias, plain, self.grad_bits)
         return y
-
-
-def padded(x: Tensor, plain: PlainProduct) -> tuple[Tensor, PlainProduct]:
-    """x with any padding other than a number of zeros applied, and the product that is left to do."""
-    if not isinstance(plain, Convolution):
-        return x, plain
-    if plain.padding_mode == "zeros" and not isinstance(plain.padding, str):
-        return x, plain
-    mode = "constant" if plain.padding_mode == "zeros" else plain.padding_mode
-    unpadded = replace(plain, padding=(0,) * plain.dimensions, padding_mode="zeros")
-    return F.pad(x, plain.border, mode=mode), unpadded
 
 
 class SampleRange(MovingRange):

@@ -129,14 +129,12 @@ class LsqActivation(ActivationQuantizer):
     batches: Tensor
     learning: Tensor
 
-    def __init__(self, bits: int, nonnegative: bool) -> None:
+    def __init__(self, site: ActivationSite, bits: int, options: LsqOptions) -> None:
         super().__init__(Grid.unsigned(bits))
-        self.zero = 0 if nonnegative else 1 << (bits - 1)
+        self.zero = 0 if site.nonnegative else 1 << (bits - 1)
         self.step = nn.Parameter(torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
         self.register_buffer("learning", torch.zeros((), dtype=torch.bool))
-        self._learns = False
-        self.register_load_state_dict_post_hook(_look_again)
 
     @property
     def can_take_over_relu(self) -> bool:
@@ -144,7 +142,7 @@ class LsqActivation(ActivationQuantizer):
 
     @property
     def observing(self) -> bool:
-        return not self._is_learning()
+        return not self._latched(self.learning)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -158,7 +156,7 @@ class LsqActivation(ActivationQuantizer):
             self.learning.fill_(True)
 
     def reset(self) -> None:
-        if not self._is_learning():
+        if not self._latched(self.learning):
             self.batches.zero_()
             self.step.detach().zero_()
 
@@ -167,36 +165,20 @@ class LsqActivation(ActivationQuantizer):
         return learned_step(x, positive(self.step), self.grid, self.zero, features)
 
     def qparams(self) -> tuple[Tensor, Tensor]:
-        if not self._is_learning() and not self.batches:
+        if not self._latched(self.learning) and not self.batches:
             raise QdeployError(NO_DATA)
         step = positive(self.step.detach())
         return step, torch.full_like(step, self.zero)
 
-    def _is_learning(self) -> bool:
-        """Reads the device until training has begun, not at every step."""
-        if not self._learns:
-            self._learns = bool(self.learning)
-        return self._learns
-
     def extra_repr(self) -> str:
         return f"lsq, grid={self.grid}, zero={self.zero}"
-
-
-def _look_again(quantizer: nn.Module, _: object) -> None:
-    """Called after a state dict is loaded, which may have changed `learning`."""
-    assert isinstance(quantizer, LsqActivation)
-    quantizer._learns = False
-
-
-def activation(site: ActivationSite, bits: int, options: LsqOptions) -> LsqActivation:
-    return LsqActivation(bits, site.nonnegative)
 
 
 METHOD = Method(
     summary="learned step sizes for weights and activations, 2 to 8 bits",
     paper="Esser et al., ICLR 2020, arXiv 1902.08153",
     weight=LsqWeight,
-    activation=activation,
+    activation=LsqActivation,
     weight_bits=(2, 3, 4, 5, 6, 7, 8),
     act_bits=(2, 3, 4, 5, 6, 7, 8),
     options=LsqOptions,

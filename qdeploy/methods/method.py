@@ -26,11 +26,15 @@ class Options(BaseModel):
         return True
 
     def check(self, act_bits: int | None) -> None:
-        """Errors: QdeployError for activations, None in float, that these options do not go with."""
+        """Refuses activation bits (None: float) that these options cannot be combined with.
+
+        A method whose options allow every number of bits leaves this as it is. Errors: QdeployError
+        that says which bits are needed.
+        """
 
     @property
     def fold_mode(self) -> Fold:
-        """How BatchNorm takes part in training, see layers/folding.py."""
+        """How BatchNorm takes part in training, see layers/quantized.py."""
         return "none"
 
     @property
@@ -57,16 +61,11 @@ class ActivationSite:
     nonnegative: bool
 
 
-def same_product(product: PlainProduct, options: Options) -> Product:
-    return product
-
-
-def same_norm(norm: BatchNorm, options: Options) -> BatchNorm:
-    return norm
-
-
 def measured_range(bits: int, options: Options) -> MovingRange:
-    """The `carrier` of methods that bound or binarize what layers read: the range as it is."""
+    """A `carrier` that keeps the whole range of a tensor, as it is measured.
+
+    It suits methods that clip or binarize what a layer reads: other operators need all values.
+    """
     return MovingRange(bits)
 
 
@@ -83,9 +82,9 @@ class Method:
 
     And where the paper asks for it:
 
-    carrier      builds the quantizer of what other operators read, such as the branches of an
-                 Add, and of the network's input: (bits, options), bits 8 or more. None: what
-                 `activation` builds at so many bits serves there too
+    carrier      builds the quantizer of tensors that are read by other operators, such as the
+                 branches of an Add, and of the network's input: (bits, options), 8 bits or more.
+                 None: `activation` builds these as well
     product      replaces a layer's product, for a gradient of its own: (product, options)
     norm         replaces a BatchNorm: (norm, options)
     """
@@ -98,5 +97,5 @@ class Method:
     act_bits: tuple[int, ...]
     options: type[Options]
     carrier: Callable[[int, Any], ActivationQuantizer] | None = None
-    product: Callable[[PlainProduct, Any], Product] = same_product
-    norm: Callable[[BatchNorm, Any], BatchNorm] = same_norm
+    product: Callable[[PlainProduct, Any], Product] = lambda product, options: product
+    norm: Callable[[BatchNorm, Any], BatchNorm] = lambda norm, options: norm

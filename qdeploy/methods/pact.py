@@ -76,11 +76,10 @@ class PactActivation(BoundedActivation):
         self.decay = options.alpha_decay
         self.alpha = nn.Parameter(torch.tensor(options.alpha or 1.0))
         self.register_buffer("started", torch.tensor(options.alpha is not None))
-        self._has_alpha = False
 
     @property
     def observing(self) -> bool:
-        return not self._has_alpha and not self.started
+        return not self._latched(self.started)
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -88,9 +87,8 @@ class PactActivation(BoundedActivation):
         self.started.fill_(True)
 
     def bound(self) -> Tensor:
-        if not self._has_alpha and not self.started:  # reads the device once
+        if not self._latched(self.started):
             raise QdeployError(NO_DATA)
-        self._has_alpha = True
         return self.alpha.detach().clamp(min=LEAST)
 
     def relax(self, x: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ class SimQatOptions(Options):
     quant_delay    training steps in which nothing is rounded yet
     ema_decay      of the moving average of activation ranges
     fold           BatchNorm beside the weight ("none") or folded into it in training
-                   ("one-conv", "two-conv"), see layers/folding.py
+                   ("one-conv", "two-conv"), see layers/quantized.py
     freeze_bn      training steps after which a folded BatchNorm keeps its statistics; if not
                    given, never
     """

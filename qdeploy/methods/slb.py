@@ -86,16 +86,12 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
     start, end = int(epochs * options.t_start_time), int(epochs * options.t_end_time)
     if epoch >= end:
         return math.inf
-    factor = options.t_factor or published_factor(end - start, options.t_start_val)
+    hotter = max(1.0, PUBLISHED_END / options.t_start_val)
+    factor = options.t_factor or hotter ** (1 / max(1, end - start))
     rises = max(0, epoch - start)
     if rises * math.log(factor) > math.log(HOTTEST / options.t_start_val):
         return HOTTEST
     return max(options.t_start_val * factor**rises, 1 / HOTTEST)
-
-
-def published_factor(rises: int, first: float) -> float:
-    """The factor that takes the temperature from `first` to PUBLISHED_END in this many rises."""
-    return max(1.0, PUBLISHED_END / first) ** (1 / max(1, rises))
 
 
 class _ExpectedLevel(torch.autograd.Function):
@@ -167,9 +163,7 @@ class SlbWeight(WeightQuantizer):
         return self.codes.to(like) / self.grid.highest
 
     def relax(self, latent: Tensor) -> Tensor:
-        expected = (
-            self._chosen(latent) / self.grid.highest if self.committed else self._expected(latent)
-        )
+        expected = self._expected(latent)
         if self.log_scale is None:
             return expected
         return expected * per_channel(self.log_scale.exp() / channel_rms(expected), expected)
@@ -183,6 +177,8 @@ class SlbWeight(WeightQuantizer):
         return QTensor.symmetric(codes, scale, self.grid)
 
     def _expected(self, latent: Tensor) -> Tensor:
+        if not self.searching:
+            return self._chosen(latent) / self.grid.highest
         if self.bits == 1:
             return torch.tanh(latent * (self.temperature / math.sqrt(2)))
         result: Tensor = _ExpectedLevel.apply(latent, self.levels(latent), self.temperature)
@@ -199,20 +195,16 @@ class SlbWeight(WeightQuantizer):
         self.temperature = temperature(
             epoch + 1 + self.options.has_trained_epoch, total, self.options
         )
-        self.latent.requires_grad_(not self.committed)
-        if self.committed:
+        self.latent.requires_grad_(self.searching)
+        if not self.searching:
             self.latent.grad = None  # an optimizer skips what has no gradient
 
     def progress(self) -> dict[str, float]:
         return {"temperature": self.temperature}
 
     @property
-    def committed(self) -> bool:
-        return math.isinf(self.temperature)
-
-    @property
     def searching(self) -> bool:
-        return not self.committed
+        return math.isfinite(self.temperature)
 
     def extra_repr(self) -> str:
         scale = "none (BatchNorm follows)" if self.log_scale is None else "learned"

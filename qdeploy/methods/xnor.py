@@ -29,7 +29,7 @@ from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, 
 
 Gradient = Literal["paper", "code"]
 # The fewest inputs with which a weight is centred.
-SEVERAL = 4
+FEWEST_INPUTS = 4
 
 
 class XnorOptions(Options):
@@ -84,7 +84,7 @@ class XnorWeight(WeightQuantizer):
 def confined(weight: Tensor) -> Tensor:
     """weight [out, in, ...] less its mean over the inputs, clamped to -1..1.
 
-    Fewer than SEVERAL inputs are not centred: nothing would be left of a depthwise layer's single
+    Fewer than FEWEST_INPUTS inputs are not centred: nothing would be left of a depthwise layer's single
     one, and a filter of an image's colours could not take their sum. Where the clamp cuts, the
     mean is not quite 0; the next step centres again.
     """
@@ -94,7 +94,7 @@ def confined(weight: Tensor) -> Tensor:
 
 
 def is_centred(weight: Tensor) -> bool:
-    return weight.shape[1] >= SEVERAL
+    return weight.shape[1] >= FEWEST_INPUTS
 
 
 def filter_scale(weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qdeploy.data import WHOLE, Data, PhasedBatches, Share, open_data
+from qdeploy.data import Data
 from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.network_loading import load_network
@@ -19,16 +19,6 @@ from qdeploy.preparation.bias_correction import float_weights
 from qdeploy.preparation.prepare import prepare
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import Recipe
-
-
-def data_of(
-    recipe: Recipe,
-    root: Path | None,
-    download: bool,
-    device: torch.device,
-    share: Share = WHOLE,
-) -> Data:
-    return open_data(recipe.data, root, download, device, recipe.train.seed, share)
 
 
 def float_network_of(recipe: Recipe, data: Data, copy: Path | None = None) -> nn.Module:
@@ -50,13 +40,12 @@ def with_regime(data: Data, recipe: Recipe, network: nn.Module) -> Data:
     Errors: QdeployError if the network does not take the images of one of its phases, or the
     processes of the run cannot share out its batches.
     """
-    for section in recipe.data.phases():
-        data.train.under(section)
+    train = data.train.under(recipe.data)
     for size in {section.image_size for section in recipe.data.phases()}:
         if size is not None:
             resized = replace(data, input_shape=(data.input_shape[0], size, size))
             check_fits(network, resized, recipe.model.network)
-    return replace(data, train=PhasedBatches(data.train, recipe.data))
+    return replace(data, train=train)
 
 
 def check_fits(network: nn.Module, data: Data, name: str) -> None:

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from qdeploy.benchmark import BenchmarkResult, benchmark_files, open_session
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
-from qdeploy.findings import explain
-from qdeploy.recipe import DataSection
+from qdeploy.recipe import DataSection, validated
 
 
 @dataclass(frozen=True)
@@ -41,14 +38,12 @@ def benchmark(
     provider that is not there, and data sets as open_data has them.
     """
     result = benchmark_files(models, provider, threads, batch_sizes)
-    accuracies = []
-    if dataset is not None:
-        labels = [placement.file for placement in result.placements]
-        accuracies = [
-            accuracy_of(path, label, dataset, data_root, provider, threads)
-            for path, label in zip(models, labels, strict=True)
-        ]
-    return result, accuracies
+    if dataset is None:
+        return result, []
+    return result, [
+        accuracy_of(path, placement.file, dataset, data_root, provider, threads)
+        for path, placement in zip(models, result.placements, strict=True)
+    ]
 
 
 def accuracy_of(
@@ -59,7 +54,8 @@ def accuracy_of(
     from qdeploy.proof.outputs import of_runtime, predict
 
     session = open_session(path, provider, threads)
-    section = section_of(dataset, normalisation(session.metadata, path))
+    table = {"dataset": dataset, **normalisation(session.metadata, path)}
+    section = validated(DataSection, table, "--data")
     data = open_data(section, data_root, False, "cpu", seed=0)
     takes_pixels = session.input_type == "uint8"
     pixels = Normalisation(data.mean, data.std, "cpu").pixels if takes_pixels else None
@@ -67,13 +63,6 @@ def accuracy_of(
     found = predictions.accuracy("onnx")
     assert found is not None
     return FileAccuracy(label, data.title, len(predictions.labels), found.top1)
-
-
-def section_of(dataset: str, normalisation: dict[str, list[float]]) -> DataSection:
-    try:
-        return DataSection.model_validate({"dataset": dataset, **normalisation})
-    except ValidationError as error:
-        raise QdeployError(explain(error, DataSection, "--data")) from None
 
 
 def normalisation(metadata: dict[str, str], path: Path) -> dict[str, list[float]]:

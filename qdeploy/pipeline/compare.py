@@ -11,8 +11,8 @@ from qdeploy.errors import QdeployError
 from qdeploy.metrics import read_metrics
 from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.record import Record
-from qdeploy.report.comparison import Run, comparison_data
-from qdeploy.run import RunFolder
+from qdeploy.report.comparison import Run, run_data
+from qdeploy.run import RunFolder, recipe_file
 
 
 def compare(paths: Sequence[Path]) -> list[Run]:
@@ -25,7 +25,7 @@ def compare(paths: Sequence[Path]) -> list[Run]:
 
 
 def comparison_json(compared: Sequence[Run]) -> str:
-    return json.dumps({"runs": comparison_data(compared)}, indent=2)
+    return json.dumps({"runs": [run_data(run) for run in compared]}, indent=2)
 
 
 def names(paths: Sequence[Path]) -> list[str]:
@@ -47,12 +47,7 @@ def runs(path: Path, name: str) -> Iterator[Run]:
 
 
 def read_run(folder: RunFolder, name: str, is_baseline: bool = False) -> Run:
-    if not folder.recipe.is_file():
-        raise QdeployError(
-            f"{folder.path} is no run: it has no {folder.recipe.name}; "
-            "give a folder that `qdeploy train` wrote"
-        )
-    recipe = Recipe.load(folder.recipe)
+    recipe = Recipe.load(recipe_file(folder))
     return Run(
         name=name,
         method=recipe.quantize.method,

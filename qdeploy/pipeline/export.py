@@ -44,28 +44,40 @@ from qdeploy.report.write import write_report
 from qdeploy.run import RunFolder
 from qdeploy.training.device import pick_device
 
+TRACED_IMAGES = 256
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Where a file is proven, and on how much.
+
+    data_root   where the data sets are, in place of what the recipe says
+    device      where PyTorch runs
+    provider    where ONNX Runtime runs
+    samples     the first so many test images validate; all by default
+    """
+
+    data_root: Path | None = None
+    device: str = "auto"
+    provider: str = "auto"
+    samples: int | None = None
+
 
 def export_run(
     path: Path,
     output: Path | None = None,
     *,
-    gates: Mapping[str, float] | None = None,
+    changes: Mapping[str, object] | None = None,
     checkpoint: Which = "last",
-    data_root: Path | None = None,
-    device: str = "auto",
-    provider: str = "auto",
-    samples: int | None = None,
-    target: str | None = None,
-    input_type: str | None = None,
+    conditions: Conditions = Conditions(),
     triton: Path | None = None,
 ) -> Record:
     """Exports a run, validates the file on the test set, writes the report into the run folder.
 
     output      the ONNX file; model.onnx in the run folder by default
+    changes     keys of the recipe's [export] with other values; what a failed gate means is the
+                caller's affair
     checkpoint  "last", or "best": the epoch that did best on the very test set
-    samples     the first so many test images validate; all by default
-    gates, target, input_type   in place of what the recipe's [export] says; what a failed gate
-                means is the caller's affair
     triton      also make a model repository for Triton in this folder
 
     Errors: QdeployError for a folder that is no trained run, and as the parts have them.
@@ -73,15 +85,15 @@ def export_run(
     run = RunFolder(path)
     file = output or run.model
     check_file(file, run)
-    choose(provider)
-    trained = load_run(run, checkpoint, data_root, device)
-    section = trained.export_section(target=target, input=input_type, **(gates or {}))
+    choose(conditions.provider)
+    trained = load_run(run, checkpoint, conditions.data_root, conditions.device)
+    section = trained.export_section(**(changes or {}))
     trained = trained.exported_as(section)
     integers = integers_of(trained)
     files = build(trained, integers)
     write(files.model, file)
     write(files.float, run.float_model)
-    record = measured(trained, section, integers, files, file, provider, device, samples)
+    record = measured(trained, section, integers, files, file, conditions)
     if triton is not None:
         write_repository(file, triton, record.name, record.delivery.target)
     write_report(record, run.path)
@@ -94,33 +106,18 @@ def measured(
     integers: fx.GraphModule,
     files: Files,
     file: Path,
-    provider: str,
-    device: str,
-    samples: int | None,
+    conditions: Conditions,
 ) -> Record:
     """The record of a file that is written: run on the test set, timed beside the float one, read."""
-    float_file = trained.run.float_model
     target = find_target(section.target)
-    provider = provider_for(target, provider)
+    provider = provider_for(target, conditions.provider)
     runtime, classifiers = runtimes(target, file, provider, trained.pixels)
-    predictions = predict(trained, integers, classifiers, device, samples)
+    predictions = predict(trained, integers, classifiers, conditions)
     accuracy = Accuracies(*(predictions.accuracy(name) for name in ("float", "trained", "onnx")))
     agreement = predictions.agreement("trained", "onnx")
-    timed = benchmark_files([float_file, file], provider)
+    timed = benchmark_files([trained.run.float_model, file], provider)
     layers = describe(integers, inspect(file).layers)
-    size = Sizes(
-        onnx=stored_bytes(file),
-        float=stored_bytes(float_file),
-        int8=files.int8.ByteSize() if fits_one_file(files.int8) else None,
-        bound=information_bound(integers, layers),
-    )
-    delivery = Delivery(
-        target=section.target,
-        input=files.input,
-        activations=target.coarser_steps(integers) if target.coarser_steps else None,
-        runtime=runtime,
-        agreement=predictions.agreement("onnx", "runtime") if runtime else None,
-    )
+    size = sizes(trained, files, file, information_bound(integers, layers))
     return Record(
         name=trained.recipe.name,
         file=timed.placements[-1].file,
@@ -139,26 +136,36 @@ def measured(
         latency=timed.latency,
         placements=timed.placements,
         gates=check_gates(section, accuracy, agreement, size.onnx),
-        training=tuple({**epoch.row()} for epoch in trained.history),
-        delivery=delivery,
+        training=tuple(dict(epoch.row()) for epoch in trained.history),
+        delivery=Delivery(
+            target=section.target,
+            input=files.input,
+            activations=target.coarser_steps(integers) if target.coarser_steps else None,
+            runtime=runtime,
+            agreement=predictions.agreement("onnx", "runtime") if runtime else None,
+        ),
+    )
+
+
+def sizes(trained: TrainedRun, files: Files, file: Path, bound: int) -> Sizes:
+    """What lies on the disk; the int8 twin is only counted, and beyond protobuf's limit not at all."""
+    return Sizes(
+        onnx=stored_bytes(file),
+        float=stored_bytes(trained.run.float_model),
+        int8=files.int8.ByteSize() if fits_one_file(files.int8) else None,
+        bound=bound,
     )
 
 
 def trace_run(
-    path: Path,
-    *,
-    checkpoint: Which = "last",
-    data_root: Path | None = None,
-    device: str = "auto",
-    provider: str = "auto",
-    samples: int = 256,
+    path: Path, checkpoint: Which = "last", conditions: Conditions = Conditions()
 ) -> list[TensorDifference]:
     """Compares every quantized tensor of the file with that of its integers in PyTorch, on test images."""
-    trained = load_run(RunFolder(path), checkpoint, data_root, device)
+    trained = load_run(RunFolder(path), checkpoint, conditions.data_root, conditions.device)
     if not isinstance(trained.network, PreparedNetwork):
         raise QdeployError(f"{path} is a float run: it has no quantized tensors to compare")
-    images = torch.cat([images.cpu() for images, _ in first(trained.data.test, samples)])
-    return trace_layers(convert(trained.network), images, provider)
+    images = torch.cat([images.cpu() for images, _ in first(trained.data.test, TRACED_IMAGES)])
+    return trace_layers(convert(trained.network), images, conditions.provider)
 
 
 def record_json(record: Record, traced: Sequence[TensorDifference] | None) -> str:
@@ -276,16 +283,15 @@ def predict(
     trained: TrainedRun,
     integers: nn.Module,
     classifiers: dict[str, outputs.Classifier],
-    device: str,
-    samples: int | None,
+    conditions: Conditions,
 ) -> outputs.Predictions:
     """The integers in PyTorch, the file and, if it is trained, the float network, on the test set."""
-    torch_device = pick_device(device)
+    torch_device = pick_device(conditions.device)
     # A copy: what goes to the device stays there.
     networks = {"trained": outputs.of_network(copy.deepcopy(integers), torch_device)}
     if trained.float_is_trained:
         networks["float"] = outputs.of_network(trained.float_network, torch_device)
-    images = first(trained.data.test, samples)
+    images = first(trained.data.test, conditions.samples)
     return outputs.predict(networks | classifiers, whole_pixels(images, trained))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +20,13 @@ AT_MOST_EVERY = 2.0  # seconds: a page takes a tenth of one, as long as an epoch
 def live_page(run: RunFolder, recipe: Recipe) -> Iterator[Callable[[], None]]:
     """Yields what rewrites the run's page from its metrics.csv; it skips calls in quick succession.
 
-    Inside the block the page says that the run goes on. However the block ends, it says no longer.
-    Of several processes the first one writes.
+    Such a page says that the run goes on. However the block ends, the last one says no longer. Of
+    several processes the first one writes.
     """
     if processes.rank() > 0:
         yield lambda: None
         return
-    written = time.monotonic()
+    written = -math.inf
 
     def write(going: bool) -> None:
         rows = read_metrics(run.metrics)
@@ -37,7 +38,6 @@ def live_page(run: RunFolder, recipe: Recipe) -> Iterator[Callable[[], None]]:
             write(going=True)
             written = time.monotonic()
 
-    write(going=True)
     try:
         yield rewrite
     finally:

@@ -10,12 +10,11 @@ from typing import Any, TextIO, Unpack
 from torch import nn
 
 from qdeploy import processes
-from qdeploy.data import Data, Share
+from qdeploy.data import Data, Share, open_data
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.network_loading import network_source
 from qdeploy.pipeline.assemble import (
-    data_of,
     float_network_of,
     settings_text,
     trainable,
@@ -71,7 +70,8 @@ def train(
                 recipe = recipe_of_run(run, recipe)
             recipe = with_root(recipe, data_root)
             share = Share(processes.rank(), processes.count())
-            data = data_of(recipe, None, download, fabric.device, share)
+            seed = recipe.train.seed
+            data = open_data(recipe.data, None, download, fabric.device, seed, share)
             float_network = float_network_of(recipe, data, run.network if resume else None)
             goes_on = resume and run.last.is_file()
             if recipe.model.weights is not None and (recipe.train.distill or not goes_on):
@@ -83,7 +83,8 @@ def train(
             if processes.rank() == 0:
                 create_run(run.path, recipe, resume=resume, force=force)
                 if not run.network.is_file():
-                    keep_source(recipe, run)
+                    with atomic_write(run.network) as file:
+                        file.write(network_source(recipe.model.network))
         session = Session(settled, run, fabric, Console(run.log, stream), resume)
         train_in(session, float_network, network, data)
     return run
@@ -109,17 +110,6 @@ def train_in(session: Session, float_network: nn.Module, network: nn.Module, dat
     except KeyboardInterrupt:
         console.log(f"`qdeploy train -o {path} --resume` goes on from there")
         raise
-
-
-def run_recipe(path: Path) -> Path:
-    """The file of the recipe that the run in `path` began with. Errors: QdeployError if none."""
-    recipe = RunFolder(path).recipe
-    if not recipe.is_file():
-        raise QdeployError(
-            f"{path} holds no run to resume: it has no {recipe.name}; leave out --resume to start one, "
-            "or name the recipe as well"
-        )
-    return recipe
 
 
 def recipe_of_run(run: RunFolder, recipe: Recipe) -> Recipe:
@@ -153,11 +143,6 @@ def with_root(recipe: Recipe, root: Path | None) -> Recipe:
         return recipe
     data = recipe.data.model_copy(update={"root": str(root.resolve())})
     return recipe.model_copy(update={"data": data})
-
-
-def keep_source(recipe: Recipe, run: RunFolder) -> None:
-    with atomic_write(run.network) as file:
-        file.write(network_source(recipe.model.network))
 
 
 def warnings(
@@ -197,7 +182,7 @@ def fit_and_plot(
         only_calibrate(session, network, data)
         return
     with live_page(session.run, session.recipe) as rewrite:
-        fit(session, network, data, teacher=teacher, after_epoch=rewrite)
+        fit(session, network, data, teacher=teacher, follow=rewrite)
 
 
 def train_in_float(session: Session, network: nn.Module, data: Data) -> None:

@@ -7,16 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from qdeploy.data import Data, Normalisation
+from qdeploy.data import Data, Normalisation, open_data
 from qdeploy.errors import QdeployError
-from qdeploy.findings import explain
 from qdeploy.metrics import EpochRecord
-from qdeploy.pipeline.assemble import data_of, float_network_of, trainable
-from qdeploy.recipe import ExportSection, Recipe
-from qdeploy.run import RunFolder
+from qdeploy.pipeline.assemble import float_network_of, trainable
+from qdeploy.recipe import ExportSection, Recipe, validated
+from qdeploy.run import RunFolder, recipe_file
 from qdeploy.training.checkpoint import load_checkpoint_of
 from qdeploy.training.device import pick_device
 from qdeploy.training.weights import load_float_weights, load_network_state
@@ -43,10 +41,7 @@ class TrainedRun:
         Errors: QdeployError for a key that is not one of [export], and for a value that is not allowed.
         """
         given = {key: value for key, value in changes.items() if value is not None}
-        try:
-            return ExportSection.model_validate({**self.recipe.export.model_dump(), **given})
-        except ValidationError as error:
-            raise QdeployError(explain(error, ExportSection, "export")) from None
+        return validated(ExportSection, self.recipe.export.model_dump() | given, "export")
 
     def exported_as(self, section: ExportSection) -> TrainedRun:
         """With the target and the input of a section; its gates are no part of the file."""
@@ -65,17 +60,13 @@ class TrainedRun:
 def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: str) -> TrainedRun:
     """Errors: QdeployError if the folder holds no trained run."""
     file = run.last if checkpoint == "last" else run.best
-    if not run.recipe.is_file():
-        raise QdeployError(
-            f"{run.path} is no run: it has no {run.recipe.name}; give a folder that `qdeploy train` wrote"
-        )
+    recipe = Recipe.load(recipe_file(run))
     if not file.is_file():
         raise QdeployError(
             f"{run.path} is not trained yet: it has no {file.name}; "
             f"`qdeploy train --resume -o {run.path}` goes on with it"
         )
-    recipe = Recipe.load(run.recipe)
-    data = data_of(recipe, data_root, False, pick_device(device))
+    data = open_data(recipe.data, data_root, False, pick_device(device), recipe.train.seed)
     float_network = float_network_of(recipe, data, run.network)
     network = trainable(recipe, float_network, data)
     found = load_checkpoint_of(recipe, file)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from qdeploy.preparation.trace import shape_of
+from qdeploy.preparation.trace import replace, shape_of
 
 
 class OpenAttention(nn.Module):
@@ -139,10 +139,7 @@ def open_fused_attention(network: fx.GraphModule) -> None:
             scores = network.graph.call_function(torch.matmul, (q, turned))
             scaled = network.graph.call_function(operator.mul, (scores, scale))
             weights = network.graph.call_function(torch.softmax, (scaled, -1))
-            result = network.graph.call_function(torch.matmul, (weights, v))
-        node.replace_all_uses_with(result)
-        network.graph.erase_node(node)
-    network.recompile()
+            replace(node, network.graph.call_function(torch.matmul, (weights, v)))
 
 
 def is_plain(node: fx.Node) -> bool:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -68,11 +69,10 @@ class FloatWeight(nn.Module):
 
     def __init__(self, quantizer: WeightQuantizer) -> None:
         super().__init__()
-        self.quantizer = quantizer
+        self.quantizer: WeightQuantizer = quantizer
 
     def forward(self, gain: Tensor | None = None) -> Tensor | None:
-        weight: Tensor | None = self.quantizer.float_weight(gain)
-        return weight
+        return self.quantizer.float_weight(gain)
 
 
 def restore_moments(
@@ -91,8 +91,8 @@ def restore_moments(
 
     def correct(name: str, y: Tensor) -> Tensor:
         (mean, deviation), (mean_now, deviation_now) = next(expected[name]), moments_of(y)
-        factor = torch.ones_like(mean)
-        if has_gain(layers[name]):
+        factor, norm = torch.ones_like(mean), layers[name].norm
+        if norm is not None and norm.affine:
             factor = torch.where(deviation_now > 0, deviation / deviation_now, factor)
         shift = mean - factor * mean_now
         corrections[name].append((factor, shift))
@@ -104,10 +104,6 @@ def restore_moments(
     for name, found in corrections.items():
         factors, shifts = zip(*found, strict=True)
         change_output(layers[name], torch.stack(factors).mean(0), torch.stack(shifts).mean(0))
-
-
-def has_gain(layer: QuantizedLayer) -> bool:
-    return layer.norm is not None and layer.norm.affine
 
 
 def change_output(layer: QuantizedLayer, factor: Tensor, shift: Tensor) -> None:
@@ -130,25 +126,16 @@ def each_output(network: nn.Module, do: Callable[[str, Tensor], Tensor | None]) 
     The layer then gives what `do` returns, unless that is None.
     """
 
-    def hook_of(name: str, layer: QuantizedLayer) -> Callable[..., Tensor | None]:
+    def hook(layer: QuantizedLayer, _: object, y: Tensor, name: str) -> Tensor | None:
         axis = layer.product.shipped.channel_axis
+        changed = do(name, y.movedim(axis, -1))
+        return None if changed is None else changed.movedim(-1, axis)
 
-        def hook(module: nn.Module, inputs: object, y: Tensor) -> Tensor | None:
-            changed = do(name, y.movedim(axis, -1))
-            return None if changed is None else changed.movedim(-1, axis)
-
-        return hook
-
-    hooks = [
-        layer.register_forward_hook(hook_of(name, layer))
-        for name, layer in quantized_layers(network)
-        if layer.bias is not None or layer.norm is not None
-    ]
-    try:
+    with ExitStack() as hooks:
+        for name, layer in quantized_layers(network):
+            if layer.bias is not None or layer.norm is not None:
+                hooks.enter_context(layer.register_forward_hook(partial(hook, name=name)))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def quantized_layers(network: nn.Module) -> list[tuple[str, QuantizedLayer]]:

@@ -40,9 +40,8 @@ def calibrate(
                   "percentile", "mse" or "entropy" (see ranges.py). A range that a method sets or
                   learns is its own affair.
     percentile    in per cent; leaves out 100 - percentile of the values on either side
-    batch_norm    re-estimates BatchNorm statistics as plain means over the batches. Those of a
-                  network that is searching (SLB) belong to other weights and are re-estimated
-                  whatever this says
+    batch_norm    re-estimates BatchNorm statistics as plain means over the batches. While a
+                  search (SLB) goes on they belong to other weights and are re-estimated in any case
     correct_bias  makes each layer's mean output, and its deviation if it has a norm, what it was
                   in float (see bias_correction.py); all batches are kept in memory
 
@@ -111,10 +110,10 @@ def inputs_of(batch: Tensor | tuple[Tensor, ...], prepared: nn.Module) -> tuple[
 
 
 @contextmanager
-def calibration_mode(prepared: nn.Module, batch_norm: bool = True) -> Iterator[None]:
+def calibration_mode(prepared: nn.Module, batch_norm: bool) -> Iterator[None]:
     """Evaluation mode, but observers and, if asked, norms start anew and average what they see."""
-    norms = [m for m in prepared.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    norms = norms if batch_norm else []
+    found = (m for m in prepared.modules() if batch_norm and isinstance(m, _BatchNorm))
+    norms = [norm for norm in found if norm.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     with evaluation_mode(prepared), calibration(prepared):
         for norm in norms:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -23,7 +24,7 @@ from qdeploy.layers.integer import IntegerLayer
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantizer_placement import is_mover
-from qdeploy.preparation.trace import called_module, is_float_tensor, trace
+from qdeploy.preparation.trace import called_module, float_inputs, trace
 from qdeploy.record import FLOAT_BITS, BitsWork, Complexity, LayerWork
 
 
@@ -35,8 +36,10 @@ def complexity(network: nn.Module, example_input: Tensor) -> Complexity:
     PyTorch's own counter counts; it does not see inside LSTM layers. Errors: QdeployError for a
     network that torch.fx cannot trace or that does not take the input.
     """
-    example = example_input[:1].cpu()
-    graph = runnable(network, example)
+    if any(isinstance(module, IntegerLayer) for module in network.modules()):
+        raise QdeployError("complexity takes what qdeploy.prepare returned, before convert")
+    example, copied = example_input[:1].cpu(), copy.deepcopy(network).cpu().eval()
+    graph = copied.network if isinstance(copied, PreparedNetwork) else trace(copied, example)
     counter = ProductCounter(graph)
     with calibration(graph):
         counter.run(example)
@@ -48,14 +51,6 @@ def complexity(network: nn.Module, example_input: Tensor) -> Complexity:
         by_bits=tuple(by_bits(layers)),
         layers=layers,
     )
-
-
-def runnable(network: nn.Module, example_input: Tensor) -> fx.GraphModule:
-    """A traced copy in evaluation mode."""
-    if any(isinstance(module, IntegerLayer) for module in network.modules()):
-        raise QdeployError("complexity takes what qdeploy.prepare returned, before convert")
-    graph = copy.deepcopy(network).cpu().eval()
-    return graph.network if isinstance(graph, PreparedNetwork) else trace(graph, example_input)
 
 
 class ProductCounter(fx.Interpreter):
@@ -85,34 +80,26 @@ def layers_of(network: fx.GraphModule, macs: Mapping[fx.Node, int]) -> Iterator[
         named = node.op in ("call_module", "get_attr")
         calls.setdefault(str(node.target) if named else node.name, []).append(node)
     for name, nodes in calls.items():
-        products, parameters = sum(macs[node] for node in nodes), parameters_of(nodes[0], network)
-        if products or parameters:
-            yield layer_work(name, nodes[0], network, products, parameters)
+        node, products = nodes[0], sum(macs[node] for node in nodes)
+        parameters = parameters_of(node, network)
+        if not products and not parameters:
+            continue
+        module, weight_bits, act_bits = called_module(node, network), None, None
+        kind = type(module).__name__ if module else getattr(node.target, "__name__", node.op)
+        if isinstance(module, QuantizedLayer):
+            kind, weight_bits = module.kind, module.quantizer.grid.bits
+            act_bits = bits_read(node, network)
+        operations = products * (weight_bits or FLOAT_BITS) * (act_bits or FLOAT_BITS)
+        yield LayerWork(name, kind, weight_bits, act_bits, parameters, products, operations)
 
 
-def layer_work(
-    name: str, node: fx.Node, network: fx.GraphModule, macs: int, parameters: int
-) -> LayerWork:
-    module = called_module(node, network)
-    kind = type(module).__name__ if module else getattr(node.target, "__name__", node.op)
-    if isinstance(module, QuantizedLayer):
-        kind = module.kind
-    weight_bits, act_bits = bits_of(node, network)
-    operations = macs * (weight_bits or FLOAT_BITS) * (act_bits or FLOAT_BITS)
-    return LayerWork(name, kind, weight_bits, act_bits, parameters, macs, operations)
-
-
-def bits_of(node: fx.Node, network: fx.GraphModule) -> tuple[int | None, int | None]:
-    """Bits of a layer's weight and of the tensor that it reads; None for float."""
-    layer = called_module(node, network)
-    if not isinstance(layer, QuantizedLayer):
-        return None, None
+def bits_read(node: fx.Node, network: fx.GraphModule) -> int | None:
+    """Bits of the tensor that a layer reads; None for float."""
     source = node.all_input_nodes[0]
     while is_mover(source, network):
-        source = next(filter(is_float_tensor, source.all_input_nodes))
+        source = float_inputs(source)[0]
     read = called_module(source, network)
-    act_bits = read.grid.bits if isinstance(read, ActivationQuantizer) else None
-    return layer.quantizer.grid.bits, act_bits
+    return read.grid.bits if isinstance(read, ActivationQuantizer) else None
 
 
 def parameters_of(node: fx.Node, network: fx.GraphModule) -> int:
@@ -126,17 +113,14 @@ def parameters_of(node: fx.Node, network: fx.GraphModule) -> int:
         return 0
     if module is not None:
         return sum(parameter.numel() for parameter in module.parameters())
-    used = dict(network.named_parameters()) if node.op == "get_attr" else {}
-    return used[str(node.target)].numel() if node.target in used else 0
+    value = attrgetter(str(node.target))(network) if node.op == "get_attr" else None
+    return value.numel() if isinstance(value, nn.Parameter) else 0
 
 
 def by_bits(layers: tuple[LayerWork, ...]) -> Iterator[BitsWork]:
     """The layers that multiply, together by their bits, from few to many."""
-    groups: dict[tuple[int | None, int | None], list[LayerWork]] = {}
-    for layer in layers:
-        if layer.macs:
-            groups.setdefault((layer.weight_bits, layer.act_bits), []).append(layer)
-    for bits in sorted(groups, key=lambda bits: [count or FLOAT_BITS for count in bits]):
-        group = groups[bits]
+    pairs = {(layer.weight_bits, layer.act_bits) for layer in layers if layer.macs}
+    for bits in sorted(pairs, key=lambda pair: [count or FLOAT_BITS for count in pair]):
+        group = [x for x in layers if x.macs and (x.weight_bits, x.act_bits) == bits]
         macs = sum(layer.macs for layer in group)
         yield BitsWork(*bits, len(group), macs, sum(layer.bit_operations for layer in group))

@@ -6,7 +6,7 @@ import copy
 import itertools
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Grid, QTensor
@@ -14,19 +14,20 @@ from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.bias import finest_multiples
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm, IntegerSign
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gain_of, shift_of
-from qdeploy.layers.product import Convolution, Product
+from qdeploy.layers.product import Convolution
 from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.preparation.prepare import insert_after
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.trace import (
     called_module,
-    is_float_tensor,
-    is_silent,
+    float_inputs,
+    insert_after,
     is_tuple,
+    only_reader,
+    replace,
     shape_of,
 )
-from qdeploy.preparation.vocabulary import is_clip, is_relu
+from qdeploy.preparation.vocabulary import is_clip, is_relu, operator_of
 
 
 def convert(prepared: PreparedNetwork) -> fx.GraphModule:
@@ -41,7 +42,7 @@ def convert(prepared: PreparedNetwork) -> fx.GraphModule:
         )
     network = copy.deepcopy(prepared.network).cpu().eval()
     integer_activations(network)
-    without_dropout(network)
+    without_silent_operators(network)
     requantize_after_movers(network)
     integer_layers(network)
     integer_norms(network)
@@ -57,11 +58,10 @@ def integer_activations(network: fx.GraphModule) -> None:
             network.set_submodule(name, integer(*module.qparams(), module.grid))
 
 
-def without_dropout(network: fx.GraphModule) -> None:
+def without_silent_operators(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
-        if is_silent(called_module(node, network)):
-            node.replace_all_uses_with(node.args[0])
-            network.graph.erase_node(node)
+        if operator_of(node, network).silent:
+            replace(node, node.all_input_nodes[0])
 
 
 def requantize_after_movers(network: fx.GraphModule) -> None:
@@ -72,11 +72,12 @@ def requantize_after_movers(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
         if not is_mover(node, network) or is_tuple(node):
             continue
-        sources = filter(is_float_tensor, node.all_input_nodes)
-        quantizers = [source_activation(source, network) for source in sources]
-        if len({quantizer and quantizer.step for quantizer in quantizers}) == 1 and quantizers[0]:
-            network.add_submodule(f"moved.{node.name}", quantizers[0].again())
-            insert_after(node, f"moved.{node.name}", network.graph)
+        quantizers = [source_activation(source, network) for source in float_inputs(node)]
+        first = quantizers[0]
+        if first and all(quantizer and quantizer.step == first.step for quantizer in quantizers):
+            moved = IntegerActivation(first.scale, first.zero, first.grid, saturates=False)
+            network.add_submodule(f"moved.{node.name}", moved)
+            insert_after(node, f"moved.{node.name}", network)
 
 
 def source_activation(node: fx.Node, network: fx.GraphModule) -> IntegerActivation | None:
@@ -91,34 +92,35 @@ def source_activation(node: fx.Node, network: fx.GraphModule) -> IntegerActivati
 def integer_layers(network: fx.GraphModule) -> None:
     """Replaces each quantized layer, once for each place that calls it: its bias step differs."""
     places = [(node, called_module(node, network)) for node in network.graph.nodes]
-    replaced: set[str] = set()
+    taken = {name for name, _ in network.named_modules()}
     for node, layer in places:
         if not isinstance(layer, QuantizedLayer):
             continue
-        if node.target in replaced:
-            node.target = unused_name(str(node.target), network)
-        replaced.add(node.target)
-        quantizer = source_activation(node.all_input_nodes[0], network)
+        if isinstance(called_module(node, network), IntegerLayer):  # it has a place already
+            numbered = (f"{node.target}_{number}" for number in itertools.count(2))
+            node.target = next(name for name in numbered if name not in taken)
+            taken.add(node.target)
+        source = source_activation(node.all_input_nodes[0], network)
         product, weight, bias = layer.product.shipped.for_integer_kernel(*layer.integers())
-        fits = quantizer is not None and meets_integer_kernel(quantizer, product, weight)
-        source = quantizer if fits else None
+        integers = product.has_integer_kernel and weight.codes.dtype == torch.int8
+        if not integers or (source and not source.has_8_bits):
+            source = None
         thresholds = thresholds_behind(node, network)
-        integers = IntegerLayer(layer.kind, product, weight, bias, source, thresholds)
-        network.add_submodule(node.target, integers)
+        converted = IntegerLayer(layer.kind, product, weight, bias, source, thresholds)
+        network.add_submodule(node.target, converted)
 
 
 def thresholds_behind(node: fx.Node, network: fx.GraphModule) -> Tensor | None:
     """Where the code changes to which a layer's output is rounded, if that is all that reads it."""
     rectified = False
-    while len(node.users) == 1:
-        (node,) = node.users
-        module = called_module(node, network)
+    while reader := only_reader(node):
+        module = called_module(reader, network)
         if isinstance(module, IntegerActivation):
             # Of 16 bits there are too many to mind, and one step of them is nothing.
-            return module.thresholds(rectified) if module.zero.dtype == torch.uint8 else None
-        if not is_relu(node, network):
+            return module.thresholds(rectified) if module.has_8_bits else None
+        if not is_relu(reader, network):
             return None
-        rectified = True
+        node, rectified = reader, True
     return None
 
 
@@ -132,7 +134,7 @@ def integer_norms(network: fx.GraphModule) -> None:
         if type(norm) not in BATCH_NORMS or len(shape_of(node)) < 3:
             continue
         source = source_activation(node.all_input_nodes[0], network)
-        if source is None or source.zero.dtype != torch.uint8 or not is_rounded(node, network):
+        if source is None or not source.has_8_bits or not is_rounded(node, network):
             continue
         assert isinstance(norm, BatchNorm)
         gain, bias = gain_of(norm).detach(), shift_of(norm, None).detach()
@@ -147,20 +149,7 @@ def integer_norms(network: fx.GraphModule) -> None:
 
 def is_rounded(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether all that reads the value rounds it, perhaps behind a ReLU, to more than a sign."""
-    if len(node.users) == 1 and is_clip(user := next(iter(node.users)), network):
-        return is_rounded(user, network)
+    reader = only_reader(node)
+    if reader is not None and is_clip(reader, network):
+        return is_rounded(reader, network)
     return {type(called_module(user, network)) for user in node.users} == {IntegerActivation}
-
-
-def meets_integer_kernel(activation: IntegerActivation, product: Product, weight: QTensor) -> bool:
-    """Whether an integer kernel takes both: uint8 activations and int8 weights."""
-    if not product.has_integer_kernel:
-        return False
-    return activation.zero.dtype == torch.uint8 and weight.codes.dtype == torch.int8
-
-
-def unused_name(name: str, network: nn.Module) -> str:
-    """`name`_2, or the next number that no module has."""
-    taken = {path for path, _ in network.named_modules()}
-    numbered = (f"{name}_{number}" for number in itertools.count(2))
-    return next(path for path in numbered if path not in taken)

@@ -6,7 +6,7 @@ from torch import fx
 
 from qdeploy.layers.activation import ActivationQuantizer, DeferredReLU
 from qdeploy.preparation.quantizer_placement import is_mover
-from qdeploy.preparation.trace import is_float_tensor, module_calls
+from qdeploy.preparation.trace import float_inputs, module_calls
 from qdeploy.preparation.vocabulary import GETITEM, is_clip, is_relu, operator_of
 
 
@@ -22,7 +22,6 @@ def clips_first(network: fx.GraphModule) -> None:
             node.replace_input_with(mover, source)
             mover.prepend(node)
             node.meta["tensor_meta"] = source.meta["tensor_meta"]
-    network.recompile()
 
 
 def _can_pass(clip: fx.Node, mover: fx.Node, network: fx.GraphModule) -> bool:
@@ -31,9 +30,9 @@ def _can_pass(clip: fx.Node, mover: fx.Node, network: fx.GraphModule) -> bool:
         return False
     row = operator_of(mover, network)
     # Other bounds may not leave zeros as they are, and are not those of scaled values.
-    if row is None or row is GETITEM or (row.inserts_zeros and not is_relu(clip, network)):
+    if row is GETITEM or (row.inserts_zeros and not is_relu(clip, network)):
         return False
-    sources = [source for source in mover.all_input_nodes if is_float_tensor(source)]
+    sources = float_inputs(mover)
     return sources == mover.all_input_nodes[:1] and len(sources[0].users) == 1
 
 
@@ -52,4 +51,3 @@ def defer_relus(network: fx.GraphModule) -> None:
             network.add_submodule(deferred, DeferredReLU())
             relu.op, relu.target = "call_module", deferred
             relu.args, relu.kwargs = tuple(relu.all_input_nodes), {}
-    network.recompile()

@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from qdeploy.layers.norm import BATCH_NORMS, gamma_beta
 from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.weight import per_channel
-from qdeploy.preparation.trace import called_module, is_tuple, module_calls, shape_of
+from qdeploy.preparation.trace import called_module, is_tuple, module_calls, only_reader, shape_of
 from qdeploy.preparation.vocabulary import (
     FLATTEN,
     RESHAPE,
@@ -76,9 +76,8 @@ class Pair:
             return torch.ones_like(reach)
         factors = (at_least(reach) / at_least(weight)).sqrt()
         if self.clipped:
-            factors = torch.where(
-                reach < UNCLIPPED, factors.maximum(at_least(reach) / UNCLIPPED), 1.0
-            )
+            bounded = factors.maximum(at_least(reach) / UNCLIPPED)
+            factors = torch.where(reach < UNCLIPPED, bounded, 1.0)
         return factors
 
 
@@ -167,14 +166,12 @@ def called_alone(network: fx.GraphModule) -> set[fx.Node]:
 def reader_of(node: fx.Node, network: fx.GraphModule) -> tuple[fx.Node | None, bool]:
     """The layer that alone reads `node` through homogeneous operators; whether a ReLU6 clips it."""
     clipped = False
-    while len(node.users) == 1:
-        (user,) = node.users
+    while user := only_reader(node):
         if has_channel_weights(called_module(user, network), node):
             return user, clipped
         is_relu6 = bounds_of(user, network) == (0, 6)
-        if not (is_relu6 or is_homogeneous(user, network)) or not keeps_channels(
-            user, node, network
-        ):
+        passes = is_relu6 or is_homogeneous(user, network)
+        if not passes or not keeps_channels(user, node, network):
             break
         clipped |= is_relu6
         node = user
@@ -189,5 +186,4 @@ def keeps_channels(user: fx.Node, node: fx.Node, network: fx.GraphModule) -> boo
     row = operator_of(user, network)
     if row in (FLATTEN, RESHAPE):
         return len(after) == 2 and after[0] == before[0]
-    kept = row is not None and row.keeps_channels
-    return kept and len(after) == len(before) and after[1] == before[1]
+    return row.keeps_channels and len(after) == len(before) and after[1] == before[1]

@@ -10,8 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer, GateRange
-from qdeploy.layers.channel_affine import ChannelAffine
-from qdeploy.layers.norm import BATCH_NORMS
+from qdeploy.layers.norm import BATCH_NORMS, ChannelAffine
 from qdeploy.layers.product import WEIGHT_LAYERS, product_of, weight_of
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.methods import ActivationSite, WeightSite
@@ -32,7 +31,10 @@ from qdeploy.preparation.trace import (
     annotate_shapes,
     as_inputs,
     called_module,
+    insert_after,
     module_calls,
+    only_reader,
+    replace,
     shape_of,
     trace,
 )
@@ -101,6 +103,7 @@ def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
     annotate_shapes(network, as_inputs(example_input))
     rewrites.channel_affines(network)
     deferred_relus.clips_first(network)
+    network.recompile()
     return network
 
 
@@ -117,10 +120,9 @@ def other_products(network: fx.GraphModule) -> list[str]:
         module = called_module(node, network)
         inner = () if module is None or isinstance(module, QuantizedLayer) else module.modules()
         products = [part for part in inner if isinstance(part, (_ConvNd, nn.Linear))]
-        row = operator_of(node, network)
         if products and type(module) not in WEIGHT_LAYERS:
             found.append(str(node.target))
-        elif row is not None and row.product:
+        elif operator_of(node, network).module in WEIGHT_LAYERS:
             found.append(f"{node.name} (functional)")
     return found
 
@@ -135,8 +137,7 @@ def quantize_weights(network: fx.GraphModule, settings: Mapping[str, LayerSettin
         norm = None if norm_node is None else called_module(norm_node, network)
         network.set_submodule(name, quantized_layer(network.get_submodule(name), norm, chosen))
         if norm_node is not None:
-            norm_node.replace_all_uses_with(calls[name][0])
-            network.graph.erase_node(norm_node)
+            replace(norm_node, calls[name][0])
             network.delete_submodule(str(norm_node.target))
 
 
@@ -147,9 +148,9 @@ def following_norm(
 
     Nor where the norm runs over another axis than the layer's output: Linear on [N, L, in].
     """
-    if len(layer_calls) != 1 or len(layer_calls[0].users) != 1:
+    reader = only_reader(layer_calls[0])
+    if len(layer_calls) != 1 or reader is None:
         return None
-    (reader,) = layer_calls[0].users
     norm, layer = called_module(reader, network), called_module(layer_calls[0], network)
     if not isinstance(norm, (*BATCH_NORMS, ChannelAffine)) or len(calls[str(reader.target)]) != 1:
         return None
@@ -209,18 +210,33 @@ def quantize_tensor(
     network: fx.GraphModule,
 ) -> None:
     """layers: those of its readers that are quantized; chosen: the settings that they go by."""
+    assert chosen.act_bits is not None
+    method, bits = chosen.method, max(8, chosen.act_bits)
     name = f"activations.{tensor.producers[0].name}"
-    if placement.is_gated(tensor, network):
-        bits = max(8, chosen.act_bits or 8)
-        quantize_after(tensor.producers, name, GateRange(bits), network)
-        return
-    if layers and not tensor.is_input:
-        for_layers = layer_activation(layers, site, chosen)
-        if len(layers) == len(tensor.readers) or serves_all(chosen):
-            quantize_after(tensor.producers, name, for_layers, network)
-            return
-        quantize_before(layers, f"{name}_narrow", for_layers, network)
-    quantize_after(tensor.producers, name, shared_activation(chosen, site), network)
+    # Other operators may read what the layers read, at no fewer than 8 bits.
+    serves_all = method.carrier is None and chosen.act_bits >= 8
+    quantizer: ActivationQuantizer
+    if any(placement.is_hard_gate(reader, network) for reader in tensor.readers):
+        quantizer = GateRange(bits)
+    elif layers and not tensor.is_input and (serves_all or len(layers) == len(tensor.readers)):
+        quantizer = layer_activation(layers, site, chosen)
+    else:
+        if layers and not tensor.is_input:
+            sources = dict.fromkeys(layer.all_input_nodes[0] for layer in layers)
+            narrow = layer_activation(layers, site, chosen)
+            narrow.places = len(sources)
+            network.add_submodule(f"{name}_narrow", narrow)
+            for source in sources:
+                insert_after(source, f"{name}_narrow", network, layers)
+        quantizer = (
+            method.carrier(bits, chosen.options)
+            if method.carrier is not None
+            else method.activation(site, bits, chosen.options)
+        )
+    quantizer.places = len(tensor.producers)
+    network.add_submodule(name, quantizer)
+    for producer in tensor.producers:
+        insert_after(producer, name, network)
 
 
 def layer_activation(
@@ -233,50 +249,3 @@ def layer_activation(
     except QdeployError as error:
         names = ", ".join(str(layer.target) for layer in layers)
         raise QdeployError(f"{names}: {error}") from None
-
-
-def shared_activation(chosen: LayerSettings, site: ActivationSite) -> ActivationQuantizer:
-    """The quantizer of what other operators read: 8 bits, or the layer's own if it has more."""
-    bits = max(8, chosen.act_bits or 8)
-    if chosen.method.carrier is not None:
-        return chosen.method.carrier(bits, chosen.options)
-    return chosen.method.activation(site, bits, chosen.options)
-
-
-def serves_all(chosen: LayerSettings) -> bool:
-    """Whether other operators may read what the layer reads, at no fewer than 8 bits."""
-    return chosen.method.carrier is None and (chosen.act_bits or 8) >= 8
-
-
-def quantize_after(
-    producers: Sequence[fx.Node], name: str, quantizer: ActivationQuantizer, network: fx.GraphModule
-) -> None:
-    """Makes every reader of the producers read what the quantizer makes of them."""
-    quantizer.places = len(producers)
-    network.add_submodule(name, quantizer)
-    for producer in producers:
-        insert_after(producer, name, network.graph)
-
-
-def quantize_before(
-    readers: Iterable[fx.Node], name: str, quantizer: ActivationQuantizer, network: fx.GraphModule
-) -> None:
-    """Makes these readers alone read what the quantizer makes of their input."""
-    network.add_submodule(name, quantizer)
-    quantized: dict[fx.Node, fx.Node] = {}
-    for reader in readers:
-        (source,) = reader.all_input_nodes
-        if source not in quantized:
-            with network.graph.inserting_after(source):
-                quantized[source] = network.graph.call_module(name, (source,))
-            quantized[source].meta = dict(source.meta)
-        reader.replace_input_with(source, quantized[source])
-    quantizer.places = len(quantized)
-
-
-def insert_after(producer: fx.Node, module: str, graph: fx.Graph) -> None:
-    """Makes every reader of `producer` read module(producer) instead."""
-    with graph.inserting_after(producer):
-        quantized = graph.call_module(module, (producer,))
-    quantized.meta = dict(producer.meta)
-    producer.replace_all_uses_with(quantized, delete_user_cb=lambda user: user is not quantized)

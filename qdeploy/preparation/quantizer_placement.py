@@ -26,8 +26,14 @@ from torch import fx
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm
 from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.preparation.rewrites import constant_nodes, factor
-from qdeploy.preparation.trace import called_module, is_float_tensor, is_tuple
+from qdeploy.preparation.rewrites import constant_values, factor
+from qdeploy.preparation.trace import (
+    called_module,
+    float_inputs,
+    is_float_tensor,
+    is_tuple,
+    only_reader,
+)
 from qdeploy.preparation.vocabulary import (
     ADD,
     DIVIDE,
@@ -49,7 +55,7 @@ ARITHMETIC = (ADD, SUBTRACT, MULTIPLY, DIVIDE)
 
 def is_mover(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether it gives values that it read, and computes none."""
-    sources = [source for source in node.all_input_nodes if is_float_tensor(source)]
+    sources = float_inputs(node)
     if not sources or not moves(node, network):
         return False
     if operator_of(node, network) is GETITEM and is_tuple(sources[0]):
@@ -78,33 +84,30 @@ def shared_tensors(
     for node in quantizable_tensors(network):
         merged = [node]
         if is_mover(node, network):
-            for source in filter(is_float_tensor, node.all_input_nodes):
-                merged = groups.get(source, []) + [
-                    m for m in merged if m not in groups.get(source, [])
-                ]
+            for source in float_inputs(node):
+                joined = groups.get(source, [])
+                merged = joined + [member for member in merged if member not in joined]
         for member in merged:
             groups[member] = merged
     unique = {id(group): group for group in groups.values()}.values()
     raw = raw_inputs(network)
+
+    def is_rounded(tensor: SharedTensor) -> bool:
+        if not tensor.readers:  # but the output
+            return all(is_convolution(node, network) for node in tensor.producers)
+        return not raw.issuperset(tensor.readers) and not all(map(is_float_layer, tensor.readers))
+
     shared = [_shared_tensor(group, network) for group in unique]
-    shared = [tensor for tensor in shared if tensor.producers]  # not a parameter, moved
-    shared = [
-        tensor for tensor in shared if not tensor.readers or not raw.issuperset(tensor.readers)
-    ]
-    return [
-        tensor
-        for tensor in shared
-        if not all(map(is_float_layer, tensor.readers)) or is_convolved_output(tensor, network)
-    ]
+    # What has no producers is a parameter, moved.
+    return [tensor for tensor in shared if tensor.producers and is_rounded(tensor)]
 
 
 def raw_inputs(network: fx.GraphModule) -> set[fx.Node]:
     """The network's inputs, moved, and shifted and multiplied by constants: a normalisation."""
     found: set[fx.Node] = set()
-    constants = constant_nodes(network)
+    constants = constant_values(network)
     for node in network.graph.nodes:
-        sources = [source for source in node.all_input_nodes if is_float_tensor(source)]
-        values = [source for source in sources if source not in constants]
+        values = [source for source in float_inputs(node) if source not in constants]
         affine = len(values) == 1 and (
             operator_of(node, network) in ARITHMETIC
             or isinstance(called_module(node, network), BATCH_NORMS)
@@ -115,19 +118,9 @@ def raw_inputs(network: fx.GraphModule) -> set[fx.Node]:
     return found
 
 
-def is_gated(tensor: SharedTensor, network: fx.GraphModule) -> bool:
-    """Whether a hardswish reads it."""
-    return any(is_hard_gate(reader, network) for reader in tensor.readers)
-
-
 def is_hard_gate(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether it is the gate of a hardswish, as rewrites.py writes it."""
     return operator_of(node, network) is HARDSIGMOID and not writes_in_place(node, network)
-
-
-def is_convolved_output(tensor: SharedTensor, network: fx.GraphModule) -> bool:
-    """Whether a quantized convolution makes it and nothing reads it but the output."""
-    return not tensor.readers and all(is_convolution(node, network) for node in tensor.producers)
 
 
 def is_convolution(node: fx.Node, network: fx.GraphModule) -> bool:
@@ -144,7 +137,7 @@ def is_nonnegative(tensor: SharedTensor, network: fx.GraphModule) -> bool:
             return True
         if not keeps_non_negative(node, network):
             return False
-        read: list[Any] = list(filter(is_float_tensor, node.all_input_nodes))
+        read: list[Any] = float_inputs(node)
         if operator_of(node, network) in ARITHMETIC:  # numbers among them may be negative
             read = [*node.args, *(v for name, v in node.kwargs.items() if name != "alpha")]
         return bool(read) and all(isinstance(x, fx.Node) and nonnegative(x) for x in read)
@@ -159,26 +152,23 @@ def quantizable_tensors(network: fx.GraphModule) -> Iterator[fx.Node]:
             continue
         if is_tuple(node) and not is_mover(node, network):
             continue  # its parts are quantized where they are taken out
-        if is_hard_gate(node, network):
-            continue
-        if not (_is_passed_on(node, network) or _is_normalized(node, network)):
+        if not is_hard_gate(node, network) and not _is_passed_on(node, network):
             yield node
 
 
 def _is_passed_on(node: fx.Node, network: fx.GraphModule) -> bool:
-    """True for what an operator computes only for a ReLU, a factor or a softmax to read."""
-    if node.op == "placeholder" or is_mover(node, network) or len(node.users) != 1:
-        return False
-    (reader,) = node.users
-    softmax = operator_of(reader, network) is SOFTMAX
-    return softmax or is_clip(reader, network) or factor(reader, network) is not None
+    """True for what an operator computes only for a ReLU, a factor or a softmax to read.
 
-
-def _is_normalized(node: fx.Node, network: fx.GraphModule) -> bool:
-    """True for what a float layer computes only for its BatchNorm to read; those fold at export."""
-    if not isinstance(called_module(node, network), WEIGHT_LAYERS) or len(node.users) != 1:
+    Nor does anything else read what a float layer gives its BatchNorm: they fold at export.
+    """
+    reader = only_reader(node)
+    if node.op == "placeholder" or is_mover(node, network) or reader is None:
         return False
-    return isinstance(called_module(next(iter(node.users)), network), BatchNorm)
+    if operator_of(reader, network) is SOFTMAX or is_clip(reader, network):
+        return True
+    layer, norm = called_module(node, network), called_module(reader, network)
+    folds = isinstance(layer, WEIGHT_LAYERS) and isinstance(norm, BatchNorm)
+    return folds or factor(reader, network) is not None
 
 
 def _shared_tensor(group: list[fx.Node], network: fx.GraphModule) -> SharedTensor:
@@ -187,11 +177,8 @@ def _shared_tensor(group: list[fx.Node], network: fx.GraphModule) -> SharedTenso
         user
         for node in group
         for user in node.users
-        if computes(user) and not is_mover(user, network)
+        # Values come of it: not of the output, nor of what asks for a shape.
+        if user.op != "output" and (is_float_tensor(user) or is_tuple(user))
+        if not is_mover(user, network)
     ]
     return SharedTensor(producers, readers)
-
-
-def computes(node: fx.Node) -> bool:
-    """Whether values come of it: not of the output, nor of what asks for a shape."""
-    return node.op != "output" and (is_float_tensor(node) or is_tuple(node))

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from qdeploy import processes
-from qdeploy.errors import QdeployError
-from qdeploy.findings import did_you_mean
+from qdeploy.errors import QdeployError, did_you_mean
 from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.fake_quantize import fake_quantize
 
@@ -192,13 +191,11 @@ def measured(network: nn.Module, ranges: str, percentile: float) -> Iterator[Non
         assert isinstance(quantizer, MovingRange)
         seen.setdefault(quantizer, Histogram()).add(inputs[0])
 
-    quantizers = [module for module in network.modules() if isinstance(module, MovingRange)]
-    hooks = [quantizer.register_forward_pre_hook(see) for quantizer in quantizers]
-    try:
+    with ExitStack() as hooks:
+        for module in network.modules():
+            if isinstance(module, MovingRange):
+                hooks.enter_context(module.register_forward_pre_hook(see))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
     for quantizer, histogram in seen.items():
         low, high = RANGES[ranges](histogram, quantizer, percentile)
         quantizer.minimum.copy_(low)

@@ -10,7 +10,9 @@ channel_affines      constants that multiply and shift a layer's channels become
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -18,9 +20,16 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
-from qdeploy.layers.channel_affine import ChannelAffine
+from qdeploy.layers.norm import ChannelAffine
 from qdeploy.layers.product import WEIGHT_LAYERS
-from qdeploy.preparation.trace import called_module, is_silent, module_calls, shape_of
+from qdeploy.preparation.trace import (
+    called_module,
+    insert_after,
+    module_calls,
+    only_reader,
+    replace,
+    shape_of,
+)
 from qdeploy.preparation.vocabulary import (
     ADD,
     DIVIDE,
@@ -38,7 +47,7 @@ def functional_layers(network: fx.GraphModule) -> None:
     layers: dict[tuple[Any, ...], str] = {}
     for node in list(network.graph.nodes):
         row = operator_of(node, network)
-        if node.op != "call_function" or row is None or row.module not in WEIGHT_LAYERS:
+        if node.op != "call_function" or row.module not in WEIGHT_LAYERS:
             continue
         x, layer, key = functional_layer(node, row.module, network)
         if layer is None:
@@ -47,11 +56,8 @@ def functional_layers(network: fx.GraphModule) -> None:
             layers[key] = place_of(key[0], network)
             network.set_submodule(layers[key], layer)
         with network.graph.inserting_before(node):
-            call = network.graph.call_module(layers[key], (x,))
-        node.replace_all_uses_with(call)
-        network.graph.erase_node(node)
+            replace(node, network.graph.call_module(layers[key], (x,)))
     network.graph.eliminate_dead_code()
-    network.recompile()
 
 
 def functional_layer(
@@ -64,7 +70,7 @@ def functional_layer(
     constants = [part for part in (weight, bias) if isinstance(part, fx.Node)]
     if weight is None or any(part.op != "get_attr" for part in constants):
         return x, None, ()
-    values = [attribute(part, network) for part in constants]
+    values = [attrgetter(str(part.target))(network) for part in constants]
     out, fan_in = values[0].shape[:2]
     if kind is not nn.Linear:
         given["kernel_size"] = tuple(values[0].shape[2:])
@@ -75,21 +81,12 @@ def functional_layer(
     return x, layer.train(network.training), (*(str(part.target) for part in constants), str(given))
 
 
-def attribute(node: fx.Node, network: fx.GraphModule) -> Any:
-    """The parameter or buffer of a get_attr node."""
-    owner, _, name = str(node.target).rpartition(".")
-    return getattr(network.get_submodule(owner), name)
-
-
 def place_of(parameter: str, network: fx.GraphModule) -> str:
     """The owner's name if nothing else needs the owner; else a name made of both."""
     owner, _, name = parameter.rpartition(".")
-    alone = (
-        owner
-        and owner not in module_calls(network)
-        and not list(network.get_submodule(owner).children())
-    )
-    return owner if alone and name == "weight" else parameter.replace(".", "_") + "_layer"
+    needed = owner in module_calls(network) or [*network.get_submodule(owner).children()]
+    alone = owner and name == "weight" and not needed
+    return owner if alone else parameter.replace(".", "_") + "_layer"
 
 
 def open_gates(network: fx.GraphModule) -> None:
@@ -99,7 +96,7 @@ def open_gates(network: fx.GraphModule) -> None:
     """
     for node in list(network.graph.nodes):
         row = operator_of(node, network)
-        if row is None or not (row.gate or row is HARDSIGMOID):
+        if not row.gate and row is not HARDSIGMOID:
             continue
         x = node.all_input_nodes[0]
         if writes_in_place(node, network) and len(x.users) > 1:
@@ -114,9 +111,7 @@ def open_gates(network: fx.GraphModule) -> None:
                 result = network.graph.call_function(torch.clamp, (raised, 0, 1))
             else:
                 result = network.graph.call_function(F.hardsigmoid, (x,))
-        node.replace_all_uses_with(result)
-        network.graph.erase_node(node)
-    network.recompile()
+        replace(node, result)
 
 
 def explicit_padding(network: fx.GraphModule) -> None:
@@ -131,7 +126,6 @@ def explicit_padding(network: fx.GraphModule) -> None:
         node.args = (pad,)
     for _, layer in padded:
         layer.padding_mode, layer.padding = "zeros", (0,) * (layer.weight.ndim - 2)
-    network.recompile()
 
 
 def scalars_last(network: fx.GraphModule) -> None:
@@ -149,7 +143,6 @@ def scalars_last(network: fx.GraphModule) -> None:
                 scaled, delete_user_cb=lambda user, own=scaled: user is not own
             )
             network.graph.erase_node(operand)
-    network.recompile()
 
 
 def factor(node: fx.Node, network: fx.GraphModule) -> float | None:
@@ -171,57 +164,52 @@ def channel_affines(network: fx.GraphModule) -> None:
 
     A frozen BatchNorm and a layer scale are written so. Norms fold into the layer.
     """
-    constants, calls = constant_nodes(network), module_calls(network)
+    constants, calls = constant_values(network), module_calls(network)
     for node in list(network.graph.nodes):
         layer = called_module(node, network)
         if type(layer) not in WEIGHT_LAYERS or len(calls[str(node.target)]) > 1:
             continue
         axis = len(shape_of(node)) - 1 if isinstance(layer, nn.Linear) else 1
         affine = affine_of(node, axis, constants, network)
-        if affine.nodes:
-            insert_affine(node, affine, axis, constants, network)
+        if affine.steps:
+            insert_affine(node, affine, axis, network)
     network.graph.eliminate_dead_code()
-    network.recompile()
 
 
-def constant_nodes(network: fx.GraphModule) -> set[fx.Node]:
-    """Parameters and buffers, and what is computed of them alone."""
-    found: set[fx.Node] = set()
+@torch.no_grad()
+def constant_values(network: fx.GraphModule) -> Mapping[fx.Node, Any]:
+    """Parameters and buffers, and what is computed of them alone, each with its value."""
+    interpreter = fx.Interpreter(network, garbage_collect_values=False)
+    found = interpreter.env
     for node in network.graph.nodes:
         sources = node.all_input_nodes
         functional = node.op in ("call_function", "call_method") and sources
         if node.op == "get_attr" or (functional and all(source in found for source in sources)):
-            found.add(node)
+            found[node] = interpreter.run_node(node)
     return found
 
 
 @dataclass
 class Affine:
-    """y * weight + bias for each channel, and the nodes that compute it. Numbers are 1 and 0 at first."""
+    """y * weight + bias for each channel, and the nodes that compute it, each with what it reads."""
 
     weight: Any = 1.0
     bias: Any = 0.0
-    nodes: list[fx.Node] = field(default_factory=list)
+    steps: list[tuple[fx.Node, fx.Node]] = field(default_factory=list)
 
-    def then(self, node: fx.Node, adds: bool, constant: Any) -> bool:
+    def then(self, node: fx.Node, source: fx.Node, adds: bool, constant: Any) -> bool:
         """Takes in one more sum or product; False where a parameter would stop training."""
+        untouched = not differs(self.bias, 0.0) and (adds or not differs(self.weight, 1.0))
+        involved = (self.bias, constant) if adds else (self.weight, self.bias, constant)
+        if not untouched and any(map(is_trained, involved)):
+            return False
         if adds:
-            if is_trained(self.bias) or (is_trained(constant) and differs(self.bias, 0.0)):
-                return False
-            self.bias = constant if is_trained(constant) else self.bias + constant
+            self.bias = constant if untouched else self.bias + constant
+        elif untouched:
+            self.weight = constant
         else:
-            started = differs(self.weight, 1.0) or differs(self.bias, 0.0)
-            if (
-                is_trained(self.weight)
-                or is_trained(self.bias)
-                or (is_trained(constant) and started)
-            ):
-                return False
-            if is_trained(constant):
-                self.weight = constant
-            else:
-                self.weight, self.bias = self.weight * constant, self.bias * constant
-        self.nodes.append(node)
+            self.weight, self.bias = self.weight * constant, self.bias * constant
+        self.steps.append((node, source))
         return True
 
 
@@ -235,23 +223,20 @@ def differs(value: Any, number: float) -> bool:
 
 
 def affine_of(
-    layer: fx.Node, axis: int, constants: set[fx.Node], network: fx.GraphModule
+    layer: fx.Node, axis: int, constants: Mapping[fx.Node, Any], network: fx.GraphModule
 ) -> Affine:
     """What constants make of the layer's output, whose channels stand on `axis`."""
     found, node = Affine(), layer
-    while len(node.users) == 1:
-        (user,) = node.users
-        if is_silent(called_module(user, network)):
-            node = user
-        elif operator_of(user, network) is PERMUTE:
-            axis, node = permutation(user).index(axis), user
-        else:
+    while user := only_reader(node):
+        row = operator_of(user, network)
+        if row is PERMUTE:
+            axis = permutation(user).index(axis)
+        elif not row.silent:
             constant = operand_of(user, node, constants, network)
-            if constant is None or (values := per_channel(constant, node, axis)) is None:
+            values = None if constant is None else by_channel(constant, node, axis)
+            if values is None or not found.then(user, node, row is ADD, values):
                 break
-            if not found.then(user, operator_of(user, network) is ADD, values):
-                break
-            node = user
+        node = user
     return found
 
 
@@ -262,32 +247,17 @@ def permutation(node: fx.Node) -> list[int]:
 
 
 def operand_of(
-    node: fx.Node, source: fx.Node, constants: set[fx.Node], network: fx.GraphModule
+    node: fx.Node, source: fx.Node, constants: Mapping[fx.Node, Any], network: fx.GraphModule
 ) -> Any:
     """The constant that the node adds to `source` or multiplies it by; None for other nodes."""
     if operator_of(node, network) not in (MULTIPLY, ADD) or len(node.args) != 2 or node.kwargs:
         return None
     first, second = node.args
-    other = second if first is source else first
-    if isinstance(other, int | float):
-        return other
-    return value_of(other, network) if other in constants else None
+    other: Any = second if first is source else first
+    return other if isinstance(other, int | float) else constants.get(other)
 
 
-def value_of(node: Any, network: fx.GraphModule) -> Any:
-    """The value of a constant node."""
-    if not isinstance(node, fx.Node):
-        return node
-    if node.op == "get_attr":
-        return attribute(node, network)
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: value_of(n, network))
-    with torch.no_grad():
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-
-def per_channel(constant: Any, node: fx.Node, axis: int) -> Any:
+def by_channel(constant: Any, node: fx.Node, axis: int) -> Any:
     """The constant as a number or as [C]; None if it differs along another axis, or is a mask of -inf."""
     if isinstance(constant, Tensor) and not constant.isfinite().all():
         return None
@@ -304,9 +274,7 @@ def per_channel(constant: Any, node: fx.Node, axis: int) -> Any:
     return nn.Parameter(flat.clone()) if is_trained(constant) else flat
 
 
-def insert_affine(
-    layer: fx.Node, affine: Affine, axis: int, constants: set[fx.Node], network: fx.GraphModule
-) -> None:
+def insert_affine(layer: fx.Node, affine: Affine, axis: int, network: fx.GraphModule) -> None:
     """A module behind the layer in place of the operators."""
     channels = shape_of(layer)[axis]
     weight, bias = (
@@ -315,11 +283,6 @@ def insert_affine(
     )
     name = f"affines.{layer.name}"
     network.add_submodule(name, ChannelAffine(weight, bias, axis))
-    for node in affine.nodes:
-        (source,) = (n for n in node.all_input_nodes if n not in constants)
-        node.replace_all_uses_with(source)
-        network.graph.erase_node(node)
-    with network.graph.inserting_after(layer):
-        call = network.graph.call_module(name, (layer,))
-    call.meta = dict(layer.meta)
-    layer.replace_all_uses_with(call, delete_user_cb=lambda user: user is not call)
+    for node, source in reversed(affine.steps):
+        replace(node, source)
+    insert_after(layer, name, network)

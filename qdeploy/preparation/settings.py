@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
 from torch import nn
 
 from qdeploy import methods
 from qdeploy.errors import QdeployError
-from qdeploy.findings import explain
 from qdeploy.methods import Method, Options
+from qdeploy.recipe import validated
 
 FLOAT = "float"
 OVERRIDE_KEYS = ("method", "weight_bits", "act_bits", "options")
@@ -43,10 +42,7 @@ def layer_settings(
     _check_bits(method, "weight_bits", weight_bits, found.weight_bits)
     if act_bits is not None:
         _check_bits(method, "act_bits", act_bits, found.act_bits, " or 'float'")
-    try:
-        checked = found.options(**options)
-    except ValidationError as error:
-        raise QdeployError(explain(error, found.options, f"options of method {method!r}")) from None
+    checked = validated(found.options, options, f"options of method {method!r}")
     checked.check(act_bits)
     return LayerSettings(method, found, weight_bits, act_bits, checked)
 
@@ -71,9 +67,14 @@ def settings_by_layer(
     names = list(layers)
     check_globs(overrides, names)
     result: dict[str, LayerSettings | None] = {}
+    fallback_bits = None if default.act_bits is None else 8
     for name, layer in layers.items():
-        base = default if default.options.covers(layer) else _fallback(default)
-        result[name] = _refined(base, name, overrides)
+        covered = default.options.covers(layer)
+        base = default if covered else layer_settings("simqat", 8, fallback_bits, {})
+        result[name] = base
+        for glob, override in overrides.items():
+            if fnmatch.fnmatchcase(name, glob):
+                result[name] = _refined(result[name] or base, override)
     if first_last_float:
         result |= dict.fromkeys(names[:1] + names[-1:])
     return result
@@ -97,22 +98,9 @@ def check_globs(overrides: Mapping[str, Override], names: Sequence[str]) -> None
             )
 
 
-def _fallback(default: LayerSettings) -> LayerSettings:
-    return layer_settings("simqat", 8, None if default.act_bits is None else 8, {})
-
-
-def _refined(
-    base: LayerSettings, name: str, overrides: Mapping[str, Override]
-) -> LayerSettings | None:
-    settings: LayerSettings | None = base
-    for glob, override in overrides.items():
-        if not fnmatch.fnmatchcase(name, glob):
-            continue
-        settings = None if isinstance(override, str) else _overridden(settings or base, override)
-    return settings
-
-
-def _overridden(base: LayerSettings, override: Mapping[str, Any]) -> LayerSettings:
+def _refined(base: LayerSettings, override: Override) -> LayerSettings | None:
+    if isinstance(override, str):
+        return None
     method = override.get("method", base.method_name)
     inherited = base.options.model_dump() if method == base.method_name else {}
     act_bits = override.get("act_bits", base.act_bits)

@@ -6,7 +6,7 @@ import copy
 import fnmatch
 import traceback
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.tracer import NetworkTracer, SizedTracer, TrainingOnly
-from qdeploy.preparation.vocabulary import SILENT, Argument, argument, operator_of
+from qdeploy.preparation.vocabulary import Argument, argument, operator_of
 
 Inputs = Tensor | Sequence[Tensor]
 TORCH = Path(torch.__file__).parent
@@ -125,7 +125,7 @@ def keep_training_only(model: nn.Module) -> None:
 
 def does_nothing_in_evaluation(module: nn.Module) -> bool:
     own = type(module).__module__.startswith("torch.nn")
-    if own or any(True for _ in module.parameters()) or any(True for _ in module.children()):
+    if own or [*module.parameters(), *module.children()]:
         return False
     try:
         graph = fx.Tracer().trace(copy.deepcopy(module).eval())
@@ -226,29 +226,23 @@ def _equal(first: Any, second: Any) -> bool:
 
 def _place(error: Exception) -> str:
     """' (file, line: code)' of the innermost frame outside torch and the tracer."""
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not Path(frame.filename).is_relative_to(TORCH)
-        and Path(frame.filename).parent != Path(__file__).parent
-    ]
-    if not frames:
-        return ""
-    return f" ({frames[-1].filename}, line {frames[-1].lineno}: {frames[-1].line})"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if not file.is_relative_to(TORCH) and file.parent != Path(__file__).parent:
+            return f" ({file}, line {frame.lineno}: {frame.line})"
+    return ""
 
 
 def dropout_as_module(network: fx.GraphModule) -> None:
     """Functional dropouts become modules: tracing froze their `training` argument."""
     for node in list(network.graph.nodes):
         row = operator_of(node, network)
-        if row and row.module and row.silent and node.op == "call_function":
+        if row.module and row.silent and node.op == "call_function":
             name = f"dropouts.{node.name}"
             probability = argument(node, network, Argument("p", 1, 0.5))
             network.add_submodule(name, row.module(probability))
             with network.graph.inserting_after(node):
-                new = network.graph.call_module(name, (node.all_input_nodes[0],))
-            node.replace_all_uses_with(new)
-            network.graph.erase_node(node)
+                replace(node, network.graph.call_module(name, (node.all_input_nodes[0],)))
     network.recompile()
 
 
@@ -279,9 +273,14 @@ def is_tuple(node: fx.Node) -> bool:
     return isinstance(meta, tuple) and not isinstance(meta, TensorMetadata)
 
 
-def is_silent(module: nn.Module | None) -> bool:
-    """True for modules that evaluation leaves out."""
-    return isinstance(module, SILENT)
+def float_inputs(node: fx.Node) -> list[fx.Node]:
+    """The nodes that it reads floating-point tensors from."""
+    return [source for source in node.all_input_nodes if is_float_tensor(source)]
+
+
+def only_reader(node: fx.Node) -> fx.Node | None:
+    """The node that alone reads what `node` gives; None where there are none or several."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def module_calls(network: fx.GraphModule) -> dict[str, list[fx.Node]]:
@@ -296,3 +295,20 @@ def module_calls(network: fx.GraphModule) -> dict[str, list[fx.Node]]:
 def called_module(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:
     """The module that a node calls, if it calls one."""
     return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def replace(node: fx.Node, by: fx.Node) -> None:
+    """Erases a node whose readers read another one from now on."""
+    node.replace_all_uses_with(by)
+    node.graph.erase_node(node)
+
+
+def insert_after(
+    node: fx.Node, name: str, network: fx.GraphModule, readers: Collection[fx.Node] | None = None
+) -> None:
+    """Makes the readers of `node`, or only these, read what the module `name` makes of it."""
+    reading = list(node.users if readers is None else readers)
+    with network.graph.inserting_after(node):
+        call = network.graph.call_module(name, (node,))
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call, delete_user_cb=lambda user: user in reading)

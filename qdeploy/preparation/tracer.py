@@ -9,6 +9,7 @@ both agree on is a number; one that differs depends on the batch and stays in th
 from __future__ import annotations
 
 import fnmatch
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -48,10 +49,7 @@ class NetworkTracer(fx.Tracer):
         self.count = count
 
     def create_args_for_root(
-        self,
-        root_fn: Callable[..., Any],
-        is_module: bool,
-        concrete_args: dict[str, Any] | tuple[Any, ...] | None = None,
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
         """What forward is called with: torch.fx would make an input of every argument."""
         _, *names = inspect.signature(root_fn).parameters
@@ -62,10 +60,9 @@ class NetworkTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         chosen = any(fnmatch.fnmatchcase(module_qualified_name, glob) for glob in self.leaves)
-        whole = chosen or isinstance(m, TrainingOnly)
-        if isinstance(m, TRANSFORMERS) and not whole:
-            return False
-        return whole or super().is_leaf_module(m, module_qualified_name)
+        if chosen or isinstance(m, TrainingOnly):
+            return True
+        return not isinstance(m, TRANSFORMERS) and super().is_leaf_module(m, module_qualified_name)
 
 
 class SizedTracer(NetworkTracer):
@@ -76,9 +73,16 @@ class SizedTracer(NetworkTracer):
 
     def __init__(self, leaves: Iterable[str], inputs: Sequence[Tensor]) -> None:
         super().__init__(leaves, len(inputs))
-        self.examples = [inputs, [torch.cat([x, x[:1]]) for x in inputs]]
-        self.arguments: dict[str, int] = {}
+        self.examples = inputs, [torch.cat([x, x[:1]]) for x in inputs]
         self.running = False
+
+    @functools.cached_property
+    def interpreters(self) -> list[fx.Interpreter]:
+        """One for each example batch; torch.fx sets `root` and `graph` when it begins to trace."""
+        made = [fx.Interpreter(self.root, False, self.graph) for _ in self.examples]
+        for interpreter, batch in zip(made, self.examples, strict=True):
+            interpreter.args_iter = iter(batch)
+        return made
 
     def proxy(self, node: fx.Node) -> SizedProxy:
         return SizedProxy(node, self)
@@ -89,20 +93,14 @@ class SizedTracer(NetworkTracer):
         target: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        name: str | None = None,
-        type_expr: Any | None = None,
-        proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
+        *more: Any,
+        **named: Any,
     ) -> fx.Proxy:
-        proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
-        if kind == "placeholder":
-            self.arguments[target] = len(self.arguments)
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
         if kind != "output" and isinstance(proxy, SizedProxy):
             self.running = True
             try:
-                proxy.values = tuple(
-                    self.value(kind, target, args, kwargs, batch)
-                    for batch in range(len(self.examples))
-                )
+                proxy.values = tuple(self.values(kind, target, args, kwargs))
             finally:
                 self.running = False
         return proxy
@@ -118,19 +116,17 @@ class SizedTracer(NetworkTracer):
         return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
     @torch.no_grad()
-    def value(self, kind: str, target: Any, args: Any, kwargs: Any, batch: int) -> Any:
-        """What the operator gives for this one of the example batches."""
-        args, kwargs = (map_aggregate(part, lambda a: example(a, batch)) for part in (args, kwargs))
-        if kind == "placeholder":
-            return self.examples[batch][self.arguments[target]]
-        if kind == "get_attr":
-            owner, _, attribute = target.rpartition(".")
-            return getattr(self.root.get_submodule(owner), attribute)
-        if kind == "call_module":
-            return self.root.get_submodule(target)(*args, **kwargs)
-        if kind == "call_method":
-            return getattr(args[0], target)(*args[1:], **kwargs)
-        return target(*args, **kwargs)
+    def values(self, kind: str, target: Any, args: Any, kwargs: Any) -> list[Any]:
+        """What the operator gives for each example batch."""
+
+        def known(argument: Any, batch: int) -> Any:
+            return argument.values[batch] if isinstance(argument, SizedProxy) else argument
+
+        found = []
+        for batch, interpreter in enumerate(self.interpreters):
+            given = map_aggregate((args, kwargs), functools.partial(known, batch=batch))
+            found.append(getattr(interpreter, kind)(target, *given))
+        return found
 
     def to_bool(self, obj: fx.Proxy) -> bool:
         """The answer that both batches give, of sizes; of tensors there is none."""
@@ -188,8 +184,3 @@ class SizedProxy(fx.Proxy):
 
 def values_of(proxy: fx.Proxy) -> tuple[Any, ...]:
     return proxy.values if isinstance(proxy, SizedProxy) else ()
-
-
-def example(argument: Any, batch: int) -> Any:
-    """What the placeholder stands for in one of the example batches."""
-    return argument.values[batch] if isinstance(argument, SizedProxy) else argument

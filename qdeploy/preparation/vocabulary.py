@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from qdeploy.layers.activation import DeferredReLU
+from qdeploy.layers.product import FUNCTIONS
 from qdeploy.preparation.tracer import TrainingOnly
 
 
@@ -34,38 +35,22 @@ Bounds = tuple[float | Argument, float | Argument]
 
 @dataclass(frozen=True, eq=False)
 class Operator:
-    """One operator of PyTorch.
-
-    spellings           functions, names of methods, and types of modules
-    in_place            those that write to their input whatever they are given
-    inplace             the argument that makes any of the others do so
-    moves               every value that it gives is one that it read, or a 0 if it `inserts_zeros`
-    keeps_channels      channels stay the second axis, and each is made of itself alone
-    silent              it gives its input back in evaluation
-    bounds              it clips to them; None for what is no clip
-    non_negative        it gives no negative value
-    keeps_non_negative  nor does it where it reads none
-    homogeneous         f(s x) = s f(x) for every s > 0
-    gate                it is x * gate(x)
-    product             it multiplies by a weight, as a convolution does
-    module              the module that a call of the function amounts to
-    """
+    """One operator of PyTorch."""
 
     name: str
-    spellings: tuple[Any, ...]
-    in_place: tuple[Any, ...] = ()
-    inplace: Argument | None = None
-    moves: bool = False
+    spellings: tuple[Any, ...]  # functions, names of methods, and types of modules
+    in_place: tuple[Any, ...] = ()  # those that write to their input whatever they are given
+    inplace: Argument | None = None  # what makes any of the others do so
+    moves: bool = False  # every value it gives is one that it read, or a 0 if it `inserts_zeros`
     inserts_zeros: bool = False
-    keeps_channels: bool = False
-    silent: bool = False
-    bounds: Bounds | None = None
-    non_negative: bool = False
-    keeps_non_negative: bool = False
-    homogeneous: bool = False
-    gate: Callable[..., Any] | None = None
-    product: bool = False
-    module: type[nn.Module] | None = None
+    keeps_channels: bool = False  # they stay the second axis, and each is made of itself alone
+    silent: bool = False  # it gives its input back in evaluation
+    bounds: Bounds | None = None  # that it clips to; None for what is no clip
+    non_negative: bool = False  # it gives no negative value
+    keeps_non_negative: bool = False  # nor does it where it reads none
+    homogeneous: bool = False  # f(s x) = s f(x) for every s > 0
+    gate: Callable[..., Any] | None = None  # it is x * gate(x)
+    module: type[nn.Module] | None = None  # that a call of the function amounts to
 
 
 def mover(name: str, *spellings: Any, **more: Any) -> Operator:
@@ -89,7 +74,7 @@ def dropout(name: str, *spellings: Any, module: type[nn.Module]) -> Operator:
 INPLACE = Argument("inplace", 1, False)
 SECOND_INPLACE = Argument("inplace", 2, False)
 
-# Rows that preparation asks for by name have one.
+# A row that preparation asks for has a name of its own, as ADD has.
 OPERATORS = (
     # Clips.
     Operator(
@@ -219,15 +204,11 @@ OPERATORS = (
     mover("pixel_unshuffle", nn.PixelUnshuffle, F.pixel_unshuffle),
     mover("channel_shuffle", nn.ChannelShuffle, F.channel_shuffle),
     # Products with weights; as modules they are known by `WEIGHT_LAYERS`.
-    Operator("conv1d", (F.conv1d,), product=True, module=nn.Conv1d),
-    Operator("conv2d", (F.conv2d,), product=True, module=nn.Conv2d),
-    Operator("conv3d", (F.conv3d,), product=True, module=nn.Conv3d),
-    Operator("linear", (F.linear,), product=True, module=nn.Linear),
+    *(Operator(function.__name__, (function,), module=layer) for function, layer in FUNCTIONS.items()),
 )  # fmt: skip
 
 ROWS = {spelling: row for row in OPERATORS for spelling in (*row.spellings, *row.in_place)}
-# Types of the modules that evaluation leaves out.
-SILENT = tuple(part for part, row in ROWS.items() if row.silent and isinstance(part, type))
+UNKNOWN = Operator("unknown", ())  # what the table has no row for, so that nothing is said of it
 
 
 def spelling_of(node: fx.Node, network: fx.GraphModule) -> Any:
@@ -237,9 +218,9 @@ def spelling_of(node: fx.Node, network: fx.GraphModule) -> Any:
     return node.target if node.op in ("call_function", "call_method") else None
 
 
-def operator_of(node: fx.Node, network: fx.GraphModule) -> Operator | None:
-    """The row of what a node calls; None where the table has none."""
-    return ROWS.get(spelling_of(node, network))
+def operator_of(node: fx.Node, network: fx.GraphModule) -> Operator:
+    """The row of what a node calls; UNKNOWN where the table has none."""
+    return ROWS.get(spelling_of(node, network), UNKNOWN)
 
 
 def argument(node: fx.Node, network: fx.GraphModule, wanted: Argument) -> Any:
@@ -253,19 +234,18 @@ def argument(node: fx.Node, network: fx.GraphModule, wanted: Argument) -> Any:
 
 def writes_in_place(node: fx.Node, network: fx.GraphModule) -> bool:
     row = operator_of(node, network)
-    if row is None or spelling_of(node, network) in row.in_place:
-        return row is not None
+    if spelling_of(node, network) in row.in_place:
+        return True
     return row.inplace is not None and bool(argument(node, network, row.inplace))
 
 
 def bounds_of(node: fx.Node, network: fx.GraphModule) -> tuple[float, float] | None:
     """What a clip clips to, without a bound an infinity; None for other nodes and bounds of tensors."""
-    row = operator_of(node, network)
-    if row is None or row.bounds is None:
+    bounds = operator_of(node, network).bounds
+    if bounds is None:
         return None
     low, high = (
-        argument(node, network, bound) if isinstance(bound, Argument) else bound
-        for bound in row.bounds
+        argument(node, network, bound) if isinstance(bound, Argument) else bound for bound in bounds
     )
     low, high = -inf if low is None else low, inf if high is None else high
     return (low, high) if isinstance(low, int | float) and isinstance(high, int | float) else None
@@ -285,15 +265,13 @@ def moves(node: fx.Node, network: fx.GraphModule) -> bool:
     row = operator_of(node, network)
     if row is INTERPOLATE:
         return _interpolation(node, network).startswith("nearest")
-    if row is PAD:
-        return _padding(node, network) in (None, 0)
-    return row is not None and row.moves
+    return row.moves and _padding(node, network) == 0
 
 
 def gives_non_negative(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether no value of it is negative, whatever it reads."""
-    row, bounds = operator_of(node, network), bounds_of(node, network)
-    return min(bounds) >= 0 if bounds is not None else row is not None and row.non_negative
+    bounds = bounds_of(node, network)
+    return operator_of(node, network).non_negative if bounds is None else min(bounds) >= 0
 
 
 def keeps_non_negative(node: fx.Node, network: fx.GraphModule) -> bool:
@@ -304,25 +282,18 @@ def keeps_non_negative(node: fx.Node, network: fx.GraphModule) -> bool:
     row = operator_of(node, network)
     if row is INTERPOLATE:
         return _interpolation(node, network) != "bicubic"
-    if row is PAD:
-        return _at_least_zero(_padding(node, network) or 0)
+    number = _padding(node, network)
     if row is ADD:
-        return _at_least_zero(argument(node, network, Argument("alpha", 2, 1)))
-    return row is not None and row.keeps_non_negative
+        number = argument(node, network, Argument("alpha", 2, 1))
+    return row.keeps_non_negative and isinstance(number, int | float) and number >= 0
 
 
 def is_homogeneous(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether f(s x) = s f(x) for every s > 0: of a clip where it clips at 0 or not at all."""
-    row, bounds = operator_of(node, network), bounds_of(node, network)
+    bounds = bounds_of(node, network)
     if bounds is not None:
         return {*bounds} <= {-inf, 0, inf}
-    if row is PAD:
-        return _padding(node, network) in (None, 0)
-    return row is not None and row.homogeneous
-
-
-def _at_least_zero(number: Any) -> bool:
-    return isinstance(number, int | float) and number >= 0
+    return operator_of(node, network).homogeneous and _padding(node, network) == 0
 
 
 def _interpolation(node: fx.Node, network: fx.GraphModule) -> str:
@@ -330,7 +301,9 @@ def _interpolation(node: fx.Node, network: fx.GraphModule) -> str:
 
 
 def _padding(node: fx.Node, network: fx.GraphModule) -> Any:
-    """The number that surrounds the values; None where they are repeated or nothing is said."""
+    """The number that a `pad` surrounds values by; 0 where it repeats them, and of other operators."""
+    if operator_of(node, network) is not PAD:
+        return 0
     if argument(node, network, Argument("mode", 2, "constant")) != "constant":
-        return None
-    return argument(node, network, Argument("value", 3))
+        return 0
+    return argument(node, network, Argument("value", 3)) or 0

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.deploy.inspect import FileLayer
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm
@@ -24,10 +26,11 @@ def describe(network: fx.GraphModule, file: Sequence[FileLayer]) -> tuple[Shippe
     network   integers, or a traced float network
     file      the layers of what it was exported to, as `inspect` reads them
 
-    A float layer that is no product there, such as a LayerNorm, or one that was folded into its
-    neighbour, has 4 bytes a value.
+    A float layer that is no product there, such as a LayerNorm, has 4 bytes a value, and a BatchNorm
+    behind a layer those of the bias that it leaves there.
     """
     stored = {layer.name: layer.all_bytes for layer in file}
+    folded = _folded_values(network)
     layers = []
     for node in _nodes_with_parameters(network):
         name, module = str(node.target), network.get_submodule(str(node.target))
@@ -35,12 +38,12 @@ def describe(network: fx.GraphModule, file: Sequence[FileLayer]) -> tuple[Shippe
             held = stored[name] if name in stored else _of_twin(module, network, stored)
             layers.append(_integer_layer(node, module, held, network))
         else:
-            layers.append(_float_layer(name, module, stored.get(name)))
+            layers.append(_float_layer(name, module, stored.get(name), folded.get(module)))
     return tuple(layers)
 
 
 def _of_twin(layer: IntegerLayer, network: nn.Module, stored: dict[str, int]) -> int:
-    """What the file holds for a layer of the same weight; 0 if it has no use for either."""
+    """What the file holds for a layer that is called again; 0 if it has no use for it."""
     for name, module in network.named_modules():
         same = isinstance(module, IntegerLayer) and torch.equal(module.codes, layer.codes)
         if same and name in stored:
@@ -48,14 +51,15 @@ def _of_twin(layer: IntegerLayer, network: nn.Module, stored: dict[str, int]) ->
     return 0
 
 
-def information_bound(network: nn.Module, layers: tuple[ShippedLayer, ...]) -> int:
+def information_bound(network: fx.GraphModule, layers: tuple[ShippedLayer, ...]) -> int:
     """Bytes that any file of this network needs.
 
-    log2(levels) x weights / 8 + 4 for each scale and bias of the quantized layers + 4 for each
-    float parameter and BatchNorm statistic elsewhere.
+    log2(levels in use) x weights / 8 + 4 for each scale and bias of the quantized layers + 4 for each
+    float parameter elsewhere; for a BatchNorm behind a layer, for the bias that it leaves there.
     """
     quantized = sum(layer.bound_bytes for layer in layers if layer.weight_bits is not None)
-    return quantized + 4 * sum(_float_values(module) for module in network.modules())
+    folded = _folded_values(network)
+    return quantized + 4 * sum(folded.get(m, _float_values(m)) for m in network.modules())
 
 
 def _nodes_with_parameters(network: fx.GraphModule) -> list[fx.Node]:
@@ -74,8 +78,8 @@ def _integer_layer(
     node: fx.Node, layer: IntegerLayer, held: int, network: fx.GraphModule
 ) -> ShippedLayer:
     codes = layer.codes.numpy()
-    information = codes.size * math.log2(len(layer.grid.codes)) / 8
     values, counts = np.unique(codes // layer.spread, return_counts=True)
+    information = codes.size * math.log2(len(values)) / 8
     activation = source_activation(node.all_input_nodes[0], network)
     return ShippedLayer(
         name=str(node.target),
@@ -89,11 +93,27 @@ def _integer_layer(
     )
 
 
-def _float_layer(name: str, module: nn.Module, held: int | None) -> ShippedLayer:
+def _float_layer(
+    name: str, module: nn.Module, held: int | None, folded: int | None
+) -> ShippedLayer:
     values = sum(map(_float_values, module.modules()))
-    bound = 4 * values
+    bound = 4 * (values if folded is None else folded)
     kind = module.kind if isinstance(module, IntegerNorm) else type(module).__name__
     return ShippedLayer(name, kind, None, None, values, {}, held or bound, bound)
+
+
+def _folded_values(network: fx.GraphModule) -> dict[nn.Module, int]:
+    """What each BatchNorm behind a float layer leaves in the file: a bias, if the layer has none."""
+    found: dict[nn.Module, int] = {}
+    for node in network.graph.nodes:
+        norm = called_module(node, network)
+        source = node.all_input_nodes[0] if node.all_input_nodes else node
+        layer = called_module(source, network)
+        if not isinstance(norm, _BatchNorm) or len(source.users) > 1:
+            continue
+        if isinstance(layer, _ConvNd | nn.Linear):
+            found[norm] = norm.num_features if layer.bias is None else 0
+    return found
 
 
 def _float_values(module: nn.Module) -> int:

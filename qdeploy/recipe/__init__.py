@@ -5,6 +5,7 @@ such as `train.lr=0.01`. Whatever is wrong with it is a `QdeployError` that name
 """
 
 from qdeploy.recipe.loading import zoo_recipes, zoo_summary
+from qdeploy.recipe.problems import validated
 from qdeploy.recipe.recipe import Recipe
 from qdeploy.recipe.sections import (
     CalibrateSection,
@@ -29,6 +30,7 @@ __all__ = [
     "Recipe",
     "TrainPhase",
     "TrainSection",
+    "validated",
     "zoo_recipes",
     "zoo_summary",
 ]

@@ -10,27 +10,24 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import Any
 
-from qdeploy.errors import QdeployError
-from qdeploy.findings import did_you_mean
+from qdeploy.errors import QdeployError, did_you_mean
 
 _ZOO = "qdeploy.models.recipes"
+_METHOD = ["quantize", "method"]
 
 
 def read_table(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The recipe as nested dicts, not yet validated; see `Recipe.load` for the arguments."""
     file = _recipe_file(str(source))
     table = _with_base(_parse(file), [os.path.normpath(source)])
+    changes = [(_key_path(text), _value(text.partition("=")[2])) for text in overrides]
     # The method goes first: setting it drops the options of the method before.
-    for override in sorted(overrides, key=_sets_method, reverse=True):
-        if _sets_method(override):
-            _set_method(table, _value(override.partition("=")[2]))
-        _assign(table, override)
+    for path, value in sorted(changes, key=lambda change: change[0] != _METHOD):
+        if path == _METHOD:
+            _set_method(table, value)
+        _assign(table, path, value)
     table.setdefault("name", Path(file.name).stem)
     return table
-
-
-def _sets_method(override: str) -> bool:
-    return _key_path(override) == ["quantize", "method"]
 
 
 def zoo_recipes() -> list[str]:
@@ -117,14 +114,14 @@ def _merged(base: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _assign(table: dict[str, Any], override: str) -> None:
-    """Sets the key that `override` names; tables that lead there are made if they are missing."""
-    *parents, last = _key_path(override)
+def _assign(table: dict[str, Any], path: list[str], value: Any) -> None:
+    """Sets the key at the end of `path`; tables that lead there are made if they are missing."""
+    *parents, last = path
     for parent in parents:
         if not isinstance(table.get(parent), dict):
             table[parent] = {}
         table = table[parent]
-    table[last] = _value(override.partition("=")[2])
+    table[last] = value
 
 
 def _key_path(override: str) -> list[str]:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Self
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from qdeploy.errors import QdeployError
 from qdeploy.recipe.loading import read_table
-from qdeploy.recipe.problems import problem
+from qdeploy.recipe.problems import validated
 from qdeploy.recipe.sections import (
     CalibrateSection,
     DataSection,
@@ -72,7 +71,8 @@ class Recipe(Section):
         Raises QdeployError for whatever is wrong with it.
         """
         table = read_table(source, overrides)
-        return cls._checked(table, " with ".join([str(source), *overrides]), Path(source).parent)
+        origin = " with ".join([str(source), *overrides])
+        return validated(cls, table, origin, Path(source).parent)
 
     def with_regimes(self, regimes: Mapping[str, object], origin: str) -> Self:
         """The recipe with other regimes, given by the names of their sections.
@@ -82,15 +82,7 @@ class Recipe(Section):
         table = self._table()
         for section, regime in regimes.items():
             table[section]["regime"] = regime
-        return self._checked(table, origin, Path())
-
-    @classmethod
-    def _checked(cls, table: dict[str, Any], origin: str, folder: Path) -> Self:
-        try:
-            return cls.model_validate(table, context={"folder": folder})
-        except ValidationError as error:
-            problems = [f"{origin}: {problem(details, cls)}" for details in error.errors()]
-            raise QdeployError("\n".join(problems)) from None
+        return validated(type(self), table, origin)
 
     def to_toml(self, defaults: bool = True) -> str:
         """TOML that loads as an equal recipe; without `defaults` only in this version of qdeploy."""

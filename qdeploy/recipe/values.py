@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from qdeploy import datasets
-from qdeploy.findings import did_you_mean
+from qdeploy.errors import did_you_mean
 
 
 def _absolute(path: str, info: ValidationInfo) -> str:
@@ -47,17 +47,16 @@ def _bits_or_float(bits: object) -> int | None:
 
 
 def _dataset(name: str) -> str:
-    """The name of an existing data set. Its module is not imported yet."""
-    names = datasets.available()
-    if name not in names:
-        nearest = did_you_mean(name, names)
-        raise ValueError(f"given {name!r}, allowed: {', '.join(map(repr, names))}.{nearest}")
-    return name
+    return _one_of(datasets.available(), name)
 
 
 def _target(name: str) -> str:
     # Targets stand above the recipe, which asks their package for its names when it is validated.
-    names = import_module("qdeploy.deploy.targets").available()
+    return _one_of(import_module("qdeploy.deploy.targets").available(), name)
+
+
+def _one_of(names: list[str], name: str) -> str:
+    """`name`, if it is one of those that there are; the module behind it is not imported yet."""
     if name not in names:
         nearest = did_you_mean(name, names)
         raise ValueError(f"given {name!r}, allowed: {', '.join(map(repr, names))}.{nearest}")

@@ -15,11 +15,10 @@ from qdeploy.report.words import percent, times
 class Run:
     """One run folder as it is compared.
 
-    Attributes:
-        bits: of weights and activations, "w1a8", or "float".
-        epochs: how many are planned; rows: the lines of metrics.csv, one for each that is done.
-        record: its report.json; None where the run is not exported.
-        is_baseline: whether this is the float training of the run before it.
+    bits         of weights and activations, "w1a8", or "float".
+    epochs       how many are planned; rows: the lines of metrics.csv, one for each that is done.
+    record       its report.json; None where the run is not exported.
+    is_baseline  whether this is the float training of the run before it.
     """
 
     name: str
@@ -31,44 +30,14 @@ class Run:
     is_baseline: bool = False
 
     @property
-    def last_top1(self) -> float | None:
-        """Test top-1 of the last epoch, a fraction of 1."""
-        return self.rows[-1].get("test_top1") if self.rows else None
-
-    @property
-    def best_top1(self) -> float | None:
-        """The highest test top-1."""
-        best = best_epoch(self.rows)
-        return None if best is None else best["test_top1"]
-
-    @property
-    def onnx_top1(self) -> float | None:
-        """Test top-1 of the exported file."""
-        found = self.record.accuracy.onnx if self.record else None
-        return None if found is None else found.top1
-
-    @property
-    def agreement(self) -> float | None:
-        """The share of images that the file and its integers in PyTorch put in one class."""
-        found = self.record.agreement if self.record else None
-        return None if found is None else found.top1
-
-    @property
-    def file_bytes(self) -> int | None:
-        """What the exported file takes."""
-        return self.record.size.onnx if self.record else None
-
-    @property
-    def smaller(self) -> float | None:
-        """How many times smaller than the float file."""
-        if self.record is None or self.record.size.float is None:
-            return None
-        return self.record.size.float / self.record.size.onnx
+    def epochs_done(self) -> int:
+        """How many lines there are."""
+        return len(self.rows)
 
     @property
     def is_finished(self) -> bool:
         """Whether every planned epoch is done."""
-        return len(self.rows) >= self.epochs
+        return self.epochs_done >= self.epochs
 
     @property
     def exported(self) -> str:
@@ -78,7 +47,7 @@ class Run:
         if self.record is None:
             return "not exported"
         after = len(self.record.training)
-        return "exported" + (f" after epoch {after}" if after < len(self.rows) else "")
+        return "exported" + (f" after epoch {after}" if after < self.epochs_done else "")
 
     @property
     def state(self) -> str:
@@ -118,36 +87,37 @@ def method(run: Run) -> str:
 
 def epochs(run: Run) -> str:
     """How many are done, "20" or "3/20"."""
-    done = len(run.rows)
-    return str(done) if run.is_finished else f"{done}/{run.epochs}"
+    return str(run.epochs_done) if run.is_finished else f"{run.epochs_done}/{run.epochs}"
 
 
 def figures(run: Run) -> tuple[str, ...]:
     """Last and best top-1, then top-1, agreement, bytes and ratio of the file."""
-    shares = (run.last_top1, run.best_top1, run.onnx_top1, run.agreement)
+    found = run_data(run)
+    shares = (found[key] for key in ("last_top1", "best_top1", "onnx_top1", "agreement"))
+    count, smaller = found["file_bytes"], found["smaller"]
     return (
         *("" if share is None else percent(share) for share in shares),
-        "" if run.file_bytes is None else f"{run.file_bytes:,}",
-        "" if run.smaller is None else times(run.smaller),
+        "" if count is None else f"{count:,}",
+        "" if smaller is None else times(smaller),
     )
 
 
-def comparison_data(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The rows as JSON has them; what does not apply is None."""
-    return [
-        {
-            "name": run.name,
-            "method": run.method,
-            "bits": run.bits,
-            "epochs": run.epochs,
-            "epochs_done": len(run.rows),
-            "last_top1": run.last_top1,
-            "best_top1": run.best_top1,
-            "onnx_top1": run.onnx_top1,
-            "agreement": run.agreement,
-            "file_bytes": run.file_bytes,
-            "smaller": run.smaller,
-            "state": run.state,
-        }
-        for run in runs
-    ]
+def run_data(run: Run) -> dict[str, Any]:
+    """A row as JSON has it; what does not apply is None."""
+    record, best = run.record, best_epoch(run.rows)
+    accuracy, agreement = (record.accuracy.onnx, record.agreement) if record else (None, None)
+    count, of_float = (record.size.onnx, record.size.float) if record else (None, None)
+    return {
+        "name": run.name,
+        "method": run.method,
+        "bits": run.bits,
+        "epochs": run.epochs,
+        "epochs_done": run.epochs_done,
+        "last_top1": run.rows[-1].get("test_top1") if run.rows else None,
+        "best_top1": best["test_top1"] if best else None,
+        "onnx_top1": accuracy.top1 if accuracy else None,
+        "agreement": agreement.top1 if agreement else None,
+        "file_bytes": count,
+        "smaller": of_float / count if of_float and count else None,
+        "state": run.state,
+    }

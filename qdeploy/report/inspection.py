@@ -104,7 +104,7 @@ def _bits(codes: Quantized | None, nothing: str) -> str:
 
 
 def _scales(codes: Quantized | None) -> str:
-    if codes is None:
+    if codes is None or codes.scales is None:
         return ""
     low, high = (significant(scale) if scale else "0" for scale in codes.scales)
     return low if codes.channels == 1 else f"{low} to {high}"

@@ -13,9 +13,8 @@ from qdeploy.report.words import NOT_MEASURED, duration, percent, significant
 class Progress:
     """The lines of metrics.csv so far, as a page written at the time `written` shows them.
 
-    Attributes:
-        epochs: how many are planned.
-        going: False once training has ended or was stopped.
+    epochs  how many are planned.
+    going   False once training has ended or was stopped.
     """
 
     rows: Sequence[Row]

@@ -19,19 +19,18 @@ class Chart:
 class Section:
     """A titled part of the report: a table, a text, charts, or several of them.
 
-    Attributes:
-        note: a sentence or two below the title.
-        columns: of the table, "" where there is none; later columns are numbers.
-        rows: no rows mean that nothing of it was measured.
-        text: lines to show as they are.
-        appendix: the title of a longer text, and that text, which opens at a click.
-        charts: draws them; only HTML does.
-        layout: how charts stand: "chart" is one above the table, "pair" two in a row, without note and
-            table, "histograms" many small ones.
-        words: whether the columns hold words, which wrap.
-        folds: what the rows are, where the table is long and opens at a click.
-        beside: whether it stands beside its neighbour, if that does as well.
-        shown: whether it is part of this report at all.
+    note      a sentence or two below the title.
+    columns   of the table, "" where there is none; later columns are numbers.
+    rows      no rows mean that nothing of it was measured.
+    text      lines to show as they are.
+    appendix  the title of a longer text, and that text, which opens at a click.
+    charts    draws them; only HTML does.
+    layout    how charts stand: "chart" is one above the table, "pair" two in a row, without note and
+              table, "histograms" many small ones.
+    words     whether the columns hold words, which wrap.
+    folds     what the rows are, where the table is long and opens at a click.
+    beside    whether it stands beside its neighbour, if that does as well.
+    shown     whether it is part of this report at all.
     """
 
     title: str

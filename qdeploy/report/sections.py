@@ -1,6 +1,7 @@
 """The sections of the report, in order: Markdown and HTML walk SECTIONS and show what is there.
 
-A new section is one function with @section in front, at its place among the others.
+A new section is one function with @section in front, at its place among the others; its note says
+what it shows.
 """
 
 import json
@@ -40,7 +41,6 @@ def sections(record: Record) -> Iterator[Section]:
 
 @section
 def gates(record: Record) -> Section:
-    """What this export had to pass."""
     return Section(
         "Gates",
         "Demands on this export; one that fails makes qdeploy export exit with an error.",
@@ -55,7 +55,6 @@ def gates(record: Record) -> Section:
 
 @section
 def accuracy(record: Record) -> Section:
-    """Top-1 and top-5 of the three networks."""
     trio = record.accuracy
     networks = {"float": trio.float, "trained": trio.trained, "ONNX": trio.onnx}
     top1 = {name: found.top1 if found else None for name, found in networks.items()}
@@ -72,13 +71,12 @@ def accuracy(record: Record) -> Section:
 
 @section
 def sizes(record: Record) -> Section:
-    """Bytes of each form of the network, and how the exported file compares with it."""
     found = record.size
     files = {"float32": found.float, "int8": found.int8, "exported": found.onnx}
     rows = {f"{form} ONNX": count for form, count in files.items()}
     return Section(
         "Size",
-        "The bound is bits x weights / 8 and 4 bytes for each scale, bias and float weight.",
+        "The bound is log2(levels in use) x weights / 8 and 4 bytes for each scale, bias and float weight.",
         ("Form", "Size", "Bytes", "Against the export"),
         tuple(
             (form, NOT_MEASURED, "", "")
@@ -101,8 +99,8 @@ def _bars(
 
 @section
 def agreement(record: Record) -> Section:
-    """The exported file against what training tested."""
     found = record.agreement
+    tested = "float network" if record.method == "float" else "integers"
     rows = () if found is None else ((
         "Logits", f"{found.samples:,}", f"{round((1 - found.top1) * found.samples):,}",
         percent(found.top1), significant(found.max_logit_difference),
@@ -110,7 +108,7 @@ def agreement(record: Record) -> Section:
     ),)  # fmt: skip
     return Section(
         "Agreement",
-        "The ONNX file against the integers in PyTorch, which training tested.",
+        f"The ONNX file against the {tested} in PyTorch, which training tested.",
         ("", "Images", "In another class", "Agreement", "Largest difference", "Mean difference"),
         rows,
     )
@@ -118,7 +116,6 @@ def agreement(record: Record) -> Section:
 
 @section
 def training(record: Record) -> Section:
-    """The curves, or the last epoch where they cannot be drawn."""
     last = record.training[-1] if record.training else {}
     return Section(
         "Training",
@@ -132,7 +129,6 @@ def training(record: Record) -> Section:
 
 @section
 def latency(record: Record) -> Section:
-    """A row for each file and batch size."""
     return Section(
         "Latency",
         "Files were run in turns, from images to logits; speed is against the first, by medians.",
@@ -154,7 +150,6 @@ def latency(record: Record) -> Section:
 
 @section
 def operators(record: Record) -> Section:
-    """What ONNX Runtime runs after its optimisations, for each file."""
     return Section(
         "Operators",
         "Of the graph that ONNX Runtime runs after its optimisations.",
@@ -171,7 +166,6 @@ def operators(record: Record) -> Section:
 
 @section
 def coverage(record: Record) -> Section:
-    """A row for each product of the exported file that ran otherwise than the file says."""
     placed = record.placement
     odd = [product for product in (placed.products if placed else ()) if product.reason]
     return Section(
@@ -186,7 +180,6 @@ def coverage(record: Record) -> Section:
 
 @section
 def ran(record: Record) -> Section:
-    """A row for each kernel that ran for the exported file."""
     placed = record.placement
     return Section(
         "Kernels",
@@ -211,7 +204,6 @@ def kernel_row(kernel: Kernel) -> tuple[str, ...]:
 
 @section
 def complexity(record: Record) -> Section:
-    """A row for each pair of bit widths, and one for all."""
     found = record.complexity
     layers = sum(row.layers for row in found.by_bits)
     rows = (
@@ -236,24 +228,23 @@ def complexity(record: Record) -> Section:
 
 @section
 def codes(record: Record) -> Section:
-    """A histogram for each layer that has codes."""
     coded = [layer for layer in record.layers if layer.levels]
-
-    def caption(layer: ShippedLayer) -> str:
-        return f"{layer.kind}, {layer.weight_bits} bit, {layer.weights:,} weights"
-
     return Section(
         "Codes",
         "How many weights of each layer hold each integer.",
-        charts=lambda: [Chart(histogram(layer), layer.name, caption(layer)) for layer in coded],
+        charts=lambda: list(map(_histogram, coded)),
         layout="histograms",
         shown=bool(coded),
     )
 
 
+def _histogram(layer: ShippedLayer) -> Chart:
+    caption = f"{layer.kind}, {layer.weight_bits} bit, {layer.weights:,} weights"
+    return Chart(histogram(layer), layer.name, caption)
+
+
 @section
 def complexity_by_layer(record: Record) -> Section:
-    """A row for each layer that multiplies or has parameters, and one for all."""
     rows = (
         (row.name, row.kind, bits(row.weight_bits), bits(row.act_bits), *_work(row))
         for row in record.complexity.layers
@@ -272,7 +263,6 @@ def _work(part: LayerWork | Complexity) -> tuple[str, ...]:
 
 @section
 def layers(record: Record) -> Section:
-    """A row for each layer as it ships."""
     return Section(
         "Layers",
         "Bytes of codes, scales and biases in the file, and the least that their bits take.",
@@ -295,7 +285,6 @@ def layers(record: Record) -> Section:
 
 @section
 def quantization(record: Record) -> Section:
-    """The settings of every layer, and the recipe."""
     return Section(
         "Quantization",
         "Every setting that was in force.",
@@ -306,7 +295,6 @@ def quantization(record: Record) -> Section:
 
 @section
 def machine(record: Record) -> Section:
-    """Where the numbers were measured."""
     m = record.machine
     return Section(
         "Machine",

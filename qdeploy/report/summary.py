@@ -109,9 +109,11 @@ def _macs(found: Complexity) -> Headline:
         return Headline("MACs", value, "for one input")
     most = max(found.by_bits, key=lambda row: row.macs)
     widths = f"{most.weight_bits or FLOAT_BITS} x {most.act_bits or FLOAT_BITS} bits"
-    fewer = times(FLOAT_BITS**2 * found.macs / found.bit_operations)
-    share = percent(most.macs / found.macs)
-    return Headline("MACs", value, f"{share} at {widths}; {fewer} fewer bit operations")
+    note = f"{percent(most.macs / found.macs)} at {widths}"
+    fewer = FLOAT_BITS**2 * found.macs / found.bit_operations
+    if fewer > 1:
+        note += f"; {times(fewer)} fewer bit operations"
+    return Headline("MACs", value, note)
 
 
 def _speed(record: Record) -> Headline:

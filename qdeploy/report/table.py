@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from qdeploy.record import BenchmarkResult, Gate, Latency, Placement, Record, TensorDifference
+from qdeploy.record import BenchmarkResult, Latency, Placement, Record, TensorDifference
 from qdeploy.report.advice import advice
 from qdeploy.report.comparison import Run, epochs, figures, method
 from qdeploy.report.sections import KERNEL_COLUMNS, kernel_row
@@ -42,16 +42,9 @@ def record_table(record: Record) -> Table:
     for sentence in advice(record):
         table.add_row("Note", "", sentence)
     for gate in record.gates:
-        table.add_row("Gate", _verdict(gate), _demand(gate))
+        verdict = Text("passed", "bold green") if gate.passed else Text("FAILED", "bold red")
+        table.add_row("Gate", verdict, f"{gate.name} {exact(gate.limit)}: {exact(gate.value)}")
     return table
-
-
-def _verdict(gate: Gate) -> Text:
-    return Text("passed", "bold green") if gate.passed else Text("FAILED", "bold red")
-
-
-def _demand(gate: Gate) -> str:
-    return f"{gate.name} {exact(gate.limit)}: {exact(gate.value)}"
 
 
 def trace_table(differences: Sequence[TensorDifference]) -> Table:

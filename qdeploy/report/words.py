@@ -14,18 +14,17 @@ def size(count: int | None) -> str:
     """Bytes in decimal units, as "60.1 kB"."""
     if count is None:
         return NOT_MEASURED
-    if count < 1000:
-        return f"{count} bytes"
-    power = min(int(math.log10(count)) // 3, 3)
-    return f"{significant(count / 1000**power)} {('kB', 'MB', 'GB')[power - 1]}"
+    return f"{count} bytes" if count < 1000 else _scaled(count, ("kB", "MB", "GB"))
 
 
 def quantity(count: int) -> str:
     """A large number, as "158 M"."""
-    if count < 1000:
-        return str(count)
-    power = min(int(math.log10(count)) // 3, 4)
-    return f"{significant(count / 1000**power)} {('k', 'M', 'G', 'T')[power - 1]}"
+    return str(count) if count < 1000 else _scaled(count, ("k", "M", "G", "T"))
+
+
+def _scaled(count: int, units: tuple[str, ...]) -> str:
+    power = min(int(math.log10(count)) // 3, len(units))
+    return f"{significant(count / 1000**power)} {units[power - 1]}"
 
 
 def milliseconds(time: float | None) -> str:

@@ -16,8 +16,7 @@ from qdeploy.report.progress import Progress
 def write_report(record: Record, folder: Path) -> Path:
     """Writes report.json, report.md and report.html into `folder`; returns the page's path.
 
-    Raises:
-        QdeployError: the folder cannot be written to.
+    Errors: QdeployError if the folder cannot be written to.
     """
     page = folder / "report.html"
     _replace(folder / "report.json", record.to_json())
@@ -31,21 +30,15 @@ def write_training_page(
 ) -> None:
     """Writes the curves of `rows`, the lines of metrics.csv as {column: value}, as HTML.
 
-    `epochs` are planned; while the run is `going` the page reloads itself.
-
-    Raises:
-        QdeployError: the path cannot be written to.
+    `epochs` are planned; while the run is `going` the page reloads itself. Errors: QdeployError if
+    the path cannot be written to.
     """
     progress = Progress(rows, epochs, going, datetime.now().astimezone())
     _replace(path, training_page(progress, title))
 
 
 def write_comparison(runs: Sequence[Run], path: Path) -> None:
-    """Writes the page that compares `runs`.
-
-    Raises:
-        QdeployError: the path cannot be written to.
-    """
+    """Writes the page that compares `runs`. Errors: QdeployError if the path cannot be written to."""
     _replace(path, comparison_page(runs))
 
 

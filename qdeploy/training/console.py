@@ -1,7 +1,7 @@
 """What a run says: a progress bar on a terminal, one line an epoch anywhere, all of it in a log."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -18,6 +18,9 @@ from rich.progress import (
 from rich.text import Text
 
 from qdeploy import processes
+from qdeploy.metrics import Metrics
+
+Advance = Callable[[int, int, Metrics], None]
 
 
 class Console:
@@ -42,8 +45,11 @@ class Console:
                 file.write(text + "\n")
 
     @contextmanager
-    def progress(self, epochs: int, images: int, done: int) -> Iterator["TrainingBar"]:
-        """A bar over `epochs` of `images` each, `done` of them finished; none off a terminal."""
+    def progress(self, epochs: int, images: int, done: int) -> Iterator[Advance]:
+        """A bar over `epochs` of `images` each, `done` of them finished; none off a terminal.
+
+        Yields what moves it on: `images` more are trained in `epoch` (from 0), whose means are given.
+        """
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -54,21 +60,13 @@ class Console:
             disable=not self._screen.is_terminal,
         )
         with bar:
-            yield TrainingBar(bar, epochs, images, done)
+            task = bar.add_task("", total=epochs * images, completed=done * images)
 
+            def advance(epoch: int, images: int, means: Metrics) -> None:
+                text = f"epoch {epoch + 1}/{epochs}  loss {means.loss:.4f}  top-1 {means.top1:.2%}"
+                bar.update(task, advance=images, description=text)
 
-class TrainingBar:
-    """The bar of a whole run: epoch, running loss and accuracy, images a second, time left."""
-
-    def __init__(self, bar: Progress, epochs: int, images: int, done: int) -> None:
-        self._bar = bar
-        self._epochs = epochs
-        self._task = bar.add_task("", total=epochs * images, completed=done * images)
-
-    def advance(self, epoch: int, images: int, loss: float, top1: float) -> None:
-        """`images` more are trained, in `epoch` (from 0)."""
-        text = f"epoch {epoch + 1}/{self._epochs}  loss {loss:.4f}  top-1 {top1:.2%}"
-        self._bar.update(self._task, advance=images, description=text)
+            yield advance
 
 
 class ImageRate(ProgressColumn):

@@ -4,9 +4,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
+from qdeploy import processes
 from qdeploy.errors import QdeployError
 
 
@@ -43,6 +45,15 @@ def determinism(wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before[0])
         torch.backends.cudnn.deterministic = before[1]
+
+
+def seed_epoch(seed: int, epoch: int) -> None:
+    """Let what torch draws in an epoch depend on the seed, the epoch and the process alone.
+
+    So a resumed run draws the same numbers, and no two processes drop the same units.
+    """
+    sequence = np.random.SeedSequence([seed, epoch, processes.rank()])
+    torch.manual_seed(int(sequence.generate_state(1, np.uint64)[0]))
 
 
 def channels_last(network: nn.Module) -> nn.Module:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,19 +11,10 @@ from torch.nn.functional import cross_entropy
 
 from qdeploy import processes
 from qdeploy.layers.modes import evaluation_mode
+from qdeploy.metrics import Metrics
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.convert import convert
 from qdeploy.preparation.prepared import PreparedNetwork, is_searching
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Means over `samples` images: cross entropy in nats, accuracies as fractions of 1."""
-
-    loss: float
-    top1: float
-    top5: float
-    samples: int
 
 
 def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:

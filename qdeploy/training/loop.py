@@ -6,7 +6,6 @@ import gc
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import cast
 
@@ -19,17 +18,16 @@ from qdeploy import processes
 from qdeploy.data import Data
 from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import norms_over_processes
-from qdeploy.metrics import EpochRecord, Running, write_metrics
+from qdeploy.metrics import EpochRecord, Metrics, Running, write_metrics
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 from qdeploy.recipe import TrainSection
 from qdeploy.training.checkpoint import Checkpoint, fingerprint
-from qdeploy.training.console import TrainingBar
-from qdeploy.training.device import channels_last, determinism
+from qdeploy.training.console import Advance
+from qdeploy.training.device import channels_last, determinism, seed_epoch
 from qdeploy.training.distillation import distillation_loss
-from qdeploy.training.evaluate import Metrics, evaluate, hits_of, shipped_buffers
+from qdeploy.training.evaluate import evaluate, hits_of, shipped_buffers
 from qdeploy.training.optimizer import adjust_optimizer, drop_frozen, make_optimizer
-from qdeploy.training.rng import seed_epoch
 from qdeploy.training.schedule import set_lr
 from qdeploy.training.session import Session
 from qdeploy.training.weights import load_network_state
@@ -41,16 +39,16 @@ def fit(
     data: Data,
     *,
     teacher: nn.Module | None = None,
-    after_epoch: Callable[[], object] = lambda: None,
+    follow: Callable[[], object] = lambda: None,
 ) -> list[EpochRecord]:
     """Train `network` in place; after each epoch the run's folder holds all that is needed to go on.
 
-    Gives the records of all epochs of the run.
+    Returns the records of all epochs of the run, those before a resumption included.
 
     Every process of the session calls it, with its share of `data`. A run that is resumed ends, on
     a CPU, in the very weights of one that was never interrupted. `teacher` is the trained float
-    network that train.distill learns from; it stays as it is. `after_epoch` is called in the first
-    process when the files of an epoch are in place.
+    network that train.distill learns from; it stays as it is. `follow` is called in the first process
+    when metrics.csv is in place: before the first epoch and after each.
 
     Raises QdeployError for a checkpoint of another run and if the loss is no longer finite, and
     passes KeyboardInterrupt on; the checkpoint of the last finished epoch stays.
@@ -63,39 +61,28 @@ def fit(
         console.log(f"resumed after epoch {checkpoint.epoch} of {settings.epochs}")
     if processes.rank() == 0:
         write_metrics(run.metrics, history)  # takes back an epoch that never got its checkpoint
+        follow()
     try:
         with (
             determinism(settings.deterministic),
             norms_over_processes(network),
-            console.progress(settings.epochs, data.train.samples, done=len(history)) as bar,
+            console.progress(settings.epochs, data.train.samples, done=len(history)) as advance,
         ):
             for epoch in range(len(history), settings.epochs):
                 started = time.perf_counter()
                 training.enter(epoch)
-                trained = training.train(epoch, bar)
+                trained = training.train(epoch, advance)
                 tested, buffers = training.evaluate(epoch)
-                seconds = time.perf_counter() - started
-                record = training.record(epoch, trained, tested, seconds)
+                record = training.record(epoch, trained, tested, time.perf_counter() - started)
                 session.keep(training.checkpoint([*history, record], buffers))
                 history.append(record)
                 if processes.rank() == 0:
-                    after_epoch()
+                    follow()
                 console.log(str(record))
     except KeyboardInterrupt:
         console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")
         raise
     return history
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step of the optimizer whose `figures`, see `train_step`, are still on the device."""
-
-    epoch: int
-    step: int
-    lr: float
-    figures: Tensor
-    images: int
 
 
 class Training:
@@ -156,32 +143,32 @@ class Training:
             gc.collect()  # the averaging of before ends with its last reference
             self.model, self._trained = self.fabric.setup_module(self.network), trained
 
-    def train(self, epoch: int, bar: TrainingBar) -> Running:
+    def train(self, epoch: int, advance: Advance) -> Metrics:
         """One pass over the training set; returns the means while the weights moved."""
         self.network.train()
         running = Running()
+
+        def count(step: int, lr: float, figures: Tensor, images: int) -> None:
+            loss, hits, hits5 = figures.tolist()
+            if not math.isfinite(loss):
+                raise _diverged(f"loss {loss} in epoch {epoch + 1}, step {step + 1}", lr)
+            running.add(loss, int(hits), int(hits5), images)
+            advance(epoch, images, running.means)
+
         first, end = (self.data.train.steps_before(index) for index in (epoch, epoch + 1))
-        unread: Step | None = None
+        uncounted: tuple[int, float, Tensor, int] | None = None
         for step, (images, labels) in enumerate(self.data.train.epoch(epoch)):
             self.enter_phase(epoch, first + step)
             # The middle of the step: neither a warm-up's first nor a cosine's last is wasted on 0.
             lr = set_lr(self.optimizer, self.phase, epoch + (step + 0.5) / (end - first))
             figures = self.train_step(images, labels)
             # Reading a value waits for the device, so it is given the next step before that.
-            if unread:
-                self.count(unread, running, bar)
-            unread = Step(epoch, step, lr, figures, len(labels) * processes.count())
-        if unread:
-            self.count(unread, running, bar)
-        return running
-
-    def count(self, step: Step, running: Running, bar: TrainingBar) -> None:
-        """Add a step that is done to the epoch's means; an error if its loss is not finite."""
-        loss, hits, hits5 = step.figures.tolist()
-        if not math.isfinite(loss):
-            raise _diverged(f"loss {loss} in epoch {step.epoch + 1}, step {step.step + 1}", step.lr)
-        running.add(loss, int(hits), int(hits5), step.images)
-        bar.advance(step.epoch, step.images, running.loss, running.top1)
+            if uncounted:
+                count(*uncounted)
+            uncounted = step, lr, figures, len(labels) * processes.count()
+        if uncounted:
+            count(*uncounted)
+        return running.means
 
     def settings_after(self, epochs: int) -> TrainSection:
         """The settings of the last step of so many epochs; of the first step if there are none."""
@@ -219,12 +206,9 @@ class Training:
         loss = self.loss(logits, images, labels)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        if self.settings.clip_norm is not None:
+        if (longest := self.settings.clip_norm) is not None:
             self.fabric.clip_gradients(
-                self.model,
-                self.optimizer,
-                max_norm=self.settings.clip_norm,
-                error_if_nonfinite=False,
+                self.model, self.optimizer, max_norm=longest, error_if_nonfinite=False
             )
         self.optimizer.step()
         hits = hits_of(logits, labels)
@@ -243,7 +227,7 @@ class Training:
         """The first training batches of `epoch`."""
         return islice(self.data.train.epoch(epoch), self.settings.calibration_batches)
 
-    def record(self, epoch: int, trained: Running, tested: Metrics, seconds: float) -> EpochRecord:
+    def record(self, epoch: int, trained: Metrics, tested: Metrics, seconds: float) -> EpochRecord:
         """The line of metrics.csv of `epoch`."""
         return EpochRecord(
             epoch=epoch + 1,

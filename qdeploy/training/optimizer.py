@@ -8,14 +8,11 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from qdeploy.recipe import TrainSection
 
 NORMS = (
-    nn.modules.batchnorm._BatchNorm,
-    nn.modules.instancenorm._InstanceNorm,
+    nn.modules.batchnorm._NormBase,  # of BatchNorm and InstanceNorm
     nn.LayerNorm,
     nn.GroupNorm,
     nn.RMSNorm,
 )
-
-
 OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 
 
@@ -43,11 +40,7 @@ def adjust_optimizer(optimizer: Optimizer, settings: TrainSection) -> None:
 def hyperparameters(settings: TrainSection) -> dict[str, Any]:
     """What both groups of parameters have alike."""
     if settings.optimizer == "sgd":
-        return {
-            "lr": settings.lr,
-            "momentum": settings.momentum,
-            "nesterov": settings.nesterov,
-        }
+        return {"lr": settings.lr, "momentum": settings.momentum, "nesterov": settings.nesterov}
     return {"lr": settings.lr, "betas": settings.betas}
 
 

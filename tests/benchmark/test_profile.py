@@ -1,5 +1,7 @@
 """Kernels of ONNX Runtime's profile, and the nodes of the file that they began with."""
 
+from pathlib import Path
+
 import onnx
 import pytest
 from graphs import float_network, integer_network, network, write
@@ -7,7 +9,7 @@ from onnx import helper
 
 from qdeploy.benchmark import placement
 from qdeploy.benchmark.coverage import products_of
-from qdeploy.benchmark.graph import graph_of
+from qdeploy.benchmark.graph import Graph
 from qdeploy.benchmark.profile import kernels_of, labelled, origin
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import read
@@ -63,7 +65,7 @@ def blocks():
     ],
 )
 def test_a_kernel_is_traced_to_the_node_that_it_began_with(kernel, node):
-    assert origin(kernel, graph_of(blocks())) == node
+    assert origin(kernel, Graph(blocks(), Path())) == node
 
 
 def test_labels_change_nothing_but_names():
@@ -89,7 +91,7 @@ def events(provider, *durations, reads="float"):
 def test_times_are_medians_over_runs_and_shares_are_of_their_sum():
     cpu = "CPUExecutionProvider"
     runs = {"#0#": events(cpu, 30, 10, 20), "#2#": events(cpu, 60, 60, 600)}
-    found = [kernel for kernel, _ in kernels_of(runs, graph_of(blocks()))]
+    found = [kernel for kernel, _ in kernels_of(runs, Graph(blocks(), Path()))]
     assert [(k.layer, k.ms, k.share) for k in found] == [
         ("conv a", 0.02, 0.25),
         ("conv b", 0.06, 0.75),
@@ -98,7 +100,7 @@ def test_times_are_medians_over_runs_and_shares_are_of_their_sum():
 
 def test_a_gpu_has_no_share_of_time_and_no_integer_kernels():
     runs = {"#4#": events("CUDAExecutionProvider", 5)}
-    graph = graph_of(integer_network())
+    graph = Graph(integer_network(), Path())
     ran = kernels_of(runs, graph)
     assert [kernel.share for kernel, _ in ran] == [None]
     (product,) = products_of(graph, ran)
@@ -106,7 +108,7 @@ def test_a_gpu_has_no_share_of_time_and_no_integer_kernels():
 
 
 def test_what_computes_within_another_kernel_is_said():
-    (product,) = products_of(graph_of(integer_network()), [])
+    (product,) = products_of(Graph(integer_network(), Path()), [])
     assert (product.kernel, product.integer) == (None, False)
     assert product.reason == "ONNX Runtime computed it within another kernel"
 

@@ -12,23 +12,27 @@ from qdeploy.data.batches import (
     ArrayBatches,
     Normalisation,
     Share,
-    Shuffling,
     augment,
     number_of_batches,
 )
 from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError
+from qdeploy.recipe import DataPhase, DataSection
 
 UNCHANGED = Normalisation([0.0], [1 / 255], "cpu")
 
 
+def section(batch_size: int, **augmentation: object) -> DataSection:
+    return DataSection(dataset="mnist", batch_size=batch_size, **augmentation)
+
+
 def batches(
-    count: int, batch_size: int, shuffling: Shuffling | None = None, share: Share = WHOLE
+    count: int, batch_size: int, seed: int | None = None, share: Share = WHOLE, **augmentation
 ) -> ArrayBatches:
     """Images of one pixel; image n has pixel and label n."""
     pixels = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
     data = LabelledImages(pixels, np.arange(count))
-    return ArrayBatches(data, batch_size, UNCHANGED, shuffling, share=share)
+    return ArrayBatches(data, section(batch_size, **augmentation), UNCHANGED, seed, share)
 
 
 def labels_of(some: ArrayBatches, index: int) -> list[int]:
@@ -39,7 +43,7 @@ def test_normalisation_is_per_channel():
     images, labels = random_images(4, 3, 5, 6)
     mean, std = [0.1, 0.5, 0.9], [0.2, 0.3, 0.4]
     data = LabelledImages(images, labels)
-    [(normalised, _)] = ArrayBatches(data, 4, Normalisation(mean, std, "cpu")).epoch(0)
+    [(normalised, _)] = ArrayBatches(data, section(4), Normalisation(mean, std, "cpu")).epoch(0)
     expected = (images / 255 - np.reshape(mean, (3, 1, 1))) / np.reshape(std, (3, 1, 1))
     assert normalised.dtype == torch.float32
     np.testing.assert_allclose(normalised, expected, rtol=1e-5, atol=1e-6)
@@ -53,8 +57,8 @@ def test_without_shuffling_every_epoch_is_in_order_and_whole():
 
 @given(count=st.integers(1, 40), batch_size=st.integers(2, 9), shuffled=st.booleans())
 def test_length_is_the_number_of_batches(count, batch_size, shuffled):
-    some = batches(count, batch_size, Shuffling(seed=0) if shuffled else None)
-    assert len(list(some.epoch(0))) == len(some)
+    some = batches(count, batch_size, 0 if shuffled else None)
+    assert len(list(some.epoch(0))) == some.steps_before(1)
     assert some.samples == count
 
 
@@ -67,24 +71,24 @@ def test_a_last_batch_that_is_too_small_is_left_out(samples, smallest, expected)
 
 
 def test_an_epoch_of_training_has_each_image_once_with_its_label():
-    some = batches(50, batch_size=8, shuffling=Shuffling(seed=3))
+    some = batches(50, batch_size=8, seed=3)
     assert sorted(labels_of(some, 0)) == list(range(50))
     for images, labels in some.epoch(1):
         np.testing.assert_allclose(images.flatten(), labels, atol=1e-4)
 
 
 def test_an_epoch_depends_on_seed_and_index_alone():
-    some = batches(50, batch_size=8, shuffling=Shuffling(seed=3))
+    some = batches(50, batch_size=8, seed=3)
     first = labels_of(some, 4)
     torch.manual_seed(1)
-    assert labels_of(batches(50, batch_size=8, shuffling=Shuffling(seed=3)), 4) == first
+    assert labels_of(batches(50, batch_size=8, seed=3), 4) == first
     assert labels_of(some, 5) != first
-    assert labels_of(batches(50, batch_size=8, shuffling=Shuffling(seed=4)), 4) != first
+    assert labels_of(batches(50, batch_size=8, seed=4), 4) != first
 
 
 def test_an_epoch_leaves_the_random_numbers_of_torch_alone():
     state = torch.random.get_rng_state()
-    labels_of(batches(9, batch_size=2, shuffling=Shuffling(seed=0, pad_crop=0, flip=True)), 0)
+    labels_of(batches(9, batch_size=2, seed=0, flip=True), 0)
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
@@ -120,7 +124,10 @@ def test_cuda_sees_the_same_batches():
     data = LabelledImages(*random_images(20, 3, 8, 8))
     on_cpu, on_cuda = (
         ArrayBatches(
-            data, 8, Normalisation([0.5] * 3, [0.2] * 3, device), Shuffling(0, 2, flip=True)
+            data,
+            section(8, pad_crop=2, flip=True),
+            Normalisation([0.5] * 3, [0.2] * 3, device),
+            seed=0,
         )
         for device in ("cpu", "cuda")
     )
@@ -134,7 +141,8 @@ def test_cuda_sees_the_same_batches():
 
 def test_batches_are_stored_channels_last():
     images, labels = random_images(4, 3, 5, 6)
-    some = ArrayBatches(LabelledImages(images, labels), 4, Normalisation([0] * 3, [1] * 3, "cpu"))
+    data = LabelledImages(images, labels)
+    some = ArrayBatches(data, section(4), Normalisation([0] * 3, [1] * 3, "cpu"))
     [(batch, _)] = some.epoch(0)
     assert batch.is_contiguous(memory_format=torch.channels_last)
 
@@ -142,13 +150,12 @@ def test_batches_are_stored_channels_last():
 class TestShares:
     @given(count=st.integers(2, 40), processes=st.integers(1, 4))
     def test_together_the_processes_train_on_the_batches_of_one(self, count, processes):
-        shuffling = Shuffling(seed=1, pad_crop=1)
         parts = [
-            list(batches(count, 12, shuffling, Share(rank, processes)).epoch(3))
+            list(batches(count, 12, 1, Share(rank, processes), pad_crop=1).epoch(3))
             for rank in range(processes)
         ]
         left = 0
-        for step, (images, labels) in enumerate(batches(count, 12, shuffling).epoch(3)):
+        for step, (images, labels) in enumerate(batches(count, 12, 1, pad_crop=1).epoch(3)):
             same = [part[step] for part in parts if step < len(part)]
             kept = sum(len(some) for _, some in same)
             assert len(same) in (0, processes)
@@ -170,5 +177,11 @@ class TestShares:
 
     def test_a_batch_that_cannot_be_shared_out_evenly_is_refused(self):
         with pytest.raises(QdeployError, match=r"data\.batch_size 10 .* choose a multiple of 4"):
-            batches(30, 10, Shuffling(seed=0), Share(1, 4))
-        assert len(batches(30, 10, None, Share(1, 4))) == 3
+            batches(30, 10, 0, Share(1, 4))
+        assert batches(30, 10, None, Share(1, 4)).steps_before(1) == 3
+
+    def test_a_phase_whose_batch_cannot_be_shared_out_evenly_is_refused(self):
+        start = batches(30, 12, 0, Share(1, 4))
+        regime = (DataPhase(epoch=1, batch_size=10),)
+        with pytest.raises(QdeployError, match=r"data\.batch_size 10 .* choose a multiple of 4"):
+            start.under(section(12, regime=regime))

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 from published import random_images
 
-from qdeploy.data.batches import Normalisation, Share
+from qdeploy.data.batches import WHOLE, Normalisation, Share
 from qdeploy.data.decoding import FolderBatches, decode
 from qdeploy.datasets.folder import ImageFolder
 from qdeploy.errors import QdeployError
+from qdeploy.recipe import DataSection
 
 PIXELS = Normalisation([0.0] * 3, [1 / 255] * 3, "cpu")
 
@@ -27,13 +28,16 @@ def images(tmp_path) -> ImageFolder:
     return ImageFolder(tmp_path)
 
 
-def batches(images: ImageFolder, workers: int, shuffle_seed: int | None = None) -> FolderBatches:
-    return FolderBatches(images, 16, 4, workers, PIXELS, shuffle_seed)
+def batches(
+    images: ImageFolder, workers: int, shuffle_seed: int | None = None, share: Share = WHOLE
+) -> FolderBatches:
+    section = DataSection(dataset="folder", image_size=16, batch_size=4, workers=workers)
+    return FolderBatches(images, section, PIXELS, shuffle_seed, share)
 
 
 def epoch(some: FolderBatches, index: int) -> tuple[torch.Tensor, torch.Tensor]:
     parts = list(some.epoch(index))
-    assert len(parts) == len(some)
+    assert len(parts) == some.steps_before(1)
     return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
@@ -106,8 +110,7 @@ def test_any_truncation_is_an_error_or_an_image(tmp_path, suffix):
 
 def test_two_processes_share_the_batches_of_one(images):
     def shares(shuffle_seed):
-        options = (16, 4, 0, PIXELS, shuffle_seed)
-        return [list(FolderBatches(images, *options, Share(rank, 2)).epoch(1)) for rank in (0, 1)]
+        return [list(batches(images, 0, shuffle_seed, Share(rank, 2)).epoch(1)) for rank in (0, 1)]
 
     # 9 images: two batches of 4, and a last one of a single image, only for testing.
     whole = list(batches(images, workers=0, shuffle_seed=7).epoch(1))

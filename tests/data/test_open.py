@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 from published import cifar_archive, cifar_files, write_cifar_folder, write_mnist
 
+from qdeploy.data import open as open_module
 from qdeploy.data import open_data
+from qdeploy.datasets import Dataset, LabelledImages
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection
 
@@ -110,3 +112,11 @@ def test_normalisation_for_other_channels_is_refused():
     section = DataSection(dataset="digits", mean=[0.5] * 3, std=[0.5] * 3)
     with pytest.raises(QdeployError, match=r"given 3 values, allowed: 1, .* channel of digits"):
         open_data(section, None, False, "cpu", seed=0)
+
+
+def test_a_data_set_without_the_names_of_its_classes_is_refused(monkeypatch):
+    images = LabelledImages(np.zeros((4, 1, 8, 8), np.uint8), np.zeros(4, np.int64))
+    nameless = Dataset(read=lambda root: (images, images), mean=(0.5,), std=(0.5,), title="Shapes")
+    monkeypatch.setattr(open_module, "find", lambda name: nameless)
+    with pytest.raises(QdeployError, match=r"data set 'digits' names no classes; .* `classes`"):
+        open_data(DataSection(dataset="digits"), None, False, "cpu", seed=0)

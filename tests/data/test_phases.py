@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from published import random_images
 
-from qdeploy.data import PhasedBatches
-from qdeploy.data.batches import ArrayBatches, Normalisation, Shuffling, resize
+from qdeploy.data.batches import ArrayBatches, Normalisation, resize
 from qdeploy.data.decoding import FolderBatches
 from qdeploy.datasets.folder import ImageFolder
 from qdeploy.datasets.labelled_images import LabelledImages
@@ -28,10 +27,9 @@ SECTION = DataSection(
 )
 
 
-def plain(batch_size, pad_crop=0, flip=False, image_size=None):
-    return ArrayBatches(
-        IMAGES, batch_size, UNCHANGED, Shuffling(5, pad_crop, flip), image_size=image_size
-    )
+def plain(batch_size, **changes):
+    section = DataSection(dataset="mnist", batch_size=batch_size, **changes)
+    return ArrayBatches(IMAGES, section, UNCHANGED, seed=5)
 
 
 EXPECTED = [
@@ -45,7 +43,7 @@ EXPECTED = [
 
 @given(order=st.permutations(range(5)))
 def test_each_epoch_is_that_of_its_phase_in_whatever_order(order):
-    phased = PhasedBatches(plain(99, pad_crop=1), SECTION)
+    phased = plain(99, pad_crop=1).under(SECTION)
     for index in order:
         for found, expected in zip(phased.epoch(index), EXPECTED[index].epoch(index), strict=True):
             assert all(map(torch.equal, found, expected))
@@ -76,12 +74,18 @@ def test_image_files_are_decoded_at_the_size_of_the_phase(tmp_path):
         Image.fromarray(pixels).save(path)
     normalise = Normalisation([0.0] * 3, [1 / 255] * 3, "cpu")
 
-    def files(image_size, batch_size):
-        return FolderBatches(ImageFolder(tmp_path), image_size, batch_size, 0, normalise, 7)
+    def files(image_size, batch_size, regime=()):
+        section = DataSection(
+            dataset="folder",
+            image_size=image_size,
+            batch_size=batch_size,
+            workers=0,
+            regime=regime,
+        )
+        return FolderBatches(ImageFolder(tmp_path), section, normalise, seed=7)
 
     regime = (DataPhase(epoch=1, image_size=9, batch_size=2), DataPhase(epoch=2, batch_size=3))
-    section = DataSection(dataset="folder", batch_size=4, workers=0, regime=regime)
-    phased = PhasedBatches(files(12, 4), section)
+    phased = files(12, 4, regime)
     for index, expected in enumerate([files(12, 4), files(9, 2), files(9, 3)]):
         for found, same in zip(phased.epoch(index), expected.epoch(index), strict=True):
             assert all(map(torch.equal, found, same))

@@ -1,5 +1,7 @@
 """The file: valid, stock operators only, small, fused into integer kernels, and right."""
 
+import math
+
 import numpy as np
 import onnx
 import pytest
@@ -24,6 +26,7 @@ import qdeploy
 from qdeploy.deploy import passes
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.errors import QdeployError
+from qdeploy.layers.integer import IntegerLayer
 from qdeploy.models.lenet5 import lenet5
 from qdeploy.models.resnet import resnet20
 from qdeploy.proof.description import describe, information_bound
@@ -317,11 +320,13 @@ def test_nothing_is_written_where_it_cannot_be(where, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def bound_by_hand(network, bits):
-    """bits x weights / 8, 4 for each scale and bias, and 4 for each value of the norms apart."""
-    layers = [m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    weights = sum(-(-layer.weight.numel() * bits // 8) for layer in layers)
-    return weights + 8 * sum(len(layer.weight) for layer in layers), len(layers)
+def bound_by_hand(integers, bits):
+    """log2(levels in use) x weights / 8, which is not above their bits, and 4 for each scale and bias."""
+    codes = [m.codes for m in integers.modules() if isinstance(m, IntegerLayer)]
+    levels = [len(found.unique()) for found in codes]
+    assert max(levels) <= 2**bits
+    sizes = (found.numel() * math.log2(n) / 8 for found, n in zip(codes, levels, strict=True))
+    return sum(map(math.ceil, sizes)) + 8 * sum(map(len, codes)), len(codes)
 
 
 def sizes(build_network, shape, method, bits, options):
@@ -331,7 +336,7 @@ def sizes(build_network, shape, method, bits, options):
     qdeploy.calibrate(prepared, [x])
     integers = qdeploy.convert(prepared)
     size = finished(to_onnx(integers, x), True, {}).ByteSize()
-    bound, layers = bound_by_hand(network, bits)
+    bound, layers = bound_by_hand(integers, bits)
     assert information_bound(integers, describe(integers, ())) == bound
     return size, bound, layers
 

@@ -11,7 +11,6 @@ import pytest
 from artifact_files import by_hand, exported_bytes, model
 from click.testing import CliRunner
 from onnx import helper
-from torch import nn
 
 import qdeploy
 from qdeploy.cli import main
@@ -53,14 +52,10 @@ def test_bits_codes_and_scales_are_those_of_the_network(prepared, tmp_path):
         assert any(np.isclose(row.activation.scales[0], scale) for scale in scales)
 
 
-def test_a_file_for_tensorrt_that_bounds_floats_says_the_bits_of_training(tmp_path):
-    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
-    prepared = qdeploy.prepare(network, networks.images(2), "lsq", weight_bits=2, act_bits=2)
-    qdeploy.calibrate(prepared, [networks.images()])
-    path = qdeploy.export(prepared, tmp_path / "m.onnx", networks.images(2), target="tensorrt")
-    layers = {layer.name: layer for layer in inspect(path).layers}
-    assert layers["2"].activation.bits == 2
-    assert layers["2"].activation.codes == (0, 3)
+def test_bounds_in_front_of_quantizers_are_bounds_of_codes(prepared, tmp_path):
+    """For TensorRT they are taken of float values."""
+    rows = inspected(exported_bytes(prepared, target="tensorrt"), tmp_path).layers
+    assert [row.activation.bits for row in rows] == [8, 4, 4]
 
 
 def test_a_packed_file_says_what_its_int8_twin_does(prepared, tmp_path):
@@ -128,6 +123,78 @@ class TestFilesOfOtherTools:
         assert (row.weight.bits, row.weight.codes, row.weight.channels) == (8, (-108, 107), 8)
         assert row.activation.zeros == (3, 3)
         assert row.activation.type == "uint8"
+
+    @pytest.mark.parametrize(
+        "bound",
+        [
+            helper.make_node("Clip", ["x", "low", "six"], ["v"]),  # ReLU6: values, not codes
+            helper.make_node("Clip", ["x", "low"], ["v"]),
+            helper.make_node("Where", ["mask", "x", "low"], ["v"]),
+        ],
+        ids=["relu6", "one bound", "mask"],
+    )
+    def test_bounds_of_float_values_are_none_of_codes(self, bound, tmp_path):
+        nodes = [
+            bound,
+            helper.make_node("QuantizeLinear", ["v", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+            helper.make_node("Conv", ["d", "w"], ["y"]),
+        ]
+        constants = {
+            "low": np.float32(0), "six": np.float32(6), "s": np.float32(6 / 255),
+            "z": np.uint8(0), "w": np.ones((8, 3, 3, 3), np.float32),
+            "mask": np.ones((1, 3, 8, 8), bool),
+        }  # fmt: skip
+        (row,) = inspected(by_hand(nodes, constants).SerializeToString(), tmp_path).layers
+        assert (row.activation.bits, row.activation.codes) == (8, (0, 255))
+
+    @pytest.mark.parametrize(("kind", "codes"), [("UINT4", (0, 15)), ("INT16", (-32768, 32767))])
+    def test_codes_of_other_widths(self, kind, codes, tmp_path):
+        zero = helper.make_tensor("z", onnx.TensorProto.DataType.Value(kind), [], [0])
+        nodes = [
+            helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["d"]),
+            helper.make_node("Conv", ["d", "w"], ["y"], name="layer"),
+        ]
+        constants = {"s": np.float32(1), "w": np.ones((8, 3, 3, 3), np.float32)}
+        proto = by_hand(nodes, constants)
+        proto.graph.initializer.append(zero)
+        (row,) = inspected(proto.SerializeToString(), tmp_path).layers
+        assert (row.activation.type, row.activation.codes) == (kind.lower(), codes)
+
+    def test_weights_in_narrow_floats_have_no_codes(self, tmp_path):
+        kind = onnx.TensorProto.FLOAT8E4M3FN
+        nodes = [
+            helper.make_node("DequantizeLinear", ["w", "s"], ["d"]),
+            helper.make_node("Conv", ["x", "d"], ["y"]),
+        ]
+        proto = by_hand(nodes, {"s": np.float32(1)})
+        weight = helper.make_tensor("w", kind, [8, 3, 3, 3], [0.5] * 216)
+        proto.graph.initializer.append(weight)
+        (row,) = inspected(proto.SerializeToString(), tmp_path).layers
+        assert (row.weight, row.stored) == (None, "float8e4m3fn")
+
+    def test_integer_products_without_scales(self, tmp_path):
+        nodes = [
+            helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+            helper.make_node("ConvInteger", ["q", "w", "z", "zw"], ["c"]),
+            helper.make_node("Cast", ["c"], ["y"], to=onnx.TensorProto.FLOAT),
+        ]
+        constants = {
+            "w": np.arange(-8, 208).astype(np.uint8).reshape(8, 3, 3, 3) % 16, "zw": np.uint8(8),
+        }  # fmt: skip
+        (row,) = inspected(by_hand(nodes, constants).SerializeToString(), tmp_path).layers
+        assert (row.name, row.weight.bits, row.weight.zeros) == ("ConvInteger 1", 4, (8, 8))
+        assert row.weight.scales is None
+        assert "scales of ConvInteger" in row.unknown
+        assert CliRunner().invoke(main, ["inspect", str(tmp_path / "m.onnx")]).exit_code == 0
+
+    def test_weights_in_typed_fields_count(self, tmp_path):
+        proto = by_hand([helper.make_node("Conv", ["x", "w"], ["y"])], {})
+        values = helper.make_tensor("w", onnx.TensorProto.FLOAT, [8, 3, 3, 3], [1.0] * 216)
+        assert not values.raw_data
+        proto.graph.initializer.append(values)
+        assert inspected(proto.SerializeToString(), tmp_path).weight_bytes == 4 * 216
 
     def test_what_is_not_known_is_said(self, tmp_path):
         node = helper.make_node(

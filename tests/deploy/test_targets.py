@@ -14,7 +14,7 @@ from artifact_files import logits
 from exported_networks import calibrated
 
 import qdeploy
-from qdeploy.cli import export as export_command
+from qdeploy.cli.export import export as export_command
 from qdeploy.deploy import targets
 from qdeploy.deploy.target import Target, find_target
 from qdeploy.deploy.triton import write_repository

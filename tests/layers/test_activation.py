@@ -211,3 +211,11 @@ def test_every_setting_is_printed():
     printed = repr(MovingRange(4, symmetric=True, narrow_range=True, decay=0.9, quant_delay=7))
     for setting in ("bits=4", "symmetric=True", "Grid(1..15)", "decay=0.9", "quant_delay=7"):
         assert setting in printed
+
+
+def test_a_state_without_a_range_is_noticed_also_after_one_was_there():
+    quantizer = seen(MovingRange(8), [-1.0, 1.0]).eval()
+    quantizer(torch.zeros(3))
+    quantizer.load_state_dict(MovingRange(8).state_dict())
+    with pytest.raises(QdeployError, match="has seen no data"):
+        quantizer(torch.zeros(3))

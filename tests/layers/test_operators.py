@@ -44,7 +44,7 @@ def test_a_sign_is_plus_one_from_zero_on_bitwise_as_in_the_file():
     x = torch.tensor(VALUES).reshape(2, 6)
     wanted = operators.sign(x).numpy()
     np.testing.assert_array_equal(wanted, [[1, 1, 1, 1, 1, 1], [-1, 1, -1, 1, -1, 1]])
-    file = file_of(operators.sign, x)
+    file = file_of(lambda x: operators.sign(x), x)
     np.testing.assert_array_equal(run(file, x), wanted)
     np.testing.assert_array_equal(
         ReferenceEvaluator(file).run(None, {"input": x.numpy()})[0], wanted

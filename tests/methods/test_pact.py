@@ -129,3 +129,11 @@ def test_weights_are_those_of_dorefa():
         ours = PACT.weight(site, bits, PACT.options())
         theirs = dorefa.weight(site, bits, dorefa.options())
         assert torch.equal(ours.eval()(), theirs.eval()())
+
+
+def test_a_state_without_alpha_is_noticed_also_after_one_was_there():
+    made = activation(4)
+    made.train()(values())
+    made.load_state_dict(activation(4).state_dict())
+    with pytest.raises(QdeployError, match="has seen no data"):
+        made.eval()(values())

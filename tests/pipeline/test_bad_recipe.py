@@ -34,7 +34,7 @@ def refused(folder, *arguments, code=1):
         ("quantize.act_bits=9", "'slb' has no act_bits = 9; it can do 8 or 'float'"),
         ("quantize.act_bits=17", 'given 17, allowed: 1 to 16, or "float"'),
         ("train.epochs=0", "conv1 trains another one .*set calibrate.correct_bias to false"),
-        ("quantize.options.t_factr=2", r"unknown key 't_factr'\. Did you mean t_factor\?"),
+        ("quantize.options.t_factr=2", r"unknown key t_factr\. Did you mean t_factor\?"),
         ("quantize.options.t_factor=-2", "t_factor: given -2"),
         ("quantize.options.weight_bits=2", r"quantize.options has weight_bits.* in \[quantize\]"),
         ("quantize.options.model=2", "quantize.options has model, which no method takes"),

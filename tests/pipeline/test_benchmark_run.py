@@ -79,7 +79,7 @@ class TestBadInput:
 
     def test_an_unknown_data_set(self, both):
         message = fails("benchmark", both[1], "--data", "imagenet")
-        assert "--data: given 'imagenet', allowed: 'cifar10', 'digits', 'fash" in message
+        assert "--data: dataset: given 'imagenet', allowed: 'cifar10', 'digits', 'fash" in message
 
     def test_data_that_are_missing(self, both, tmp_path):
         message = fails("benchmark", both[1], "--data", "mnist", "--data-root", tmp_path)

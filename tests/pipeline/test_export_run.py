@@ -13,7 +13,7 @@ import torch
 from command_line import RECIPE, content, digits, fails, logits, metrics, succeeds
 
 from qdeploy.errors import QdeployError
-from qdeploy.pipeline.export import build, export_run, integers_of
+from qdeploy.pipeline.export import Conditions, build, export_run, integers_of
 from qdeploy.pipeline.trained_run import load_run
 from qdeploy.recipe import Recipe
 from qdeploy.run import RunFolder
@@ -104,7 +104,9 @@ class TestTheReport:
         assert size["onnx"] == (exported / "model.onnx").stat().st_size
         assert size["float"] == (exported / "float.onnx").stat().st_size
         codes = sum(-(-count // 8) for name, count in WEIGHTS.items() if name != "fc3")
-        assert size["bound"] == codes + WEIGHTS["fc3"] + 8 * CHANNELS
+        (levels,) = [len(row["levels"]) for row in report["layers"] if row["name"] == "fc3"]
+        eight_bits = math.ceil(WEIGHTS["fc3"] * math.log2(levels) / 8)
+        assert size["bound"] == codes + eight_bits + 8 * CHANNELS
         metadata = onnx.load(exported / "model.onnx").metadata_props
         carried = sum(entry.ByteSize() for entry in metadata)
         assert size["onnx"] - carried <= 1.05 * size["bound"] + 1536 * len(WEIGHTS)
@@ -314,23 +316,17 @@ class TestExportKeysFromPython:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            (
-                {"gates": {"max_dropp": 1}},
-                "export: unknown key 'max_dropp'. Did you mean max_drop?",
-            ),
-            (
-                {"gates": {"min_agreement": 2}},
-                "export: min_agreement: given 2, allowed: 1.0 or less",
-            ),
-            ({"gates": {"max_size": 0.5}}, "export: max_size: given 0.5, allowed: a whole number"),
+            ({"max_dropp": 1}, "export: unknown key max_dropp. Did you mean max_drop?"),
+            ({"min_agreement": 2}, "export: min_agreement: given 2, allowed: 1.0 or less"),
+            ({"max_size": 0.5}, "export: max_size: given 0.5, allowed: a whole number"),
             ({"target": "tpu"}, "target: given 'tpu', allowed: 'cpu', 'openvino', 'tensorrt'"),
-            ({"input_type": "int4"}, "input: given 'int4', allowed: 'float32' or 'uint8'"),
+            ({"input": "int4"}, "input: given 'int4', allowed: 'float32' or 'uint8'"),
         ],
     )
     def test_what_is_wrong_is_an_error(self, run, changes, message):
         before = content(run)
         with pytest.raises(QdeployError) as error:
-            export_run(run, device="cpu", **changes)
+            export_run(run, conditions=Conditions(device="cpu"), changes=changes)
         assert message in str(error.value)
         assert content(run) == before
 
@@ -408,7 +404,8 @@ def test_a_float_run_is_exported_as_its_own_baseline(exported, tmp_path, images,
     assert printed["accuracy"]["onnx"]["top1"] == top(labels, scores, 1)
     assert printed["accuracy"]["float"] == printed["accuracy"]["trained"]
     assert printed["method"] == "float"
-    # Conv and Linear weights, one bias of 10, four BatchNorms with gain, shift, mean and variance.
-    assert printed["size"]["bound"] == 4 * (sum(WEIGHTS.values()) + 10 + 4 * (CHANNELS - 10))
+    # Conv and Linear weights, and a bias for each channel: four of them are left by a BatchNorm.
+    assert printed["size"]["bound"] == 4 * (sum(WEIGHTS.values()) + CHANNELS)
+    assert printed["size"]["bound"] < printed["size"]["onnx"]
     message = fails("export", run, "--trace-layers")
     assert "is a float run: it has no quantized tensors" in message

@@ -45,6 +45,7 @@ def shown(run):
 
 def test_the_page_follows_metrics_csv(run, recipe, clock):
     with live_page(run, recipe) as rewrite:
+        rewrite()
         words, reloads = shown(run)
         assert "Training: 0 of 3 epochs" in words
         assert reloads
@@ -62,6 +63,7 @@ def test_the_page_follows_metrics_csv(run, recipe, clock):
 
 def test_epochs_in_quick_succession_share_a_writing(run, recipe, clock):
     with live_page(run, recipe) as rewrite:
+        rewrite()
         run.metrics.write_text(HEADER + "1,0.5,0.15\n")
         clock[0] += 0.2
         rewrite()

@@ -137,6 +137,13 @@ class TestResume:
         succeeds("train", "--resume", "-o", run)
         assert_same_run(run, uninterrupted)
 
+    def test_metrics_that_cannot_be_read_are_written_anew(self, run, uninterrupted):
+        """The error for such a file, of `qdeploy report` say, tells users to resume."""
+        (run / "last.pt").unlink()
+        (run / "metrics.csv").write_text("torn")
+        succeeds("train", "--resume", "-o", run)
+        assert_same_run(run, uninterrupted)
+
     @pytest.mark.parametrize("named", [(), (RECIPE, *SETTINGS)], ids=["", "its recipe named"])
     def test_of_a_finished_run_changes_nothing(self, named, run, uninterrupted):
         assert "resumed after epoch 5 of 5" in succeeds("train", *named, "--resume", "-o", run)
@@ -152,7 +159,7 @@ class TestResume:
 
     def test_without_a_run_or_a_recipe_it_is_an_error(self, tmp_path):
         message = fails("train", "--resume", "-o", tmp_path / "run")
-        assert f"{tmp_path / 'run'} holds no run to resume: it has no recipe.toml" in message
+        assert f"{tmp_path / 'run'} is no run: it has no recipe.toml" in message
         assert content(tmp_path) == {}
 
     def test_a_changed_recipe_is_refused_by_its_keys(self, run):

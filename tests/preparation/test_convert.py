@@ -221,3 +221,20 @@ def test_an_activation_that_is_always_zero_is_no_trouble():
     found = outputs(qdeploy.convert(prepared), images())
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, outputs(prepared, images()), atol=1e-3)
+
+
+class Doubled(nn.Identity):
+    """Does more than the module of torch that it is made of."""
+
+    def forward(self, x):
+        return 2 * x
+
+
+def test_what_only_inherits_from_a_module_that_evaluation_skips_stays():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), Doubled(), nn.Conv2d(4, 5, 3), nn.Flatten())
+    prepared = qdeploy.prepare(network, images(2), "simqat", leaves=["1"]).eval()
+    qdeploy.calibrate(prepared, [images()])
+    with torch.no_grad():
+        found, expected = qdeploy.convert(prepared)(images()), prepared(images())
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())

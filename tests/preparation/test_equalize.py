@@ -10,7 +10,7 @@ from networks import awkward_norms, build, images
 from torch import nn
 
 import qdeploy
-from qdeploy.layers.channel_affine import ChannelAffine
+from qdeploy.layers.norm import ChannelAffine
 from qdeploy.preparation.equalize import LEAST, equalize, pairs
 from qdeploy.preparation.prepare import rewritten
 from qdeploy.preparation.trace import trace

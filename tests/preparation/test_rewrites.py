@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 import qdeploy
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import GateRange
-from qdeploy.layers.channel_affine import ChannelAffine
+from qdeploy.layers.norm import ChannelAffine
 from qdeploy.preparation.attention import OpenAttention, with_open_attention
 from qdeploy.preparation.prepare import rewritten
 from qdeploy.preparation.trace import trace
@@ -220,3 +220,24 @@ def test_an_inplace_activation_that_others_see_stays_whole():
     )  # fmt: skip
     expected = copy.deepcopy(network)(images())
     close(prepared_float(network, images(2))(images()), expected)
+
+
+class FixedGainTrainedShift(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("gain", torch.linspace(-1, 2, 6).reshape(6, 1, 1))
+        self.shift = nn.Parameter(torch.linspace(0, 1, 6).reshape(6, 1, 1))
+
+    def forward(self, x):
+        return x * self.gain + self.shift
+
+
+def test_a_trained_shift_behind_a_fixed_gain_folds_too_and_trains_on():
+    network = nn.Sequential(nn.Conv2d(3, 6, 3), FixedGainTrainedShift())
+    written = rewritten(trace(network, images(2)), images(2))
+    (affine,) = (m for m in written.modules() if isinstance(m, ChannelAffine))
+    assert isinstance(affine.bias, nn.Parameter)
+    assert affine.bias.requires_grad
+    assert not any(node.op == "call_function" for node in written.graph.nodes)
+    with torch.no_grad():
+        torch.testing.assert_close(written(images()), network(images()))

@@ -1,11 +1,16 @@
 """Which layer gets which settings: globs, their order, and what is wrong with wrong ones."""
 
+from dataclasses import replace
+
 import pytest
 from networks import build, images
 from torch import nn
 
 import qdeploy
+from qdeploy import methods
 from qdeploy.errors import QdeployError
+from qdeploy.methods import Options
+from qdeploy.preparation.settings import layer_settings
 
 NAMES = ["stem.0", "conv1", "conv2", "projection", "same.0", "fc"]
 
@@ -109,10 +114,10 @@ def test_the_layers_of_slb_are_searched_and_the_linear_ones_rounded():
         ({"layers": {"fc": {"weight_bits": 9}}}, r"'simqat' has no weight_bits = 9"),
         ({"layers": {"fc": {"method": "slb"}}}, r"'slb' has no weight_bits = 8"),
         ({"method": "simquat"}, r"unknown method 'simquat'.* Did you mean simqat\?"),
-        ({"ema_decy": 0.9}, r"unknown key 'ema_decy'. Did you mean ema_decay\?"),
+        ({"ema_decy": 0.9}, r"unknown key ema_decy\. Did you mean ema_decay\?"),
         ({"ema_decay": 2}, r"ema_decay: given 2, allowed: below 1"),
         ({"fold": "three-conv"}, r"fold: given 'three-conv', allowed: 'none', 'one-conv' or 'two-"),
-        ({"layers": {"fc": {"options": {"fodl": "none"}}}}, r"'fodl'. Did you mean fold\?"),
+        ({"layers": {"fc": {"options": {"fodl": "none"}}}}, r"unknown key fodl\. Did you mean fold\?"),
         (
             {"method": "slb", "weight_bits": 1, "t_start_time": 0.7},
             r"t_end_time \(0.6\) must not be before t_start_time \(0.7\)",
@@ -122,6 +127,18 @@ def test_the_layers_of_slb_are_searched_and_the_linear_ones_rounded():
 def test_wrong_settings_say_what_is_allowed(arguments, message):
     with pytest.raises(QdeployError, match=message):
         settings(**arguments)
+
+
+def test_an_option_that_must_be_given_is_named(monkeypatch):
+    class Required(Options):
+        levels: int
+
+    demanding = replace(methods.find("simqat"), options=Required)
+    monkeypatch.setattr(methods, "find", lambda name: demanding)
+    with pytest.raises(
+        QdeployError, match=r"'simqat': levels is missing; it has no default, so it"
+    ):
+        layer_settings("simqat", 8, 8, {})
 
 
 def test_globs_name_only_conv_and_linear_layers():

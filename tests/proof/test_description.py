@@ -67,8 +67,11 @@ def test_float_layers_count_four_bytes_a_value(described):
     assert layers["2"].weight_bits is None
     assert layers["2"].weights == 6 * 4 * 4 + 4
     assert layers["2"].weight_bytes == layers["2"].bound_bytes == 4 * 100
-    integer = 3 * 6 * 9 + 8 * 6
-    assert information_bound(converted, tuple(layers.values())) == integer + 4 * 100 + 4 * 4 * 4
+    levels = len(layers["0"].levels)
+    integer = int(np.ceil(3 * 6 * 9 * np.log2(levels) / 8)) + 8 * 6
+    assert (
+        information_bound(converted, tuple(layers.values())) == integer + 4 * 100
+    )  # the norm folds
 
 
 @pytest.mark.parametrize(
@@ -134,6 +137,25 @@ class TestBytes:
         assert all(found[name] >= layer.bound_bytes for name, layer in layers.items())
         del found["bn2"]  # folded into conv2, which counts its own bytes
         assert found == sizes_in(path)
+
+    def test_a_layer_that_uses_three_levels_of_eight(self, tmp_path):
+        network = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 64), nn.ReLU(), conv(64, 4))
+        with torch.no_grad():
+            network[2].weight.copy_(torch.randint(-1, 2, network[2].weight.shape))
+        converted = qdeploy.convert(calibrated(network, "simqat w3a4"))
+        layer = layers_of(converted, tmp_path / "m.onnx")["2"]
+        assert len(layer.levels) == 3
+        assert layer.bound_bytes <= layer.weight_bytes < 64 * 64 * 9 / 4
+
+    @pytest.mark.parametrize("size", [4, 32])  # torch.onnx merges equal weights that are small
+    def test_layers_of_equal_weights_keep_their_names(self, size, tmp_path):
+        network = nn.Sequential(
+            conv(3, size), nn.ReLU(), conv(size, size), nn.ReLU(), conv(size, size)
+        )
+        network[4].load_state_dict(network[2].state_dict())
+        converted = qdeploy.convert(calibrated(network, "simqat w8a8"))
+        path = qdeploy.export(converted, tmp_path / "m.onnx", images(2))
+        assert [layer.name for layer in inspect(path).layers] == ["0", "2", "4"]
 
     def test_what_is_not_packed_is_not_said_to_be(self, tmp_path):
         network = nn.Sequential(conv(3, 64), nn.ReLU(), conv(64, 32))

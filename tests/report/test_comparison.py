@@ -10,7 +10,7 @@ from rich.console import Console
 from sample_records import BARE, FULL, epochs
 
 from qdeploy.report.charts import LINES
-from qdeploy.report.comparison import Run, comparison_data
+from qdeploy.report.comparison import Run, run_data
 from qdeploy.report.html import comparison_page
 from qdeploy.report.table import comparison_table
 
@@ -117,11 +117,11 @@ class TestFigures:
             {**row, "test_top1": top1}
             for row, top1 in zip(epochs(3), (0.5, 0.75, 0.625), strict=True)
         ]
-        (data,) = comparison_data([replace(UNFINISHED, rows=tuple(rows))])
+        data = run_data(replace(UNFINISHED, rows=tuple(rows)))
         assert (data["last_top1"], data["best_top1"]) == (0.625, 0.75)
 
     def test_json_has_the_numbers_of_the_reports_and_none_for_what_is_missing(self):
-        first, second, *_ = json.loads(json.dumps(comparison_data(RUNS), allow_nan=False))
+        first, second, *_ = (json.loads(json.dumps(run_data(run), allow_nan=False)) for run in RUNS)
         assert first["onnx_top1"] == 0.9831
         assert first["agreement"] == 359 / 360
         assert first["file_bytes"] == 16_480
@@ -132,7 +132,7 @@ class TestFigures:
         ] * 4
 
     def test_a_report_that_measured_little(self):
-        (data,) = comparison_data([replace(EXPORTED, record=BARE)])
+        data = run_data(replace(EXPORTED, record=BARE))
         assert data["file_bytes"] == 16_480
         assert [data[key] for key in ("onnx_top1", "agreement", "smaller")] == [None] * 3
 

@@ -1,11 +1,13 @@
 """One list of sections, which both Markdown and HTML show."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from parsed_page import Page
 from sample_records import BARE, FULL
 
+from qdeploy.record import BitsWork, Complexity
 from qdeploy.report import sections as listed
 from qdeploy.report.charts import bars
 from qdeploy.report.html import report_page
@@ -48,6 +50,16 @@ def test_a_new_section_is_one_function(monkeypatch):
 def test_one_that_is_not_shown_is_nowhere(monkeypatch):
     monkeypatch.setattr(listed, "SECTIONS", [lambda record: Section("Energy", shown=False)])
     assert "Energy" not in markdown(FULL) + report_page(FULL)
+
+
+@pytest.mark.parametrize("face", [markdown, report_page])
+def test_a_float_run_has_no_integers_and_saves_nothing(face):
+    work = BitsWork(None, None, layers=5, macs=1000, bit_operations=1000 * 32**2)
+    complexity = Complexity(850, work.macs, work.bit_operations, (work,), ())
+    text = face(replace(FULL, method="float", complexity=complexity))
+    assert "against the float network in PyTorch" in text
+    assert "100.00 % at 32 x 32 bits" in text
+    assert "fewer bit operations" not in text
 
 
 @pytest.mark.parametrize("face", [markdown, report_page])

@@ -8,8 +8,7 @@ from sample_records import BARE, FULL, IN_FLOAT, MACHINE, PRODUCTS
 
 from qdeploy.benchmark import BenchmarkResult
 from qdeploy.record import Coverage
-from qdeploy.report import benchmark_table, kernel_table, record_table
-from qdeploy.report.table import shorten
+from qdeploy.report.table import benchmark_table, kernel_table, record_table, shorten
 
 
 def lines(table, width=80):

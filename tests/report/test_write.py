@@ -5,7 +5,7 @@ from sample_records import BARE, FULL, epochs
 
 from qdeploy.errors import QdeployError
 from qdeploy.record import Record
-from qdeploy.report import write_report, write_training_page
+from qdeploy.report.write import write_report, write_training_page
 
 
 def test_the_three_files_are_written_and_nothing_else(tmp_path):

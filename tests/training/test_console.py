@@ -3,6 +3,7 @@
 import io
 from pathlib import Path
 
+from qdeploy.metrics import Metrics
 from qdeploy.training.console import Console
 
 
@@ -13,8 +14,8 @@ class Terminal(io.StringIO):
 
 def say_two_lines(stream: io.StringIO, log: Path | None = None) -> None:
     console = Console(log, stream)
-    with console.progress(epochs=4, images=100, done=1) as bar:
-        bar.advance(epoch=1, images=50, loss=0.25, top1=0.875)
+    with console.progress(epochs=4, images=100, done=1) as advance:
+        advance(1, 50, Metrics(loss=0.25, top1=0.875, top5=1.0, samples=50))
         console.log("epoch 2 of [bold]4[/bold] " + "long " * 40)
     console.log("done")
 

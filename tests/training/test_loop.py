@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from qdeploy.errors import QdeployError
+from qdeploy.metrics import Metrics
 from qdeploy.training import evaluate as evaluation
 from qdeploy.training import loop
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.console import Console
-from qdeploy.training.evaluate import Metrics, evaluate
+from qdeploy.training.evaluate import evaluate
 
 
 def assert_same_state(left: nn.Module, right: nn.Module) -> None:

@@ -99,9 +99,9 @@ def test_training_in_bf16(tmp_path: Path, method: tuple[str, int]) -> None:
 
 def test_products_differ_from_those_of_float32(tmp_path: Path) -> None:
     losses = [
-        tiny_fit(
-            tiny_network(), tmp_path / name, fabric=open_fabric("cpu", precision=name)
-        ).last.train_loss
+        tiny_fit(tiny_network(), tmp_path / name, fabric=open_fabric("cpu", precision=name))[
+            -1
+        ].train_loss
         for name in ("32", "bf16")
     ]
     assert losses[0] != losses[1]

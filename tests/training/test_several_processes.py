@@ -15,17 +15,17 @@ from two_processes import in_two_processes
 
 import qdeploy
 from qdeploy import processes
-from qdeploy.data.batches import ArrayBatches, Batches, Normalisation, Share, Shuffling
+from qdeploy.data.batches import ArrayBatches, Batches, Normalisation, Share
 from qdeploy.data.open import Data
 from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError
-from qdeploy.recipe import TrainSection
+from qdeploy.recipe import DataSection, TrainSection
 from qdeploy.run import RunFolder
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.console import Console
+from qdeploy.training.device import seed_epoch
 from qdeploy.training.launch import first_process_first, open_fabric
 from qdeploy.training.loop import fit
-from qdeploy.training.rng import seed_epoch
 from qdeploy.training.session import Session
 
 SETTINGS = TrainSection(
@@ -83,7 +83,8 @@ def data(rank: int, count: int) -> Data:
     normalise = Normalisation([0.4], [0.3], "cpu")
     share = Share(rank, count)
     train, test = (LabelledImages(images[s], labels[s]) for s in (slice(54), slice(54, 85)))
-    shuffling = Shuffling(seed=5, pad_crop=1, flip=True)
+    section = DataSection(dataset="mnist", batch_size=16, pad_crop=1, flip=True)
+    tested = section.model_copy(update={"batch_size": 10})
     return Data(
         name="noise",
         title="noise",
@@ -91,8 +92,8 @@ def data(rank: int, count: int) -> Data:
         input_shape=(1, 8, 8),
         mean=(0.4,),
         std=(0.3,),
-        train=ArrayBatches(train, 16, normalise, shuffling, share=share),
-        test=ArrayBatches(test, 10, normalise, share=share),
+        train=ArrayBatches(train, section, normalise, 5, share),
+        test=ArrayBatches(test, tested, normalise, share=share),
     )
 
 

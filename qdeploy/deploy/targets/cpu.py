@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from qdeploy.deploy.passes import BEFORE_PACKING
+from qdeploy.deploy import passes
 from qdeploy.deploy.target import Target
 
 
 def rewrite(model: ir.Model) -> None:
-    for step in BEFORE_PACKING:
+    for step in passes.BEFORE_PACKING:
         step(model)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from qdeploy.deploy.edits import Initialisers, only_reader
+from qdeploy.deploy.edits import constant, made_by, only_reader
 from qdeploy.deploy.passes import guard_float_layers, share_initialisers
 from qdeploy.deploy.target import Target
 from qdeploy.errors import QdeployError
@@ -47,18 +47,19 @@ def with_symmetric_codes(model: ir.Model) -> None:
     Precondition: quantizers as operators.py writes them, before other passes touch their codes.
     Errors: QdeployError for what has no symmetric int8 form.
     """
-    initialisers = Initialisers(model.graph)
+    graph = model.graph
     known: dict[tuple[float, int], tuple[int, int]] = {}
-    for node in list(model.graph):
+    for node in list(graph):
         if node.op_type == "QuantizeLinear":
-            _symmetric_activation(node, model.graph, initialisers, known)
-    for node in list(model.graph):
-        if node.op_type != "DequantizeLinear" or not _is_constant(node.inputs[0]):
+            _symmetric_activation(node, graph, known)
+    for node in list(graph):
+        codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+        if codes is None or codes.const_value is None:
             continue
-        if node.inputs[0].dtype == ir.DataType.INT32:  # type: ignore[union-attr]
-            _float_bias(node, initialisers)
+        if codes.dtype == ir.DataType.INT32:
+            _float_bias(node, graph)
         else:
-            _symmetric_weight(node, initialisers)
+            _symmetric_weight(node, graph)
 
 
 def means_of_sequences(model: ir.Model) -> None:
@@ -67,19 +68,18 @@ def means_of_sequences(model: ir.Model) -> None:
     torch exports it as a mean over images of height 1: Unsqueeze, ReduceMean and Squeeze, which
     ONNX Runtime cannot load between signed codes.
     """
-    initialisers = Initialisers(model.graph)
-    for node in list(model.graph):
-        image = node.inputs[0].producer() if node.inputs[0] else None
-        flat = only_reader(node.outputs[0], "Squeeze")
+    graph = model.graph
+    for node in list(graph):
+        image, flat = made_by(node.inputs[0], "Unsqueeze"), only_reader(node.outputs[0], "Squeeze")
         if node.op_type != "ReduceMean" or image is None or flat is None:
             continue
         axes = [_array(part.inputs[1]).tolist() for part in (image, flat, node)]
-        if image.op_type != "Unsqueeze" or axes[:2] != [[-2], [-2]] or sorted(axes[2]) != [-2, -1]:
+        if axes[:2] != [[-2], [-2]] or sorted(axes[2]) != [-2, -1]:
             continue
-        mean = ir.node("ReduceMean", [image.inputs[0], initialisers.constant(np.array([-1]))])
+        mean = ir.node("ReduceMean", [image.inputs[0], constant(graph, np.array([-1]))])
         parts = [image, node, flat]
         ir.convenience.replace_nodes_and_values(
-            model.graph, flat, parts, [mean], flat.outputs, mean.outputs
+            graph, flat, parts, [mean], flat.outputs, mean.outputs
         )
 
 
@@ -96,10 +96,7 @@ def coarser_steps(network: nn.Module) -> tuple[int, int]:
 
 
 def _symmetric_activation(
-    quantizer: ir.Node,
-    graph: ir.Graph,
-    initialisers: Initialisers,
-    known: dict[tuple[float, int], tuple[int, int]],
+    quantizer: ir.Node, graph: ir.Graph, known: dict[tuple[float, int], tuple[int, int]]
 ) -> None:
     """known: {step and zero point: range} of what stands before; values that were only moved since
     are rounded again on the same grid, without its bounds."""
@@ -108,36 +105,20 @@ def _symmetric_activation(
     step = _array(readers[0].inputs[1]).astype(np.float32)
     zero_code = int(_array(readers[0].inputs[2]))
     low, high = known.setdefault((float(step), zero_code), _range(quantizer, end))
-    source: ir.Value = quantizer.inputs[0]  # type: ignore[assignment]
-    before = _bounded(quantizer, end, (low, high), step, initialisers)
-    if before:
-        graph.insert_before(quantizer, before)
-        source = before[-1].outputs[0]
-    scale = initialisers.constant(np.float32(step * _growth(low, high)))
-    zero = initialisers.constant(np.int8(0))
-    codes = ir.node("QuantizeLinear", [source, scale, zero])
-    graph.insert_before(quantizer, codes)
+    source = quantizer.inputs[0]
+    before: list[ir.Node] = []
+    if made_by(end, "Where"):
+        before = _sign(source, graph)
+    elif not _saturates(quantizer, end, low, high):
+        bounds = [constant(graph, np.float32(code * step)) for code in (low, high)]
+        before = [ir.node("Clip", [source, *bounds])]
+    scale = constant(graph, np.float32(step * _growth(low, high)))
+    zero = constant(graph, np.int8(0))
+    codes = ir.node("QuantizeLinear", [before[-1].outputs[0] if before else source, scale, zero])
+    graph.insert_before(quantizer, [*before, codes])
     for reader in readers:
         for place, value in enumerate((codes.outputs[0], scale, zero)):
             reader.replace_input_with(place, value)
-    _remove_unused(end.producer(), graph)
-
-
-def _bounded(
-    quantizer: ir.Node,
-    end: ir.Value,
-    codes: tuple[int, int],
-    step: Array,
-    initialisers: Initialisers,
-) -> list[ir.Node]:
-    """What takes the sign of float values, or bounds them, where int8 does not end by itself."""
-    source, maker = quantizer.inputs[0], end.producer()
-    if maker is not None and maker.op_type == "Where":
-        return _sign(source, initialisers)  # type: ignore[arg-type]
-    if _saturates(quantizer, end, *codes):
-        return []
-    bounds = [initialisers.constant(np.float32(code * step)) for code in codes]
-    return [ir.node("Clip", [source, *bounds])]
 
 
 def _codes_end(quantizer: ir.Node) -> ir.Value:
@@ -187,18 +168,17 @@ def _saturates(quantizer: ir.Node, end: ir.Value, low: int, high: int) -> bool:
     """
     if end is quantizer.outputs[0]:
         return True
-    maker = quantizer.inputs[0].producer()  # type: ignore[union-attr]
-    never_negative = low == 0 and maker is not None and maker.op_type == "Relu"
+    never_negative = low == 0 and made_by(quantizer.inputs[0], "Relu") is not None
     return (low == LOWEST or never_negative) and high == HIGHEST
 
 
-def _sign(source: ir.Value, initialisers: Initialisers) -> list[ir.Node]:
-    zero, one, minus = (initialisers.constant(np.float32(value)) for value in (0, 1, -1))
+def _sign(source: ir.Value | None, graph: ir.Graph) -> list[ir.Node]:
+    zero, one, minus = (constant(graph, np.float32(value)) for value in (0, 1, -1))
     positive = ir.node("GreaterOrEqual", [source, zero])
     return [positive, ir.node("Where", [positive.outputs[0], one, minus])]
 
 
-def _symmetric_weight(node: ir.Node, initialisers: Initialisers) -> None:
+def _symmetric_weight(node: ir.Node, graph: ir.Graph) -> None:
     codes, zero = _array(node.inputs[0]), _array(node.inputs[2])
     column = (-1, *[1] * (codes.ndim - 1))
     centred = codes.astype(np.int32) - zero.astype(np.int32).reshape(column)
@@ -209,29 +189,15 @@ def _symmetric_weight(node: ir.Node, initialisers: Initialisers) -> None:
             f"{centred.min()}..{centred.max()}: train with symmetric weights of 8 bits or less, or "
             "leave the layer in float"
         )
-    node.replace_input_with(0, initialisers.constant(centred.clip(max=HIGHEST).astype(np.int8)))
-    node.replace_input_with(2, initialisers.constant(np.zeros(zero.shape, np.int8)))
+    node.replace_input_with(0, constant(graph, centred.clip(max=HIGHEST).astype(np.int8)))
+    node.replace_input_with(2, constant(graph, np.zeros(zero.shape, np.int8)))
 
 
-def _float_bias(node: ir.Node, initialisers: Initialisers) -> None:
+def _float_bias(node: ir.Node, graph: ir.Graph) -> None:
     codes, scale = _array(node.inputs[0]), _array(node.inputs[1])
-    value = initialisers.constant(codes.astype(np.float32) * scale.astype(np.float32))
+    value = constant(graph, codes.astype(np.float32) * scale.astype(np.float32))
     node.outputs[0].replace_all_uses_with(value)
-    node.graph.remove(node, safe=True)  # type: ignore[union-attr]
-
-
-def _remove_unused(node: ir.Node | None, graph: ir.Graph) -> None:
-    """Removes a node that nothing reads, and what then nothing reads in front of it."""
-    if node is None or any(output.uses() for output in node.outputs):
-        return
-    makers = [value.producer() for value in node.inputs if value is not None]
     graph.remove(node, safe=True)
-    for maker in makers:
-        _remove_unused(maker, graph)
-
-
-def _is_constant(value: ir.Value | None) -> bool:
-    return value is not None and value.const_value is not None
 
 
 def _array(value: ir.Value | None) -> Array:
