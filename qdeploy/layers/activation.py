@@ -42,6 +42,7 @@ class ActivationQuantizer(nn.Module, ABC):
 
     steps: Tensor
     does_relu = False  # whether it took over the ReLU in front of it
+    places = 1  # how many tensors of one batch it sees in turn: those that a concat joins, say
     _is_set = False
 
     def __init__(self, grid: Grid, quant_delay: int = 0) -> None:
@@ -171,7 +172,8 @@ def as_stored(x: Tensor) -> Tensor:
 class MovingRange(ActivationQuantizer):
     """Range from a moving average of each batch's minimum and maximum (Jacob et al., CVPR 2018).
 
-    In a run of several processes the batch is that of all of them.
+    In a run of several processes the batch is that of all of them. Of tensors that share the
+    quantizer it takes the range of them all.
 
     The average starts as a plain mean of the batches seen and turns into an exponential one
     with `decay` after 1 / (1 - decay) batches, so that it is right from the first batch on. In
@@ -198,6 +200,7 @@ class MovingRange(ActivationQuantizer):
         self.register_buffer("minimum", torch.zeros(()))
         self.register_buffer("maximum", torch.zeros(()))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self._in_batch: list[tuple[Tensor, Tensor]] = []  # ranges so far, of fewer than all places
 
     @property
     def can_take_over_relu(self) -> bool:
@@ -214,11 +217,19 @@ class MovingRange(ActivationQuantizer):
 
     def _average(self, low: Tensor, high: Tensor) -> None:
         low, high = self.over_batch(low, high)
-        self.batches += 1
+        before = self.minimum, self.maximum
+        if self._in_batch:  # the average has this batch already, without this tensor
+            before = self._in_batch[-1]
+            low, high = torch.minimum(low, before[0]), torch.maximum(high, before[1])
+        else:
+            self.batches += 1
         slowest = 0 if self.calibrating else 1 - self.decay
         weight = (1 / self.batches.to(torch.float32)).clamp(min=slowest)
-        self.minimum += weight * (low - self.minimum)
-        self.maximum += weight * (high - self.maximum)
+        self.minimum += weight * (low - before[0])
+        self.maximum += weight * (high - before[1])
+        self._in_batch.append((low, high))
+        if len(self._in_batch) == self.places:
+            self._in_batch.clear()
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Minimum and maximum of this process's batch."""
@@ -232,6 +243,7 @@ class MovingRange(ActivationQuantizer):
         for buffer in (self.minimum, self.maximum, self.batches):
             buffer.zero_()
         self._is_set = False
+        self._in_batch.clear()
 
     def qparams(self) -> tuple[Tensor, Tensor]:
         if not self._latched(self.batches):

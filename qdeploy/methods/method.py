@@ -69,6 +69,11 @@ def measured_range(bits: int, options: Options) -> MovingRange:
     return MovingRange(bits)
 
 
+def as_it_is(part: Any, options: Any) -> Any:
+    """A product or a norm that the method leaves alone. A lambda could not be pickled."""
+    return part
+
+
 @dataclass(frozen=True)
 class Method:
     """One paper.
@@ -97,5 +102,5 @@ class Method:
     act_bits: tuple[int, ...]
     options: type[Options]
     carrier: Callable[[int, Any], ActivationQuantizer] | None = None
-    product: Callable[[PlainProduct, Any], Product] = lambda product, options: product
-    norm: Callable[[BatchNorm, Any], BatchNorm] = lambda norm, options: norm
+    product: Callable[[PlainProduct, Any], Product] = as_it_is
+    norm: Callable[[BatchNorm, Any], BatchNorm] = as_it_is

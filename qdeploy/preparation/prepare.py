@@ -222,14 +222,18 @@ def quantize_tensor(
         quantizer = layer_activation(layers, site, chosen)
     else:
         if layers and not tensor.is_input:
-            network.add_submodule(f"{name}_narrow", layer_activation(layers, site, chosen))
-            for source in dict.fromkeys(layer.all_input_nodes[0] for layer in layers):
+            sources = dict.fromkeys(layer.all_input_nodes[0] for layer in layers)
+            narrow = layer_activation(layers, site, chosen)
+            narrow.places = len(sources)
+            network.add_submodule(f"{name}_narrow", narrow)
+            for source in sources:
                 insert_after(source, f"{name}_narrow", network, layers)
         quantizer = (
             method.carrier(bits, chosen.options)
             if method.carrier is not None
             else method.activation(site, bits, chosen.options)
         )
+    quantizer.places = len(tensor.producers)
     network.add_submodule(name, quantizer)
     for producer in tensor.producers:
         insert_after(producer, name, network)

@@ -55,6 +55,16 @@ def test_the_newest_batch_weighs_one_minus_decay():
     assert quantizer.maximum.item() == pytest.approx(11, rel=1e-6)
 
 
+def test_of_the_tensors_of_one_batch_it_takes_the_range_of_all():
+    quantizer = MovingRange(8)
+    quantizer.places = 3
+    first, second = [[-1.0, 1.0], [-4.0, 2.0], [0.0, 8.0]], [[-2.0, 2.0], [-1.0, 6.0], [0.0, 1.0]]
+    seen(quantizer, *first, *second)
+    assert quantizer.batches == 2
+    assert quantizer.minimum.item() == pytest.approx((-4 - 2) / 2)
+    assert quantizer.maximum.item() == pytest.approx((8 + 6) / 2)
+
+
 def test_evaluation_observes_nothing():
     quantizer = seen(MovingRange(8), [-1.0, 1.0]).eval()
     quantizer(torch.tensor([-9.0, 9.0]))

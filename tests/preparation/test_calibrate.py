@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from networks import build, images
+from networks import Network, build, conv, images
 from torch import nn
 
 import qdeploy
@@ -63,6 +63,30 @@ def test_ranges_average_the_batches():
     assert quantizer.minimum.item() == pytest.approx(np.mean(lows), rel=1e-6)
     assert quantizer.maximum.item() == pytest.approx(np.mean(highs), rel=1e-6)
     assert int(quantizer.batches) == 3
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_branches_that_a_concat_joins_have_the_range_of_the_wider_one(training):
+    """An average of both would cut off the half of the wider."""
+    network = Network(
+        lambda self, x: self.last(torch.cat([self.wide(x).relu(), self.narrow(x).relu()], 1)),
+        wide=conv(), narrow=conv(), last=conv(12),
+    )  # fmt: skip
+    with torch.no_grad():
+        network.narrow.weight.mul_(0.01)
+    prepared = qdeploy.prepare(network, images(2), "simqat")
+    batches = [images(4, seed) for seed in range(3)]
+    if training:
+        prepared.train()
+        for batch in batches:
+            prepared(batch)
+    else:
+        qdeploy.calibrate(prepared, batches)
+    ranges = [m for m in prepared.modules() if getattr(m, "places", 1) == 2]
+    assert len(ranges) == 1
+    with torch.no_grad():
+        highest = torch.stack([network.wide(batch).relu().max() for batch in batches]).mean()
+    assert ranges[0].maximum.item() == pytest.approx(highest.item(), rel=0.03)  # its layer rounds
 
 
 def test_what_was_seen_before_is_forgotten():
