@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -48,7 +49,7 @@ def open_data(
     """
     root = root or Path(section.root or _ROOT)
     dataset = find(section.dataset)
-    train, test = dataset.read(*(find_files(dataset, root, download) or [root]))
+    train, test = _splits(section.dataset, dataset, root, download)
     classes = dataset.classes or getattr(train, "classes", ())
     if not classes:
         raise QdeployError(
@@ -71,6 +72,17 @@ def open_data(
         train=trained,
         test=batches(test, tested, normalise, share=share),
     )
+
+
+def _splits(name: str, dataset: Dataset, root: Path, download: bool) -> tuple[Any, Any]:
+    """What the data set reads for training and for testing."""
+    try:
+        return dataset.read(*(find_files(dataset, root, download) or [root]))
+    except OSError as error:
+        raise QdeployError(
+            f"data set {name!r} cannot read {error.filename or root}: {error.strerror or error}; give "
+            "the folder of its files as data.root or --data-root"
+        ) from error
 
 
 def _normalisation(

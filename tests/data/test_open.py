@@ -120,3 +120,17 @@ def test_a_data_set_without_the_names_of_its_classes_is_refused(monkeypatch):
     monkeypatch.setattr(open_module, "find", lambda name: nameless)
     with pytest.raises(QdeployError, match=r"data set 'digits' names no classes; .* `classes`"):
         open_data(DataSection(dataset="digits"), None, False, "cpu", seed=0)
+
+
+def test_a_data_set_whose_files_are_missing_says_which_and_what_to_do(tmp_path, monkeypatch):
+    shapes = Dataset(
+        read=lambda root: (np.load(root / "train.npy"), None),
+        mean=(0.5,),
+        std=(0.5,),
+        title="Shapes",
+    )
+    monkeypatch.setattr(open_module, "find", lambda name: shapes)
+    section = DataSection(dataset="digits")
+    message = r"cannot read .*train\.npy: No such file.*--data-root"
+    with pytest.raises(QdeployError, match=message):
+        open_data(section, tmp_path, False, "cpu", seed=0)
