@@ -29,12 +29,12 @@ def calibrate(
     batch_norm: bool = False,
     correct_bias: bool = False,
 ) -> None:
-    """Measures activation ranges and BatchNorm statistics on `batches`, for the weights that ship.
+    """Measures activation ranges, and BatchNorm statistics if asked, for the weights that ship.
 
     Those are the weights of evaluation mode: a hard 1-bit weight is tens of times larger than the
     soft weight it was trained as, and statistics of the one are wrong for the other. Changes
-    buffers, steps that are yet to be learned and, to correct biases, biases. Each batch is
-    [N, C, H, W], or a tuple that starts with what forward takes.
+    buffers, steps that are yet to be learned and, to correct biases, biases. Each of `batches`
+    is [N, C, H, W], or a tuple that starts with what forward takes.
 
     ranges        "mean" of the batches' extremes, as in training; of all values seen "minmax",
                   "percentile", "mse" or "entropy" (see ranges.py). A range that a method sets or

@@ -89,5 +89,5 @@ class PreparedNetwork(nn.Module):
 
 
 def is_searching(network: nn.Module) -> bool:
-    """True for a prepared network whose integers are still searched for; never for a float one."""
-    return isinstance(network, PreparedNetwork) and network.searching
+    """Whether the integers of a prepared network, alone or inside of another, are still searched for."""
+    return any(isinstance(m, PreparedNetwork) and m.searching for m in network.modules())

@@ -199,26 +199,25 @@ class TestRefusals:
             )
 
 
-def test_a_linear_over_sequences_loads_and_computes(tmp_path):
-    """Rows of one matrix would not: ONNX Runtime cannot load such a product between signed codes."""
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 5))
-    x = torch.randn(16, 4, 8)
-    prepared = qdeploy.prepare(network.eval(), x[:2], "simqat", act_symmetric=True)
-    qdeploy.calibrate(prepared, [x])
-    path = qdeploy.export(prepared, tmp_path / "m.onnx", x[:2], target="tensorrt")
-    found = session(onnx.load(path)).run(None, {"input": x.numpy()})[0]
-    with torch.no_grad():
-        wanted = prepared.eval()(x).numpy()
-    np.testing.assert_allclose(found, wanted, atol=0.01 * np.abs(wanted).max())
-
-
-def test_a_pool_over_a_sequence_loads_and_computes(tmp_path):
-    """As torch exports it, over images of height 1, it does not load between signed codes."""
-    torch.manual_seed(0)
+def pooled_sequence():
     layers = torch.nn.Conv1d(3, 6, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool1d(1)
-    network = torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(6, 5))
-    x = torch.randn(16, 3, 8)
+    return torch.nn.Sequential(*layers, torch.nn.Flatten(), torch.nn.Linear(6, 5))
+
+
+def linear_over_sequences():
+    return torch.nn.Sequential(torch.nn.Linear(8, 6), torch.nn.ReLU(), torch.nn.Linear(6, 5))
+
+
+# Neither loads between signed codes as it is exported for others: a Linear as rows of one matrix, a pool as
+# one over images of height 1.
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [(linear_over_sequences, (16, 4, 8)), (pooled_sequence, (16, 3, 8))],
+    ids=["linear", "pool"],
+)
+def test_a_network_of_sequences_loads_and_computes(make, shape, tmp_path):
+    torch.manual_seed(0)
+    network, x = make(), torch.randn(shape)
     prepared = qdeploy.prepare(network.eval(), x[:2], "simqat", act_symmetric=True)
     qdeploy.calibrate(prepared, [x])
     path = qdeploy.export(prepared, tmp_path / "m.onnx", x[:2], target="tensorrt")

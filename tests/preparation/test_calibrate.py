@@ -23,6 +23,17 @@ def pointwise(**options):
     return qdeploy.prepare(network, images(2), "slb", 1, **options)
 
 
+def test_a_search_inside_of_another_module_gets_the_norms_of_the_hard_weights_too():
+    alone = pointwise(act_bits="float")
+    wrapped = nn.Sequential(copy.deepcopy(alone), nn.Softmax(1))
+    qdeploy.calibrate(alone, batches_of())
+    qdeploy.calibrate(wrapped, batches_of())
+    norms = (network.network.get_submodule("0").norm for network in (alone, wrapped[0]))
+    expected, found = (norm.running_var for norm in norms)
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, torch.ones(5))  # what an untouched norm has
+
+
 def test_norms_average_the_batches_for_the_hard_weights():
     prepared = pointwise(act_bits="float")
     layer = prepared.network.get_submodule("0")
