@@ -16,6 +16,7 @@ from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm,
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gain_of, shift_of
 from qdeploy.layers.product import Convolution
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.preparation.integer_kernels import onto_kernels, source_activation
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.trace import (
@@ -46,6 +47,7 @@ def convert(prepared: PreparedNetwork) -> fx.GraphModule:
     requantize_after_movers(network)
     integer_layers(network)
     integer_norms(network)
+    onto_kernels(network)
     network.graph.lint()
     network.recompile()
     return network
@@ -78,15 +80,6 @@ def requantize_after_movers(network: fx.GraphModule) -> None:
             moved = IntegerActivation(first.scale, first.zero, first.grid, saturates=False)
             network.add_submodule(f"moved.{node.name}", moved)
             insert_after(node, f"moved.{node.name}", network)
-
-
-def source_activation(node: fx.Node, network: fx.GraphModule) -> IntegerActivation | None:
-    """The quantizer that made this value; None if it is not quantized."""
-    # The parts that chunk, split and unbind give are quantized where they are taken out.
-    while is_tuple(node):
-        node = node.all_input_nodes[0]
-    module = called_module(node, network)
-    return module if isinstance(module, IntegerActivation) else None
 
 
 def integer_layers(network: fx.GraphModule) -> None:

@@ -104,7 +104,7 @@ OPERATORS = (
         "leaky_relu", (nn.LeakyReLU, F.leaky_relu), (F.leaky_relu_,), SECOND_INPLACE,
         homogeneous=True, keeps_non_negative=True, keeps_channels=True,
     ),
-    Operator(
+    SIGMOID := Operator(
         "sigmoid", (nn.Sigmoid, torch.sigmoid, F.sigmoid, torch.special.expit, "sigmoid"),
         (torch.sigmoid_, "sigmoid_"), non_negative=True, keeps_channels=True,
     ),
@@ -139,16 +139,16 @@ OPERATORS = (
         (operator.matmul, torch.matmul, torch.bmm, torch.mm, "matmul", "bmm", "mm", "__matmul__"),
     ),
     # Averages.
-    average(
+    AVERAGE := average(
         "avg_pool", nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
         keeps_channels=True,
     ),
-    average(
+    ADAPTIVE_AVERAGE := average(
         "adaptive_avg_pool", nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
         F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, keeps_channels=True,
     ),
     average("bilinear", nn.UpsamplingBilinear2d, keeps_channels=True),
-    average("mean", torch.mean, "mean"),
+    MEAN := average("mean", torch.mean, "mean"),
     # Movers that change no shape.
     mover("identity", nn.Identity, TrainingOnly, keeps_channels=True, silent=True),
     dropout("dropout", F.dropout, torch.dropout, module=nn.Dropout),
