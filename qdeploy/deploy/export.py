@@ -15,7 +15,7 @@ import onnx
 import onnx_ir as ir
 import onnxsim
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qdeploy.deploy import passes
@@ -25,11 +25,11 @@ from qdeploy.deploy.seal import seal
 from qdeploy.deploy.target import find_target
 from qdeploy.deploy.translations import TRANSLATIONS
 from qdeploy.errors import QdeployError
-from qdeploy.layers.integer import IntegerLayer
+from qdeploy.layers.integer import IntegerActivation, IntegerLayer
 from qdeploy.onnx_file import fits_one_file, write
 from qdeploy.preparation.convert import convert
 from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.preparation.trace import Inputs, as_inputs, described
+from qdeploy.preparation.trace import Inputs, as_inputs, called_module, described
 
 OPSET = 21
 IR_VERSION = 10
@@ -90,9 +90,18 @@ def to_onnx(
             layer.in_rows = False
     traced = _exported(network, inputs, outputs or output_names(network, inputs))
     passes.layer_names(traced)
+    passes.tensor_names(traced, quantizer_names(network))
     exported = _simplified(traced)
     runtime.rewrite(exported)
     return exported
+
+
+def quantizer_names(network: nn.Module) -> list[str]:
+    """The nodes of a converted network that round, in the order it runs them; none of a float one."""
+    if not isinstance(network, fx.GraphModule):
+        return []
+    calls = ((node, called_module(node, network)) for node in network.graph.nodes)
+    return [node.name for node, module in calls if isinstance(module, IntegerActivation)]
 
 
 def check_floats(inputs: Sequence[Tensor]) -> None:
@@ -106,11 +115,19 @@ def check_floats(inputs: Sequence[Tensor]) -> None:
 
 def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """A copy of the graph, packed or not, as a checked and sealed protobuf."""
+    return finished_with_tensors(model, packing, metadata)[0]
+
+
+def finished_with_tensors(
+    model: ir.Model, packing: bool, metadata: Mapping[str, str]
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """`finished`, and {quantizer of the converted network: the tensor of its codes in the file}."""
     model = model.clone()
     if packing:
         pack(model)
     for rewrite in passes.AFTER_PACKING:
         rewrite(model)
+    tensors = passes.named_tensors(model)
     model.producer_name, model.producer_version = "qdeploy", None
     model.graph.name = "qdeploy"
     model.metadata_props.update(metadata)
@@ -120,7 +137,7 @@ def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onn
     if fits_one_file(proto):  # else the checker wants a path, see write
         onnx.checker.check_model(proto, full_check=True)
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
-    return proto
+    return proto, tensors
 
 
 def input_names(network: nn.Module, count: int) -> list[str]:

@@ -41,7 +41,7 @@ class ExactProduct(nn.Module):
         """x: whole numbers, float32."""
         kind = exact_type(self.narrow, x.device)
         if kind == torch.float32 and self.largest < EXACT:
-            return self.product(x, self.term_0, self.bias.to(kind))
+            return self.product(x, self.get_buffer("term_0"), self.bias.to(kind))
         sums, x = self.product.over_outputs(self.bias, x), x.to(kind)
         for index, number in enumerate(self.numbers):
             products = self.product(x, self.get_buffer(f"term_{index}").to(kind), None)

@@ -87,10 +87,10 @@ def around_zero(codes: Tensor, out: Step) -> Tensor:
 
 
 def globally_averaged(a: Tensor, step: Step, out: Step) -> Tensor:
-    """QLinearGlobalAveragePool of [N, C, H, W] (qlgavgpool.cpp): sums times f(scale / f(scale out x n))."""
-    sums = a.sum((2, 3), keepdim=True)
-    pixels = np.float32(a.shape[2] * a.shape[3])
-    multiplier = np.float32(step.scale) / (np.float32(out.scale) * pixels)
+    """QLinearGlobalAveragePool of [N, C, ...] to [N, C] (qlgavgpool.cpp): f(sums) f(scale / f(out n))."""
+    pixels = a.flatten(2)
+    sums = pixels.sum(2)
+    multiplier = np.float32(step.scale) / (np.float32(out.scale) * np.float32(pixels.shape[2]))
     return requantized(sums, float(multiplier), out.zero)
 
 

@@ -5,6 +5,9 @@ The last part of `convert`: with it the network in PyTorch gives the very codes 
 
 from __future__ import annotations
 
+import operator
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, fx
@@ -21,9 +24,11 @@ from qdeploy.layers.integer_operators import (
     IntegerSum,
 )
 from qdeploy.layers.kernels import Step
+from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.rewrites import factor
 from qdeploy.preparation.trace import (
     called_module,
+    float_inputs,
     is_tuple,
     module_calls,
     only_reader,
@@ -38,6 +43,8 @@ from qdeploy.preparation.vocabulary import (
     MEAN,
     MULTIPLY,
     SIGMOID,
+    Argument,
+    argument,
     is_clip,
     is_relu,
     operator_of,
@@ -82,6 +89,28 @@ def is_rounded_to(step: Step, node: fx.Node, network: fx.GraphModule) -> bool:
     return isinstance(kernel, IntegerLayer | IntegerOperator) and kernel.out == step
 
 
+def comes_from_kernels(network: fx.GraphModule) -> dict[str, bool]:
+    """For each node that rounds: whether all that it reads is exact, {its name: ...}.
+
+    Of the network's inputs, of what integer kernels give and of values that were rounded before it is;
+    what float operators give may differ in its last bits.
+    """
+    nodes = network.graph.nodes
+    rounding = (n for n in nodes if isinstance(called_module(n, network), IntegerActivation))
+    return {node.name: is_exact(node.all_input_nodes[0], network) for node in rounding}
+
+
+def is_exact(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether PyTorch and ONNX Runtime give the same value, as they do of what is exact."""
+    module = called_module(node, network)
+    if isinstance(module, IntegerLayer):
+        return module.has_kernel
+    if node.op == "placeholder" or isinstance(module, IntegerActivation | IntegerOperator):
+        return True
+    passes = is_clip(node, network) or is_mover(node, network) or factor(node, network) is not None
+    return passes and all(is_exact(source, network) for source in float_inputs(node))
+
+
 def step_behind(node: fx.Node, network: fx.GraphModule) -> Step | None:
     """The step that all readers of a value see it rounded to; None where something reads it in float.
 
@@ -118,21 +147,28 @@ def integer_operator(
     named = any(isinstance(value, fx.Node) for value in node.kwargs.values())
     if not len(steps) == len(tensors) == kind.operands or named:
         return None
+    if kind is IntegerGlobalAverage and out.scale * 256 <= steps[0].scale:  # type: ignore[union-attr]
+        return None  # too fine for the kernel, see deploy/integer_passes.py
     return kind(call_of(node, network), steps, out)
 
 
 def kernel_of(node: fx.Node, network: fx.GraphModule) -> type[IntegerOperator] | None:
     row = operator_of(node, network)
-    if row not in (MEAN, ADAPTIVE_AVERAGE):
+    if row is MEAN:
+        return IntegerGlobalAverage if means_over_pixels(node, network) else None
+    if row is not ADAPTIVE_AVERAGE:
         return KERNELS.get(row)
-    return IntegerGlobalAverage if averages_all_pixels(node) else None
+    before, after = shape_of(node.all_input_nodes[0])[2:], shape_of(node)[2:]
+    if len(before) < 3 and set(after) == {1}:
+        return IntegerGlobalAverage
+    return None if any(map(operator.mod, before, after)) else IntegerAverage
 
 
-def averages_all_pixels(node: fx.Node) -> bool:
-    """Whether one mean is left of each channel of an image, or of a sequence."""
-    (source,) = node.all_input_nodes
-    before, after = shape_of(source), shape_of(node)
-    return len(before) == 4 and after.numel() == before[0] * before[1] and before[2:].numel() > 1
+def means_over_pixels(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether it takes the means of an image's height and width."""
+    axes = argument(node, network, Argument("dim", 1))
+    is_image = len(shape_of(node.all_input_nodes[0])) == 4
+    return is_image and isinstance(axes, tuple | list) and sorted(a % 4 for a in axes) == [2, 3]
 
 
 def step_of(node: fx.Node, network: fx.GraphModule) -> Step | None:
@@ -168,6 +204,8 @@ def call_of(node: fx.Node, network: fx.GraphModule) -> Call | torch.nn.Module:
     module = called_module(node, network)
     if module is not None:
         return module
-    function = getattr(Tensor, node.target) if node.op == "call_method" else node.target
+    function: Any = node.target
+    if node.op == "call_method":
+        function = getattr(Tensor, str(node.target))
     others = tuple(part for part in node.args if not isinstance(part, fx.Node))
     return Call(function, others, dict(node.kwargs))

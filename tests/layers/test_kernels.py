@@ -124,7 +124,7 @@ def test_global_average(size):
         out = Step(float(np.float32(step.scale * draws.scale(-4, 0))), draws.zero())
         found = kernels.globally_averaged(centred(x, step), step, out)
         expected = run("QLinearGlobalAveragePool", x, *onnx(step), *onnx(out), channels_last=0)
-        assert_same(found, out, expected)
+        assert_same(found, out, expected[:, :, 0, 0])
 
 
 @pytest.mark.parametrize(
