@@ -18,6 +18,7 @@ from qdeploy.methods import ActivationSite, WeightSite
 from qdeploy.preparation import deferred_relus, rewrites
 from qdeploy.preparation import quantizer_placement as placement
 from qdeploy.preparation.attention import open_fused_attention, with_open_attention
+from qdeploy.preparation.check import check_prepared
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.settings import (
@@ -53,6 +54,7 @@ def prepare(
     first_last_float: bool = False,
     equalize: bool = False,
     leaves: Sequence[str] = (),
+    check: bool = True,
     **options: Any,
 ) -> PreparedNetwork:
     """A copy of `model` in which Conv and Linear layers train quantized.
@@ -68,10 +70,12 @@ def prepare(
     equalize          first gives the channels of a tensor one size (see equalize.py)
     leaves            globs of modules to keep whole and in float, such as those that torch.fx
                       cannot trace
+    check             proves that rewriting and tracing changed nothing: see check.py
     options           the method's own
 
     Errors: QdeployError for unknown methods, bits, options and globs, for networks that torch.fx
-    cannot trace or that do not take the example input, and for networks without such layers.
+    cannot trace or that do not take the example input, for networks without such layers, and where
+    the check finds that the prepared network computes something else.
     """
     if isinstance(model, PreparedNetwork):
         raise QdeployError("this network is prepared already; give prepare the float network")
@@ -91,7 +95,10 @@ def prepare(
     deferred_relus.defer_relus(network)
     network.graph.lint()
     network.recompile()
-    return PreparedNetwork(network, everything).train(model.training)
+    prepared = PreparedNetwork(network, everything).train(model.training)
+    if check:
+        check_prepared(model, prepared, as_inputs(example_input))
+    return prepared
 
 
 def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
