@@ -38,7 +38,7 @@ from qdeploy.preparation.trace import (
     only_reader,
     replace,
     shape_of,
-    trace,
+    trace_both_modes,
 )
 from qdeploy.preparation.vocabulary import operator_of
 
@@ -81,7 +81,9 @@ def prepare(
         raise QdeployError("this network is prepared already; give prepare the float network")
     bits = None if act_bits == FLOAT else act_bits
     default = layer_settings(method, weight_bits, bits, options)  # type: ignore[arg-type]
-    network = rewritten(trace(with_open_attention(model), example_input, leaves), example_input)
+    network = rewritten(
+        trace_both_modes(with_open_attention(model), example_input, leaves), example_input
+    )
     names = weight_layers(network)
     if not names:
         raise QdeployError(f"{type(model).__name__} has no Conv or Linear layer to quantize")

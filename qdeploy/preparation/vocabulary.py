@@ -19,7 +19,7 @@ from torch import fx, nn
 
 from qdeploy.layers.activation import DeferredReLU
 from qdeploy.layers.product import FUNCTIONS
-from qdeploy.preparation.tracer import TrainingOnly
+from qdeploy.preparation.tracer import TrainingOnly, by_mode
 
 
 class Argument(NamedTuple):
@@ -151,6 +151,7 @@ OPERATORS = (
     average("mean", torch.mean, "mean"),
     # Movers that change no shape.
     mover("identity", nn.Identity, TrainingOnly, keeps_channels=True, silent=True),
+    mover("by_mode", by_mode, keeps_channels=True),
     dropout("dropout", F.dropout, torch.dropout, module=nn.Dropout),
     dropout("dropout1d", F.dropout1d, module=nn.Dropout1d),
     dropout("dropout2d", F.dropout2d, module=nn.Dropout2d),
