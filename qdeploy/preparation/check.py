@@ -8,13 +8,10 @@ float64 decides, which tells a fault from a BatchNorm that divides by next to no
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -23,13 +20,13 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import full_float32
 from qdeploy.layers.transparent import transparent
 from qdeploy.preparation.departure import first_departure
+from qdeploy.preparation.same_numbers import SEED, same_numbers
 from qdeploy.preparation.trace import described
 
 TOLERANCE = 1e-5  # of the largest value of a tensor
-SEED = 0
 Batch = Sequence[Tensor]
-Parts = dict[str, Any]  # of an output: see `by_path`
 Pair = tuple[nn.Module, nn.Module]  # the float network and the prepared one
+Parts = dict[str, Any]  # of an output, by how one gets at them: {"['boxes'][0]": a tensor}
 
 
 def check_prepared(model: nn.Module, prepared: nn.Module, example: Batch) -> None:
@@ -49,39 +46,49 @@ def check_prepared(model: nn.Module, prepared: nn.Module, example: Batch) -> Non
 def check_on(pair: Pair, batch: Batch, *, training: bool) -> bool:
     """Whether the float network takes the batch at all. Errors: QdeployError where they differ."""
     try:
-        wanted = by_path(run(pair[0], batch, training))
+        wanted = parts_of(run(pair[0], batch, training))
     except Exception:
         return False  # another size, or training on a single value for each channel
-    problem = difference(wanted, pair[1], batch, training)
-    if problem and not is_rounding(pair, batch, training):
+    if problem := problem_of(pair, wanted, batch, training):
         raise QdeployError(explained(pair, batch, training, problem))
     return True
 
 
-def difference(wanted: Parts, network: nn.Module, batch: Batch, training: bool) -> str | None:
-    """What is wrong with the outputs of a network, in words."""
+def problem_of(pair: Pair, wanted: Parts, batch: Batch, training: bool) -> str | None:
+    """What is wrong with the prepared network's outputs, in words."""
     try:
-        found = by_path(run(network, batch, training))
+        found = parts_of(run(pair[1], batch, training))
     except Exception as error:
         return f"it stops with {type(error).__name__}: {error}"
-    if wanted.keys() != found.keys():
-        return f"it gives the outputs {listed(found)}, not {listed(wanted)}"
-    problems = (unequal(path, value, found[path]) for path, value in wanted.items())
-    return next(filter(None, problems), None)
+    ours, theirs = (
+        {f"output{path} {described([part])}" for path, part in parts.items()}
+        for parts in (found, wanted)
+    )
+    if ours != theirs:
+        return f"it gives {listed(ours - theirs)} in place of {listed(theirs - ours)}"
+    errors = departures(wanted, found)
+    if not errors or is_rounding(pair, batch, training):
+        return None
+    path, error = next(iter(errors.items()))
+    return f"output{path} differs by {error:.2g} of its largest value"
+
+
+def listed(kinds: set[str]) -> str:
+    return ", ".join(sorted(kinds)) or "nothing"
 
 
 def is_rounding(pair: Pair, batch: Batch, training: bool) -> bool:
-    """Whether the difference is one of float32, or of a network that gives other outputs every time."""
-    model, prepared = pair
-    wanted = by_path(run(model, batch, training))
-    if difference(wanted, model, batch, training):
+    """Whether only float32 differs, or the float network itself gives other outputs every time."""
+    first, second = (parts_of(run(pair[0], batch, training)) for _ in range(2))
+    if departures(first, second):
         return True
     wide = [x.double() if x.is_floating_point() else x for x in batch]
+    networks = (copy.deepcopy(network).double() for network in pair)
     try:
-        wanted = by_path(run(copy.deepcopy(model).double(), wide, training))
+        wanted, found = (parts_of(run(network, wide, training)) for network in networks)
     except Exception:
         return False  # it makes float32 tensors itself
-    return difference(wanted, copy.deepcopy(prepared).double(), wide, training) is None
+    return not departures(wanted, found)
 
 
 def explained(pair: Pair, batch: Batch, training: bool, problem: str) -> str:
@@ -97,27 +104,10 @@ def explained(pair: Pair, batch: Batch, training: bool, problem: str) -> str:
 
 
 def run(network: nn.Module, batch: Batch, training: bool) -> Any:
-    """Outputs of a copy of the batch, without rounding and with random numbers of one seed."""
-    with torch.no_grad(), full_float32(), transparent(network), seeded(batch):
+    """The outputs of a network that rounds nothing and draws the numbers that others draw."""
+    numbers = same_numbers(x.device for x in batch)
+    with torch.no_grad(), full_float32(), transparent(network), numbers:
         return network.train(training)(*(x.clone() for x in batch))
-
-
-@contextmanager
-def seeded(batch: Batch) -> Iterator[None]:
-    """Every random number inside the block comes of SEED; afterwards their states are back."""
-    generators = [torch.default_generator]
-    generators += [torch.cuda.default_generators[x.device.index] for x in batch if x.is_cuda]
-    states = [generator.get_state() for generator in generators]
-    plain, numpys = random.getstate(), np.random.get_state()
-    for seed in (*(generator.manual_seed for generator in generators), random.seed, np.random.seed):
-        seed(SEED)
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
-        random.setstate(plain)
-        np.random.set_state(numpys)
 
 
 def other_batches(example: Batch) -> Iterator[Batch]:
@@ -136,29 +126,16 @@ def other_values(x: Tensor, generator: torch.Generator) -> Tensor:
     return x + noise * torch.where(size > 0, size, 1.0)
 
 
-def by_path(output: Any) -> Parts:
-    """The parts of an output by how one gets at them, whatever holds them: {"['boxes'][0]": tensor}."""
+def parts_of(output: Any) -> Parts:
+    """The tensors and numbers of an output, whatever holds them: a tuple or a list, any mapping."""
     return {pytree.keystr(path): part for path, part in pytree.tree_leaves_with_path(output)}
 
 
-def listed(parts: Parts) -> str:
-    return ", ".join(path or "one" for path in parts)
-
-
-def unequal(path: str, wanted: Any, found: Any) -> str | None:
-    """How a part of the output differs, in words."""
-    if not isinstance(wanted, Tensor) or not isinstance(found, Tensor):
-        same = type(wanted) is type(found)
-        return (
-            None
-            if same
-            else f"output{path} is a {type(found).__name__}, not {type(wanted).__name__}"
-        )
-    if wanted.shape != found.shape or wanted.dtype != found.dtype:
-        return f"output{path} is {described([found])}, not {described([wanted])}"
-    if is_close(wanted, found):
-        return None
-    return f"output{path} differs by {relative_error(wanted, found):.2g} of its largest value"
+def departures(wanted: Parts, found: Parts) -> dict[str, float]:
+    """The relative error of each tensor where it is too large."""
+    tensors = {path: part for path, part in wanted.items() if isinstance(part, Tensor)}
+    errors = {path: relative_error(part, found[path]) for path, part in tensors.items()}
+    return {path: error for path, error in errors.items() if error > TOLERANCE}
 
 
 def is_close(wanted: Tensor, found: Tensor) -> bool:
@@ -171,6 +148,6 @@ def relative_error(wanted: Tensor, found: Tensor) -> float:
         return 0.0
     wanted, found = wanted.double(), found.double()
     same = (wanted == found) | (wanted.isnan() & found.isnan())
-    error = torch.where(same, 0.0, (wanted - found).abs()).nan_to_num(torch.inf).max()
+    error = torch.where(same, 0.0, (wanted - found).abs()).nan_to_num(torch.inf, torch.inf).max()
     size = wanted.abs().nan_to_num(0.0, posinf=0.0).max()
     return (error / size if size > 0 else error).item()
