@@ -15,9 +15,9 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy.errors import QdeployError
+from qdeploy.layers.norm import BATCH_NORMS
 from qdeploy.preparation.vocabulary import Argument, argument, operator_of
 
-NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
 NORM_ARGUMENTS = {
     "input": None, "running_mean": None, "running_var": None, "weight": None, "bias": None,
     "training": False, "momentum": 0.1, "eps": 1e-5,
@@ -94,7 +94,8 @@ def norm_of(
             "they cannot fold into a layer; multiply by the weight behind an nn.BatchNorm without one"
         )
     values = {n: x and attrgetter(str(x.target))(network) for n, x in tensors.items()}
-    kind = NORMS[len(node.all_input_nodes[0].meta["tensor_meta"].shape)]
+    dimensions = len(node.meta["tensor_meta"].shape) - 2
+    kind = BATCH_NORMS[max(dimensions, 1) - 1]
     norm = kind(len(values["running_mean"]), given["eps"], given["momentum"])
     for name, value in values.items():
         setattr(norm, name, value)

@@ -67,7 +67,7 @@ class Join:
 
     def same(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node | None:
         """A node of evaluation that does the same with the same."""
-        if node.op == "get_attr" and not self.has_value(str(node.target)):
+        if node.op == "get_attr" and not self.has_constant(str(node.target)):
             return None
         return self.claimed(self.free[meaning(node, args, kwargs, self.training)])
 
@@ -85,13 +85,10 @@ class Join:
         taken = self.twins.values()
         return next((node for node in nodes if node not in taken), None)
 
-    def has_value(self, name: str) -> bool:
-        """Whether the network has this tensor: constants of forward have numbers for names."""
-        try:
-            own = attrgetter(name)(self.network)
-        except AttributeError:
-            return False
-        return torch.equal(own, attrgetter(name)(self.training))
+    def has_constant(self, name: str) -> bool:
+        """Whether a tensor of this name is the same one: torch.fx numbers those that forward makes."""
+        made, own = name.startswith("_tensor_constant"), getattr(self.network, name, None)
+        return not made or (own is not None and torch.equal(own, getattr(self.training, name)))
 
     def copied(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
         """A node for training alone, and the module or tensor that it takes."""

@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
 
 from qdeploy.errors import QdeployError
-from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy
+from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy, one_node
 
 TORCH = Path(torch.__file__).parent
 
@@ -56,6 +56,7 @@ def twice(x: Tensor, axes: Iterable[int]) -> Tensor:
 
 
 @has_side_effect
+@one_node
 def expect(condition: Any, answer: bool, place: str) -> None:
     """Errors: QdeployError where forward would not decide as it did when it was traced."""
     # A file is for the sizes of its example; a condition on an open one would fix it.
@@ -67,11 +68,12 @@ def expect(condition: Any, answer: bool, place: str) -> None:
 
 
 @has_side_effect
+@one_node
 def expect_sizes(x: Tensor, sizes: Sequence[int]) -> None:
     """Errors: QdeployError where a sample of x has other sizes than these."""
     if not torch.compiler.is_exporting() and [*x.shape[1:]] != [*sizes]:
         raise QdeployError(
-            f"the network was prepared for inputs of {['N', *sizes]} and takes no others; this one "
+            f"the network was prepared for inputs of [N, {', '.join(map(str, sizes))}] alone; this one "
             f"is {[*x.shape]}. Prepare it with an example input of that size"
         )
 

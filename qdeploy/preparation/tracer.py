@@ -8,6 +8,7 @@ user names in `leaves`. A network that asks for the sizes of its tensors is trac
 from __future__ import annotations
 
 import fnmatch
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,10 +32,21 @@ class TrainingOnly(nn.Module):
         return self.module(x) if self.training else x
 
 
+def one_node(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes any tracer see a call of the function, not what it does."""
+
+    @functools.wraps(function)
+    def seen(*args: Any) -> Any:
+        if has_torch_function(args):
+            return handle_torch_function(seen, args, *args)
+        return function(*args)
+
+    return seen
+
+
+@one_node
 def by_mode(evaluation: Any, training: Any) -> Any:
     """Stands in a graph for two values, of which each mode has one: see modes.py."""
-    if has_torch_function((evaluation, training)):  # which is how tracers see a call
-        return handle_torch_function(by_mode, (evaluation, training), evaluation, training)
     return evaluation
 
 
