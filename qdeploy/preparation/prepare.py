@@ -21,6 +21,7 @@ from qdeploy.preparation.attention import open_fused_attention, with_open_attent
 from qdeploy.preparation.check import check_prepared
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.reduce_range import reduce_range as reduced
 from qdeploy.preparation.settings import (
     FLOAT,
     LayerSettings,
@@ -53,6 +54,7 @@ def prepare(
     *,
     first_last_float: bool = False,
     equalize: bool = False,
+    reduce_range: bool = True,
     leaves: Sequence[str] = (),
     check: bool = True,
     **options: Any,
@@ -68,6 +70,7 @@ def prepare(
     layers            {glob of layer names: "float" or {method, weight_bits, act_bits, options}}
     first_last_float  leaves the first and the last Conv or Linear in float
     equalize          first gives the channels of a tensor one size (see equalize.py)
+    reduce_range      7-bit weights where x86 without VNNI could not add up 8-bit ones (reduce_range.py)
     leaves            globs of modules to keep whole and in float, such as those that torch.fx
                       cannot trace
     check             proves that rewriting and tracing changed nothing: see check.py
@@ -90,10 +93,12 @@ def prepare(
     settings = settings_by_layer(names, default, layers or {}, first_last_float)
     if equalize:
         equalize_channels(network)
-    quantize_weights(network, settings)
+    sites = quantize_weights(network, settings)
     replace_norms(network, default)
     everything = settings | dict.fromkeys(other_products(network))
     quantize_activations(network, everything, default)
+    if reduce_range:
+        everything = reduced(network, everything, sites)
     deferred_relus.defer_relus(network)
     network.graph.lint()
     network.recompile()
@@ -137,18 +142,24 @@ def other_products(network: fx.GraphModule) -> list[str]:
     return found
 
 
-def quantize_weights(network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]) -> None:
-    """Replaces each layer that has settings, together with the BatchNorm behind it."""
+def quantize_weights(
+    network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]
+) -> dict[str, WeightSite]:
+    """Replaces each layer that has settings, together with the BatchNorm behind it; where weights stood."""
     calls = module_calls(network)
+    sites = {}
     for name, chosen in settings.items():
         if chosen is None:
             continue
         norm_node = following_norm(calls[name], calls, network)
         norm = None if norm_node is None else called_module(norm_node, network)
-        network.set_submodule(name, quantized_layer(network.get_submodule(name), norm, chosen))
+        layer = network.get_submodule(name)
+        sites[name] = WeightSite(weight_of(layer), normalized=norm is not None)
+        network.set_submodule(name, quantized_layer(layer, norm, chosen))
         if norm_node is not None:
             replace(norm_node, calls[name][0])
             network.delete_submodule(str(norm_node.target))
+    return sites
 
 
 def following_norm(
