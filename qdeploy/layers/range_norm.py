@@ -198,4 +198,6 @@ def range_norm(norm: BatchNorm, chunks: int, constant: RangeConstant) -> BatchNo
         with torch.no_grad():
             made.weight.mul_(ratio)
             made.running_var.add_(norm.eps).mul_(ratio**2).sub_(norm.eps)
+        made.weight.requires_grad_(norm.weight.requires_grad)
+        made.bias.requires_grad_(norm.bias.requires_grad)
     return made.train(norm.training)

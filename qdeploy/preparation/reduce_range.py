@@ -17,7 +17,9 @@ from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.bias import PAIR_LIMIT
 from qdeploy.layers.product import Convolution
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.methods import WeightSite
+from qdeploy.preparation.quantized_weights import quantizer_of
 from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.settings import LayerSettings
 from qdeploy.preparation.trace import called_module, float_inputs, module_calls
@@ -37,24 +39,27 @@ def reduce_range(
     Precondition: activation quantizers are in place. Errors: QdeployError for a method whose codes
     do not get smaller with fewer bits.
     """
+    calls = module_calls(network)
+    modules = {name: network.get_submodule(name) for name in calls}
+    layers = {name: m for name, m in modules.items() if isinstance(m, QuantizedLayer)}
+    highest = {name: max(highest_code_read(x, network) for x in calls[name]) for name in layers}
+    wide = {m.quantizer for name, m in layers.items() if could_saturate(m, highest[name])}
+    narrow: dict[WeightQuantizer, WeightQuantizer] = {}
     reduced = dict(settings)
-    for name, calls in module_calls(network).items():
-        layer = network.get_submodule(name)
-        if not isinstance(layer, QuantizedLayer):
-            continue
-        highest = max(highest_code_read(call, network) for call in calls)
-        if not could_saturate(layer, highest):
+    for name, layer in layers.items():
+        if layer.quantizer not in wide:
             continue
         chosen = settings[name]
         assert chosen is not None
-        site = replace(sites[name], reduce_range=True)
-        layer.quantizer = chosen.method.weight(site, REDUCED_BITS, chosen.options)
-        if could_saturate(layer, highest):
+        reduced[name] = chosen = replace(chosen, weight_bits=REDUCED_BITS)
+        if layer.quantizer not in narrow:  # else a layer of the same weight came before
+            narrow[layer.quantizer] = quantizer_of(replace(sites[name], reduce_range=True), chosen)
+        layer.quantizer = narrow[layer.quantizer]
+        if could_saturate(layer, highest[name]):
             raise QdeployError(
                 f"{name}: method {chosen.method_name!r} has codes beyond -64..64 at "
                 f"{REDUCED_BITS} bits too; set reduce_range = false, or give the layer fewer bits"
             )
-        reduced[name] = replace(chosen, weight_bits=REDUCED_BITS)
     return reduced
 
 

@@ -77,7 +77,8 @@ def functional_layer(
         fan_in *= given.get("groups", 1)
     layer = kind(fan_in, out, bias=bias is not None, **given)
     for name, value in zip(("weight", "bias"), values, strict=False):
-        setattr(layer, name, value if isinstance(value, nn.Parameter) else nn.Parameter(value))
+        trained = isinstance(value, nn.Parameter)
+        setattr(layer, name, value if trained else nn.Parameter(value, requires_grad=False))
     return x, layer.train(network.training), (*(str(part.target) for part in constants), str(given))
 
 

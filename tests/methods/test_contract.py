@@ -26,8 +26,8 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import gain_of
 from qdeploy.layers.product import product_of
 from qdeploy.layers.transparent import transparent
-from qdeploy.methods import ActivationSite
-from qdeploy.preparation.prepare import quantized_layer
+from qdeploy.methods import ActivationSite, WeightSite
+from qdeploy.preparation.quantized_weights import quantized_layer, quantizer_of
 from qdeploy.preparation.settings import layer_settings
 
 WIDTHS = [(name, bits) for name in methods.available() for bits in methods.find(name).weight_bits]
@@ -107,9 +107,14 @@ def settings(name, bits, options):
 def quantized(name, bits, options, case, with_norm, seed=0):
     """(the quantized layer, the float layer it was made of, a batch of inputs)."""
     layer, norm, x = build(case, seed)
-    joined = norm if with_norm else None
-    made = quantized_layer(copy.deepcopy(layer), joined, settings(name, bits, options))
+    made = joined(copy.deepcopy(layer), norm if with_norm else None, settings(name, bits, options))
     return made, layer, x
+
+
+def joined(layer, norm, chosen):
+    quantizer = quantizer_of(WeightSite(layer.weight, norm is not None), chosen)
+    norm = None if norm is None else chosen.method.norm(norm, chosen.options)
+    return quantized_layer(layer, norm, chosen, quantizer)
 
 
 def gain_in_the_weight(layer):
@@ -210,7 +215,7 @@ def test_a_float_weight_with_dead_channels_can_be_trained(name, bits, options):
     """All-zero channels, with no BatchNorm: no division by their range, size or deviation."""
     layer, _, x = build("conv2d-bias")
     nn.init.zeros_(layer.weight[:3])
-    made = quantized_layer(layer, None, settings(name, bits, options))
+    made = joined(layer, None, settings(name, bits, options))
     y = made.train()(x)
     (y * torch.randn_like(y)).sum().backward()
     assert made.quantizer.latent.grad.abs().max() < 1e4
