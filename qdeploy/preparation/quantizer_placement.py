@@ -47,7 +47,6 @@ from qdeploy.preparation.vocabulary import (
     keeps_non_negative,
     moves,
     operator_of,
-    writes_in_place,
 )
 
 ARITHMETIC = (ADD, SUBTRACT, MULTIPLY, DIVIDE)
@@ -120,7 +119,7 @@ def raw_inputs(network: fx.GraphModule) -> set[fx.Node]:
 
 def is_hard_gate(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether it is the gate of a hardswish, as rewrites.py writes it."""
-    return operator_of(node, network) is HARDSIGMOID and not writes_in_place(node, network)
+    return operator_of(node, network) is HARDSIGMOID
 
 
 def is_convolution(node: fx.Node, network: fx.GraphModule) -> bool:

@@ -38,7 +38,6 @@ from qdeploy.preparation.vocabulary import (
     MULTIPLY,
     PERMUTE,
     operator_of,
-    writes_in_place,
 )
 
 
@@ -99,8 +98,6 @@ def open_gates(network: fx.GraphModule) -> None:
         if not row.gate and row is not HARDSIGMOID:
             continue
         x = node.all_input_nodes[0]
-        if writes_in_place(node, network) and len(x.users) > 1:
-            continue  # others read what it writes
         with network.graph.inserting_before(node):
             if row.gate:
                 gate = network.graph.call_function(row.gate, (x,))

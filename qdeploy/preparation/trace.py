@@ -17,6 +17,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from torch.utils import _pytree as pytree
 
 from qdeploy.errors import QdeployError
+from qdeploy.preparation.in_place import without_writes
 from qdeploy.preparation.tracer import NetworkTracer, SizedTracer, TrainingOnly
 from qdeploy.preparation.vocabulary import Argument, argument, operator_of
 
@@ -79,6 +80,7 @@ def traced(
     # A pickled network is traced again where it is loaded, with torch.fx's own tracer.
     graph._tracer_cls = None
     network = fx.GraphModule(model, graph, type(model).__name__)
+    without_writes(network, inputs)
     dropout_as_module(network)
     return network
 
@@ -176,7 +178,7 @@ def check_input(model: nn.Module, inputs: Sequence[Tensor]) -> None:
         module.register_forward_hook(lambda *_: running.pop() and None)
     try:
         with torch.no_grad():
-            model.eval()(*inputs)
+            model.eval()(*map(torch.clone, inputs))
     except Exception as error:
         shapes = " and ".join(str(list(x.shape)) for x in inputs)
         where = f" in {running[-1]}" if running and running[-1] else ""

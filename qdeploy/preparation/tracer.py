@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from qdeploy.preparation.in_place import WritingProxy
+
 
 class TrainingOnly(nn.Module):
     """A module that does nothing in evaluation, such as stochastic depth, kept whole for training."""
@@ -64,6 +66,9 @@ class NetworkTracer(fx.Tracer):
             return True
         return not isinstance(m, TRANSFORMERS) and super().is_leaf_module(m, module_qualified_name)
 
+    def proxy(self, node: fx.Node) -> WritingProxy:
+        return WritingProxy(node, self)
+
 
 class SizedTracer(NetworkTracer):
     """Knows the sizes of tensors while it traces; the batch stays free.
@@ -73,7 +78,7 @@ class SizedTracer(NetworkTracer):
 
     def __init__(self, leaves: Iterable[str], inputs: Sequence[Tensor]) -> None:
         super().__init__(leaves, len(inputs))
-        self.examples = inputs, [torch.cat([x, x[:1]]) for x in inputs]
+        self.examples = [x.clone() for x in inputs], [torch.cat([x, x[:1]]) for x in inputs]
         self.running = False
 
     @functools.cached_property
@@ -143,7 +148,7 @@ class SizedTracer(NetworkTracer):
         return iter([parts[index] for index in range(len(values[0]))])
 
 
-class SizedProxy(fx.Proxy):
+class SizedProxy(WritingProxy):
     """A placeholder that knows the sizes of what it stands for."""
 
     values: tuple[Any, ...] = ()

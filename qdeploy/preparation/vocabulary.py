@@ -3,6 +3,7 @@
 `operator_of` finds the row of a node in a traced graph, whichever way the network spells it. The
 functions below the table answer what depends on the arguments of the call. A new spelling is one
 more entry in its row, and tests/preparation/test_vocabulary.py runs every row in every spelling.
+Spellings in place have no entry: in_place.py writes them out.
 """
 
 from __future__ import annotations
@@ -39,8 +40,6 @@ class Operator:
 
     name: str
     spellings: tuple[Any, ...]  # functions, names of methods, and types of modules
-    in_place: tuple[Any, ...] = ()  # those that write to their input whatever they are given
-    inplace: Argument | None = None  # what makes any of the others do so
     moves: bool = False  # every value it gives is one that it read, or a 0 if it `inserts_zeros`
     inserts_zeros: bool = False
     keeps_channels: bool = False  # they stay the second axis, and each is made of itself alone
@@ -66,73 +65,64 @@ def average(name: str, *spellings: Any, **more: Any) -> Operator:
 def dropout(name: str, *spellings: Any, module: type[nn.Module]) -> Operator:
     """In training it scales the values that stay."""
     return mover(
-        name, module, *spellings, inplace=Argument("inplace", 3, False), inserts_zeros=True,
-        keeps_channels=True, silent=True, module=module,
+        name, module, *spellings, inserts_zeros=True, keeps_channels=True, silent=True, module=module
     )  # fmt: skip
 
-
-INPLACE = Argument("inplace", 1, False)
-SECOND_INPLACE = Argument("inplace", 2, False)
 
 # A row that preparation asks for has a name of its own, as ADD has.
 OPERATORS = (
     # Clips.
     Operator(
-        "relu", (nn.ReLU, DeferredReLU, F.relu, torch.relu, "relu"),
-        (torch.relu_, "relu_"), INPLACE, bounds=(0.0, inf), keeps_channels=True,
+        "relu", (nn.ReLU, DeferredReLU, F.relu, torch.relu, "relu"), bounds=(0.0, inf), keeps_channels=True,
     ),
-    Operator("relu6", (nn.ReLU6, F.relu6), (), INPLACE, bounds=(0.0, 6.0), keeps_channels=True),
+    Operator("relu6", (nn.ReLU6, F.relu6), bounds=(0.0, 6.0), keeps_channels=True),
     Operator(
-        "hardtanh", (nn.Hardtanh, F.hardtanh), (F.hardtanh_,), Argument("inplace", 3, False),
+        "hardtanh", (nn.Hardtanh, F.hardtanh),
         bounds=(Argument("min_val", 1, -1.0), Argument("max_val", 2, 1.0)), keeps_channels=True,
     ),
     Operator(
         "clamp", (torch.clamp, torch.clip, "clamp", "clip"),
-        (torch.clamp_, torch.clip_, "clamp_", "clip_"),
         bounds=(Argument("min", 1), Argument("max", 2)), keeps_channels=True,
     ),
     Operator(
-        "clamp_min", (torch.clamp_min, "clamp_min"), (torch.clamp_min_, "clamp_min_"),
+        "clamp_min", (torch.clamp_min, "clamp_min"),
         bounds=(Argument("min", 1), inf), keeps_channels=True,
     ),
     Operator(
-        "clamp_max", (torch.clamp_max, "clamp_max"), (torch.clamp_max_, "clamp_max_"),
+        "clamp_max", (torch.clamp_max, "clamp_max"),
         bounds=(-inf, Argument("max", 1)), keeps_channels=True,
     ),
     # Other activations.
     Operator(
-        "leaky_relu", (nn.LeakyReLU, F.leaky_relu), (F.leaky_relu_,), SECOND_INPLACE,
+        "leaky_relu", (nn.LeakyReLU, F.leaky_relu),
         homogeneous=True, keeps_non_negative=True, keeps_channels=True,
     ),
     Operator(
         "sigmoid", (nn.Sigmoid, torch.sigmoid, F.sigmoid, torch.special.expit, "sigmoid"),
-        (torch.sigmoid_, "sigmoid_"), non_negative=True, keeps_channels=True,
+        non_negative=True, keeps_channels=True,
     ),
     HARDSIGMOID := Operator(
-        "hardsigmoid", (nn.Hardsigmoid, F.hardsigmoid), (), INPLACE, non_negative=True, keeps_channels=True,
+        "hardsigmoid", (nn.Hardsigmoid, F.hardsigmoid), non_negative=True, keeps_channels=True,
     ),
-    Operator("silu", (nn.SiLU, F.silu), (), INPLACE, gate=torch.sigmoid, keeps_channels=True),
-    Operator("hardswish", (nn.Hardswish, F.hardswish), (), INPLACE, gate=F.hardsigmoid, keeps_channels=True),
+    Operator("silu", (nn.SiLU, F.silu), gate=torch.sigmoid, keeps_channels=True),
+    Operator("hardswish", (nn.Hardswish, F.hardswish), gate=F.hardsigmoid, keeps_channels=True),
     SOFTMAX := Operator(
         "softmax", (nn.Softmax, nn.Softmax2d, torch.softmax, torch.special.softmax, F.softmax, "softmax"),
         non_negative=True,
     ),
     # Arithmetic.
     ADD := Operator(
-        "add", (operator.add, torch.add, "add"), (operator.iadd, "add_"), keeps_non_negative=True
+        "add", (operator.add, torch.add, "add"), keeps_non_negative=True
     ),
     SUBTRACT := Operator(
         "subtract", (operator.sub, torch.sub, torch.subtract, "sub", "subtract"),
-        (operator.isub, "sub_", "subtract_"),
     ),
     MULTIPLY := Operator(
-        "multiply", (operator.mul, torch.mul, torch.multiply, "mul", "multiply"),
-        (operator.imul, "mul_", "multiply_"), keeps_non_negative=True,
+        "multiply", (operator.mul, torch.mul, torch.multiply, "mul", "multiply"), keeps_non_negative=True,
     ),
     DIVIDE := Operator(
         "divide",
         (operator.truediv, torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide"),
-        (operator.itruediv, "div_", "divide_", "true_divide_"),
     ),
     MATRIX_PRODUCT := Operator(
         "matmul",
@@ -207,7 +197,7 @@ OPERATORS = (
     *(Operator(function.__name__, (function,), module=layer) for function, layer in FUNCTIONS.items()),
 )  # fmt: skip
 
-ROWS = {spelling: row for row in OPERATORS for spelling in (*row.spellings, *row.in_place)}
+ROWS = {spelling: row for row in OPERATORS for spelling in row.spellings}
 UNKNOWN = Operator("unknown", ())  # what the table has no row for, so that nothing is said of it
 
 
@@ -230,13 +220,6 @@ def argument(node: fx.Node, network: fx.GraphModule, wanted: Argument) -> Any:
     if len(node.args) > wanted.position:
         return node.args[wanted.position]
     return node.kwargs.get(wanted.name, wanted.default)
-
-
-def writes_in_place(node: fx.Node, network: fx.GraphModule) -> bool:
-    row = operator_of(node, network)
-    if spelling_of(node, network) in row.in_place:
-        return True
-    return row.inplace is not None and bool(argument(node, network, row.inplace))
 
 
 def bounds_of(node: fx.Node, network: fx.GraphModule) -> tuple[float, float] | None:

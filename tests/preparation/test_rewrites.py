@@ -1,6 +1,5 @@
 """Rewrites keep what a network computes, and modules kept whole stay as they are."""
 
-import copy
 import re
 import warnings
 from pathlib import Path
@@ -211,15 +210,6 @@ def test_the_gate_of_a_hardswish_is_a_clamp_of_the_codes_it_reads(low, high):
     values = (codes - zero) * scale
     gate = (codes.clamp(zero - steps, zero + steps) - (zero - steps)) * scale / 6
     torch.testing.assert_close(gate, F.hardsigmoid(values), atol=1e-5, rtol=0)
-
-
-def test_an_inplace_activation_that_others_see_stays_whole():
-    network = Network(
-        lambda self, x: self.fc((F.silu(y := self.conv(x), inplace=True) + y).flatten(1)),
-        conv=conv(), fc=nn.Linear(384, 5),
-    )  # fmt: skip
-    expected = copy.deepcopy(network)(images())
-    close(prepared_float(network, images(2))(images()), expected)
 
 
 class FixedGainTrainedShift(nn.Module):
