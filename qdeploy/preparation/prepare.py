@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.errors import QdeployError
@@ -163,14 +164,21 @@ def quantized_layer(layer: Any, norm: Any, chosen: LayerSettings) -> QuantizedLa
     """A Conv or Linear, and the BatchNorm behind it or None, as the method trains them."""
     method, options = chosen.method, chosen.options
     site = WeightSite(weight_of(layer), normalized=norm is not None)
+    quantizer = method.weight(site, chosen.weight_bits, options)
+    if not is_same(quantizer.latent, site.weight):
+        quantizer.origin = site.weight.detach()
     return QuantizedLayer(
         layer,
         norm if norm is None or isinstance(norm, ChannelAffine) else method.norm(norm, options),
-        method.weight(site, chosen.weight_bits, options),
+        quantizer,
         options.fold_mode,
         options.freeze_bn_steps,
         method.product(product_of(layer), options),
     )
+
+
+def is_same(latent: Tensor, weight: Tensor) -> bool:
+    return latent.shape == weight.shape and torch.equal(latent, weight)
 
 
 def replace_norms(network: fx.GraphModule, default: LayerSettings) -> None:
