@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from qdeploy.errors import QdeployError
+from qdeploy.layers.modes import evaluation_mode
 
 # What x += y and the like call, and what they are without the writing.
 AUGMENTED = {
@@ -54,7 +55,8 @@ def without_writes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     is known that gives the same.
     """
     memory = Memory(network)
-    memory.run(*map(torch.clone, inputs))
+    with evaluation_mode(network):
+        memory.run(*map(torch.clone, inputs))
     for node in list(network.graph.nodes):
         target = memory.target(node)
         if target is None:

@@ -18,6 +18,7 @@ from qdeploy.methods import ActivationSite, WeightSite
 from qdeploy.preparation import deferred_relus, rewrites
 from qdeploy.preparation import quantizer_placement as placement
 from qdeploy.preparation.attention import open_fused_attention, with_open_attention
+from qdeploy.preparation.channel_affines import channel_affines
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.settings import (
@@ -102,7 +103,7 @@ def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
     rewrites.explicit_padding(network)
     rewrites.scalars_last(network)
     annotate_shapes(network, as_inputs(example_input))
-    rewrites.channel_affines(network)
+    channel_affines(network)
     deferred_relus.clips_first(network)
     network.recompile()
     return network
@@ -230,7 +231,7 @@ def quantize_tensor(
         quantizer = layer_activation(layers, site, chosen)
     else:
         if layers and not tensor.is_input:
-            sources = dict.fromkeys(layer.all_input_nodes[0] for layer in layers)
+            sources = placement.places_before(layers)
             narrow = layer_activation(layers, site, chosen)
             narrow.places = len(sources)
             network.add_submodule(f"{name}_narrow", narrow)
@@ -241,10 +242,11 @@ def quantize_tensor(
             if method.carrier is not None
             else method.activation(site, bits, chosen.options)
         )
-    quantizer.places = len(tensor.producers)
+    places = tensor.places
+    quantizer.places = len(places)
     network.add_submodule(name, quantizer)
-    for producer in tensor.producers:
-        insert_after(producer, name, network)
+    for place, readers in places:
+        insert_after(place, name, network, readers)
 
 
 def layer_activation(

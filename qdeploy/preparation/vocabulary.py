@@ -123,12 +123,32 @@ OPERATORS = (
     DIVIDE := Operator(
         "divide",
         (operator.truediv, torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide"),
+        keeps_non_negative=True,
     ),
     MATRIX_PRODUCT := Operator(
         "matmul",
         (operator.matmul, torch.matmul, torch.bmm, torch.mm, "matmul", "bmm", "mm", "__matmul__"),
     ),
-    # Averages.
+    POWER := Operator("power", (operator.pow, torch.pow, "pow"), keeps_non_negative=True),
+    # Functions of one value.
+    ABSOLUTE := Operator(
+        "absolute", (operator.abs, torch.abs, torch.absolute, "abs", "absolute"),
+        non_negative=True, homogeneous=True, keeps_channels=True,
+    ),
+    SQUARE := Operator("square", (torch.square, "square"), non_negative=True),
+    Operator("exponential", (torch.exp, "exp"), non_negative=True),
+    Operator("softplus", (nn.Softplus, F.softplus), non_negative=True),
+    SQUARE_ROOT := Operator("square_root", (torch.sqrt, "sqrt"), keeps_non_negative=True),
+    RECIPROCAL := Operator(
+        "reciprocal", (torch.reciprocal, "reciprocal"), keeps_non_negative=True
+    ),
+    RECIPROCAL_ROOT := Operator(
+        "reciprocal_root", (torch.rsqrt, "rsqrt"), keeps_non_negative=True
+    ),
+    LOGARITHM := Operator(
+        "logarithm", (torch.log, torch.log2, torch.log10, "log", "log2", "log10")
+    ),
+    # Averages and other figures of many values.
     average(
         "avg_pool", nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
         keeps_channels=True,
@@ -138,7 +158,13 @@ OPERATORS = (
         F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, keeps_channels=True,
     ),
     average("bilinear", nn.UpsamplingBilinear2d, keeps_channels=True),
-    average("mean", torch.mean, "mean"),
+    MEAN := average("mean", torch.mean, "mean"),
+    SUM := average("sum", torch.sum, "sum"),
+    NORM := average(
+        "norm", torch.norm, torch.linalg.norm, torch.linalg.vector_norm, "norm", non_negative=True
+    ),
+    DEVIATION := average("deviation", torch.std, "std", non_negative=True),
+    VARIANCE := Operator("variance", (torch.var, "var"), non_negative=True),
     # Movers that change no shape.
     mover("identity", nn.Identity, TrainingOnly, keeps_channels=True, silent=True),
     dropout("dropout", F.dropout, torch.dropout, module=nn.Dropout),
@@ -153,6 +179,7 @@ OPERATORS = (
         "max_pool", nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d,
         torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, keeps_channels=True,
     ),
+    mover("amax", torch.amax, "amax"),
     mover(
         "adaptive_max_pool", nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
         F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, keeps_channels=True,
@@ -235,8 +262,14 @@ def bounds_of(node: fx.Node, network: fx.GraphModule) -> tuple[float, float] | N
 
 
 def is_clip(node: fx.Node, network: fx.GraphModule) -> bool:
-    """Whether it clips to numbers, as a ReLU does."""
-    return bounds_of(node, network) is not None
+    """Whether it clips all values alike, as a ReLU does: to numbers, or to tensors of one number."""
+    bounds = operator_of(node, network).bounds
+    given = [argument(node, network, b) for b in bounds or () if isinstance(b, Argument)]
+    return bounds is not None and all(
+        bound.meta["tensor_meta"].shape.numel() == 1
+        for bound in given
+        if isinstance(bound, fx.Node) and "tensor_meta" in bound.meta
+    )
 
 
 def is_relu(node: fx.Node, network: fx.GraphModule) -> bool:
@@ -253,8 +286,13 @@ def moves(node: fx.Node, network: fx.GraphModule) -> bool:
 
 def gives_non_negative(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether no value of it is negative, whatever it reads."""
-    bounds = bounds_of(node, network)
-    return operator_of(node, network).non_negative if bounds is None else min(bounds) >= 0
+    row, bounds = operator_of(node, network), bounds_of(node, network)
+    if row is MULTIPLY:
+        return node.args[:1] == node.args[1:]  # x * x
+    if row is POWER:
+        exponent = argument(node, network, Argument("exponent", 1))
+        return isinstance(exponent, int | float) and exponent % 2 == 0
+    return row.non_negative if bounds is None else min(bounds) >= 0
 
 
 def keeps_non_negative(node: fx.Node, network: fx.GraphModule) -> bool:

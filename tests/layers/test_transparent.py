@@ -26,7 +26,9 @@ CASES = {
     "range-bn": ("int8_training", 8, 8, {}),
     "range-bn-paper": ("int8_training", 8, 8, {"range_constant": "paper"}),
 }
-every_case = pytest.mark.parametrize(("method", "bits", "acts", "options"), CASES.values(), ids=CASES)
+every_case = pytest.mark.parametrize(
+    ("method", "bits", "acts", "options"), CASES.values(), ids=CASES
+)
 
 
 def pair(method, bits, acts, options, name="residual"):
@@ -86,4 +88,6 @@ def test_nothing_is_observed_and_afterwards_everything_rounds_again(method, bits
         if key.rpartition(".")[0] not in norms:
             assert torch.equal(value, before[key]), key
     layer = prepared.network.get_submodule("conv1").eval()
-    assert torch.equal(layer.quantizer(), layer.quantizer.collapse(layer.quantizer.latent).dequantize())
+    assert torch.equal(
+        layer.quantizer(), layer.quantizer.collapse(layer.quantizer.latent).dequantize()
+    )

@@ -43,6 +43,7 @@ CALLS = {
     "clamp_min": Call(args=(-0.4,)),
     "clamp_max": Call(args=(0.7,)),
     "softmax": Call(args=(1,)),
+    "power": Call(args=(2,)),
     **dict.fromkeys(("add", "subtract", "multiply", "divide"), Call(args=SECOND)),
     "matmul": Call((2, 8, 8), args=(MATRIX.repeat(2, 1, 1),)),
     "avg_pool": Call(args=(2,), module=(2,)),
