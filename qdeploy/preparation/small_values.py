@@ -67,8 +67,9 @@ def is_small_of_small(reader: fx.Node, node: fx.Node, network: fx.GraphModule) -
     """Whether the reader gives little wherever `node` is small."""
     row = operator_of(reader, network)
     if row is ADD:
-        others = [part for part in reader.args if part is not node]
-        return all(is_little(part) or gives_non_negative(node, network) for part in others)
+        (other,) = [part for part in reader.args if part is not node] or [node]
+        in_sum = isinstance(other, fx.Node) and gives_non_negative(node, network)
+        return in_sum or is_little(other)
     if row in (MULTIPLY, DIVIDE, POWER):
         return len(reader.all_input_nodes) == 1
     return row in SMALL_OF_SMALL or is_clip(reader, network) or moves(reader, network)
