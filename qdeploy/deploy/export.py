@@ -24,6 +24,7 @@ from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.seal import seal
 from qdeploy.deploy.target import find_target
 from qdeploy.deploy.translations import TRANSLATIONS
+from qdeploy.deploy.wide_weights import part_zero_points, readers_of_wide_weights
 from qdeploy.errors import QdeployError
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.onnx_file import fits_one_file, write
@@ -107,8 +108,11 @@ def check_floats(inputs: Sequence[Tensor]) -> None:
 def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """A copy of the graph, packed or not, as a checked and sealed protobuf."""
     model = model.clone()
+    wide = readers_of_wide_weights(model)
     if packing:
         pack(model)
+    passes.share_initialisers(model)
+    part_zero_points(wide)
     for rewrite in passes.AFTER_PACKING:
         rewrite(model)
     model.producer_name, model.producer_version = "qdeploy", None

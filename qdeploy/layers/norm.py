@@ -19,7 +19,7 @@ from qdeploy.layers.precision import widened
 aten = torch.ops.aten
 BatchNorm = _BatchNorm  # one of BATCH_NORMS, a subclass such as Range BN, or ChannelAffine
 # The norms of torch that may fold into the layer before them.
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def deviation(norm: BatchNorm) -> Tensor:

@@ -159,7 +159,12 @@ class RangeBatchNorm3d(RangeBatchNorm, nn.BatchNorm3d):
     """Range BN over [N, C, D, H, W]."""
 
 
-RANGE_NORMS = (RangeBatchNorm1d, RangeBatchNorm2d, RangeBatchNorm3d)  # in the order of BATCH_NORMS
+class RangeSyncBatchNorm(RangeBatchNorm, nn.SyncBatchNorm):
+    """Range BN over any of them."""
+
+
+# In the order of BATCH_NORMS.
+RANGE_NORMS = (RangeBatchNorm1d, RangeBatchNorm2d, RangeBatchNorm3d, RangeSyncBatchNorm)
 
 
 def ratio_of(constant: RangeConstant) -> float:

@@ -89,6 +89,7 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
         quantize.layers,
         first_last_float=quantize.first_last_float,
         equalize=quantize.equalize,
+        reduce_range=quantize.reduce_range,
         leaves=quantize.leaves,
         **quantize.options,
     )

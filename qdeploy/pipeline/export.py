@@ -116,7 +116,8 @@ def measured(
     accuracy = Accuracies(*(predictions.accuracy(name) for name in ("float", "trained", "onnx")))
     agreement = predictions.agreement("trained", "onnx")
     timed = benchmark_files([trained.run.float_model, file], provider)
-    layers = describe(integers, inspect(file).layers)
+    contents = inspect(file)
+    layers = describe(integers, contents.layers)
     size = sizes(trained, files, file, information_bound(integers, layers))
     return Record(
         name=trained.recipe.name,
@@ -144,6 +145,7 @@ def measured(
             runtime=runtime,
             agreement=predictions.agreement("onnx", "runtime") if runtime else None,
         ),
+        saturation=contents.saturation(timed.placements[-1].file),
     )
 
 

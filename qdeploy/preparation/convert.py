@@ -41,6 +41,7 @@ def convert(prepared: PreparedNetwork) -> fx.GraphModule:
             f"convert takes what qdeploy.prepare returned, not {type(prepared).__name__}"
         )
     network = copy.deepcopy(prepared.network).cpu().eval()
+    network.delete_all_unused_submodules()  # those of training alone
     integer_activations(network)
     without_silent_operators(network)
     requantize_after_movers(network)

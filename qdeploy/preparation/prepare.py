@@ -19,8 +19,10 @@ from qdeploy.preparation import deferred_relus, rewrites
 from qdeploy.preparation import quantizer_placement as placement
 from qdeploy.preparation.attention import open_fused_attention, with_open_attention
 from qdeploy.preparation.channel_affines import channel_affines
+from qdeploy.preparation.check import check_prepared
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.reduce_range import reduce_range as reduced
 from qdeploy.preparation.settings import (
     FLOAT,
     LayerSettings,
@@ -38,7 +40,7 @@ from qdeploy.preparation.trace import (
     only_reader,
     replace,
     shape_of,
-    trace,
+    trace_both_modes,
 )
 from qdeploy.preparation.vocabulary import operator_of
 
@@ -53,7 +55,9 @@ def prepare(
     *,
     first_last_float: bool = False,
     equalize: bool = False,
+    reduce_range: bool = True,
     leaves: Sequence[str] = (),
+    check: bool = True,
     **options: Any,
 ) -> PreparedNetwork:
     """A copy of `model` in which Conv and Linear layers train quantized.
@@ -67,32 +71,42 @@ def prepare(
     layers            {glob of layer names: "float" or {method, weight_bits, act_bits, options}}
     first_last_float  leaves the first and the last Conv or Linear in float
     equalize          first gives the channels of a tensor one size (see equalize.py)
+    reduce_range      7-bit weights where x86 without VNNI could not add up 8-bit ones (reduce_range.py)
     leaves            globs of modules to keep whole and in float, such as those that torch.fx
                       cannot trace
+    check             proves that rewriting and tracing changed nothing: see check.py
     options           the method's own
 
     Errors: QdeployError for unknown methods, bits, options and globs, for networks that torch.fx
-    cannot trace or that do not take the example input, and for networks without such layers.
+    cannot trace or that do not take the example input, for networks without such layers, and where
+    the check finds that the prepared network computes something else.
     """
     if isinstance(model, PreparedNetwork):
         raise QdeployError("this network is prepared already; give prepare the float network")
     bits = None if act_bits == FLOAT else act_bits
     default = layer_settings(method, weight_bits, bits, options)  # type: ignore[arg-type]
-    network = rewritten(trace(with_open_attention(model), example_input, leaves), example_input)
+    network = rewritten(
+        trace_both_modes(with_open_attention(model), example_input, leaves), example_input
+    )
     names = weight_layers(network)
     if not names:
         raise QdeployError(f"{type(model).__name__} has no Conv or Linear layer to quantize")
     settings = settings_by_layer(names, default, layers or {}, first_last_float)
     if equalize:
         equalize_channels(network)
-    quantize_weights(network, settings)
+    sites = quantize_weights(network, settings)
     replace_norms(network, default)
     everything = settings | dict.fromkeys(other_products(network))
     quantize_activations(network, everything, default)
+    if reduce_range:
+        everything = reduced(network, everything, sites)
     deferred_relus.defer_relus(network)
     network.graph.lint()
     network.recompile()
-    return PreparedNetwork(network, everything).train(model.training)
+    prepared = PreparedNetwork(network, everything).train(model.training)
+    if check:
+        check_prepared(model, prepared, as_inputs(example_input))
+    return prepared
 
 
 def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
@@ -129,18 +143,24 @@ def other_products(network: fx.GraphModule) -> list[str]:
     return found
 
 
-def quantize_weights(network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]) -> None:
-    """Replaces each layer that has settings, together with the BatchNorm behind it."""
+def quantize_weights(
+    network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]
+) -> dict[str, WeightSite]:
+    """Replaces each layer that has settings, together with the BatchNorm behind it; where weights stood."""
     calls = module_calls(network)
+    sites = {}
     for name, chosen in settings.items():
         if chosen is None:
             continue
         norm_node = following_norm(calls[name], calls, network)
         norm = None if norm_node is None else called_module(norm_node, network)
-        network.set_submodule(name, quantized_layer(network.get_submodule(name), norm, chosen))
+        layer = network.get_submodule(name)
+        sites[name] = WeightSite(weight_of(layer), normalized=norm is not None)
+        network.set_submodule(name, quantized_layer(layer, norm, chosen))
         if norm_node is not None:
             replace(norm_node, calls[name][0])
             network.delete_submodule(str(norm_node.target))
+    return sites
 
 
 def following_norm(

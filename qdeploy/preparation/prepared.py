@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
+from qdeploy.preparation.modes import split
 from qdeploy.preparation.settings import LayerSettings
 
 
@@ -25,12 +26,14 @@ class PreparedNetwork(nn.Module):
         self, network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]
     ) -> None:
         super().__init__()
+        self.in_training = split(network)
         self.network = network
         self.settings = dict(settings)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        output: Tensor = self.network(*inputs)
-        return output
+    def forward(self, *inputs: Tensor) -> Any:
+        if self.training and self.in_training is not None:
+            return self.in_training(self.network, *inputs)
+        return self.network(*inputs)
 
     def __getstate__(self) -> dict[str, Any]:
         """With the shapes that the nodes of the graph know: torch.fx pickles a graph as code alone."""

@@ -20,7 +20,7 @@ from torch import fx, nn
 
 from qdeploy.layers.activation import DeferredReLU
 from qdeploy.layers.product import FUNCTIONS
-from qdeploy.preparation.tracer import TrainingOnly
+from qdeploy.preparation.tracer import TrainingOnly, by_mode
 
 
 class Argument(NamedTuple):
@@ -167,6 +167,7 @@ OPERATORS = (
     VARIANCE := Operator("variance", (torch.var, "var"), non_negative=True),
     # Movers that change no shape.
     mover("identity", nn.Identity, TrainingOnly, keeps_channels=True, silent=True),
+    mover("by_mode", by_mode, keeps_channels=True),
     dropout("dropout", F.dropout, torch.dropout, module=nn.Dropout),
     dropout("dropout1d", F.dropout1d, module=nn.Dropout1d),
     dropout("dropout2d", F.dropout2d, module=nn.Dropout2d),

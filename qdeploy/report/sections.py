@@ -11,6 +11,7 @@ from typing import Any
 from qdeploy.record import Complexity, Kernel, LayerWork, Record, ShippedLayer
 from qdeploy.report.charts import bars, histogram
 from qdeploy.report.curves import run_curves
+from qdeploy.report.processors import processors
 from qdeploy.report.section import Chart, Section
 from qdeploy.report.words import (
     NOT_MEASURED,
@@ -290,6 +291,17 @@ def quantization(record: Record) -> Section:
         "Every setting that was in force.",
         text=record.settings,
         appendix=("The recipe", json.dumps(record.recipe, indent=2)),
+    )
+
+
+@section
+def other_processors(record: Record) -> Section:
+    return Section(
+        "Processors",
+        "What the file gives elsewhere.",
+        ("Processor", "What it gives"),
+        tuple(processors(record)),
+        words=True,
     )
 
 

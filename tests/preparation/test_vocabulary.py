@@ -53,6 +53,7 @@ CALLS = {
     **dict.fromkeys(
         ("dropout", "dropout1d", "dropout2d", "dropout3d"), Call(args=(0.5, False), module=(0.5,))
     ),
+    "by_mode": Call(args=(torch.zeros(2, 4, 8, 8),)),
     "interpolate": Call(kwargs={"scale_factor": 2}, module=(None, 2)),
     "bilinear": Call(module=(None, 2)),
     "pad": Call(args=((1, 2),), module=(1,)),
