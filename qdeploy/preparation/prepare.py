@@ -13,6 +13,7 @@ from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation import deferred_relus, rewrites
 from qdeploy.preparation.attention import open_fused_attention, with_open_attention
+from qdeploy.preparation.channel_affines import channel_affines
 from qdeploy.preparation.check import check_prepared
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -101,7 +102,7 @@ def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
     rewrites.explicit_padding(network)
     rewrites.scalars_last(network)
     annotate_shapes(network, as_inputs(example_input))
-    rewrites.channel_affines(network)
+    channel_affines(network)
     deferred_relus.clips_first(network)
     network.recompile()
     return network

@@ -55,7 +55,7 @@ def quantize_tensor(
         quantizer = layer_activation(layers, site, chosen)
     else:
         if layers and not tensor.is_input:
-            sources = dict.fromkeys(layer.all_input_nodes[0] for layer in layers)
+            sources = placement.places_before(layers)
             narrow = layer_activation(layers, site, chosen)
             narrow.places = len(sources)
             network.add_submodule(f"{name}_narrow", narrow)
@@ -66,10 +66,11 @@ def quantize_tensor(
             if method.carrier is not None
             else method.activation(site, bits, chosen.options)
         )
-    quantizer.places = len(tensor.producers)
+    places = tensor.places
+    quantizer.places = len(places)
     network.add_submodule(name, quantizer)
-    for producer in tensor.producers:
-        insert_after(producer, name, network)
+    for place, readers in places:
+        insert_after(place, name, network, readers)
 
 
 def layer_activation(

@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
 
 from qdeploy.errors import QdeployError
+from qdeploy.preparation.in_place import WritingProxy
 from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy, one_node
 
 TORCH = Path(torch.__file__).parent
@@ -111,7 +112,7 @@ class SizedTracer(NetworkTracer):
         """One for each example batch; torch.fx sets `root` and `graph` when it begins to trace."""
         made = [fx.Interpreter(self.root, False, self.graph) for _ in self.examples]
         for interpreter, batch in zip(made, self.examples, strict=True):
-            interpreter.args_iter = iter(batch)
+            interpreter.args_iter = (x.clone() for x in batch)
         return made
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
@@ -176,7 +177,7 @@ class SizedTracer(NetworkTracer):
         return iter([parts[index] for index in range(len(values[0]))])
 
 
-class SizedProxy(fx.Proxy):
+class SizedProxy(WritingProxy):
     """A placeholder that knows the sizes of what it stands for."""
 
     values: tuple[Any, ...] = ()

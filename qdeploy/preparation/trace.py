@@ -13,6 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.functional_modules import dropouts_as_modules, norms_as_modules
+from qdeploy.preparation.in_place import without_writes
 from qdeploy.preparation.modes import join_modes
 from qdeploy.preparation.parametrizations import folded_copy
 from qdeploy.preparation.requirements import (
@@ -118,7 +119,9 @@ def traced(model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str]) ->
         ) from error
     # A pickled network is traced again where it is loaded, with torch.fx's own tracer.
     graph._tracer_cls = None
-    return fx.GraphModule(root, graph, type(model).__name__)
+    network = fx.GraphModule(root, graph, type(model).__name__)
+    without_writes(network, inputs)
+    return network
 
 
 def graph_of(

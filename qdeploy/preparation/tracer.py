@@ -20,6 +20,8 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils import _pytree as pytree
 
+from qdeploy.preparation.in_place import WritingProxy
+
 
 class TrainingOnly(nn.Module):
     """A module that does nothing in evaluation, such as stochastic depth, kept whole for training."""
@@ -108,7 +110,7 @@ class NetworkTracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         if node.op == "get_attr":
             return ParameterProxy(node, self)
-        return super().proxy(node)
+        return WritingProxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         found = super().getattr(attr, attr_val, parameter_proxy_cache)

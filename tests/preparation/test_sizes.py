@@ -95,7 +95,9 @@ def test_a_network_for_one_size_refuses_the_others(network):
         "converted": qdeploy.convert(prepared),
     }[network]
     assert given(images(8, 3)).shape == (3, 5)
-    with pytest.raises(QdeployError, match=r"prepared for inputs of \[N, 3, 8, 8\] alone; .*\[2, 3, 16, 16\]"):
+    with pytest.raises(
+        QdeployError, match=r"prepared for inputs of \[N, 3, 8, 8\] alone; .*\[2, 3, 16, 16\]"
+    ):
         given(images(16))
 
 
