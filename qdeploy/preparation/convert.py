@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 
 import torch
 from torch import Tensor, fx
@@ -41,6 +42,8 @@ def convert(prepared: PreparedNetwork) -> fx.GraphModule:
         raise QdeployError(
             f"convert takes what qdeploy.prepare returned, not {type(prepared).__name__}"
         )
+    if prepared.searching:
+        warnings.warn(still_searching(prepared), stacklevel=2)
     network = copy.deepcopy(prepared.network).cpu().eval()
     network.delete_all_unused_submodules()  # those of training alone
     integer_activations(network)
@@ -52,6 +55,15 @@ def convert(prepared: PreparedNetwork) -> fx.GraphModule:
     network.graph.lint()
     network.recompile()
     return network
+
+
+def still_searching(prepared: PreparedNetwork) -> str:
+    stand = ", ".join(f"{name} {value:.3g}" for name, value in prepared.progress.items())
+    return (
+        f"the search for weights is not over ({stand}): what ships is the likeliest weight so far, and "
+        "the network has trained with others. Call prepared.set_progress(epoch, epochs) before every "
+        "epoch of training, from epoch 0 to epochs - 1"
+    )
 
 
 def integer_activations(network: fx.GraphModule) -> None:

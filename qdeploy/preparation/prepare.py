@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,6 +81,7 @@ def prepare(
     settings = settings_by_layer(names, default, layers or {}, first_last_float)
     if equalize:
         equalize_channels(network)
+    as_in_training(network, model)
     sites = quantize_weights(network, settings, default)
     everything = settings | dict.fromkeys(other_products(network))
     quantize_activations(network, everything, default)
@@ -91,6 +93,7 @@ def prepare(
     prepared = PreparedNetwork(network, everything).train(model.training)
     if check:
         check_prepared(model, prepared, as_inputs(example_input))
+    prepared.checked = check
     return prepared
 
 
@@ -106,6 +109,17 @@ def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
     deferred_relus.clips_first(network)
     network.recompile()
     return network
+
+
+def as_in_training(network: fx.GraphModule, model: nn.Module) -> None:
+    """Gives modules the mode in which the user's network has them when it trains.
+
+    A graph has no train() of the user's, which may leave a BatchNorm in evaluation.
+    """
+    modules = copy.deepcopy(model).train().named_modules()
+    modes = {name: module.training for name, module in modules}
+    for name, module in network.named_modules():
+        module.training = modes.get(name, True)
 
 
 def weight_layers(network: fx.GraphModule) -> dict[str, nn.Module]:

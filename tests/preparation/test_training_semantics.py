@@ -1,6 +1,7 @@
 """What trains in the float network trains in the prepared one, and nothing else does."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -186,3 +187,50 @@ def test_a_transposed_layer_cannot_share():
         prepared_of(network)
     prepared = prepared_of(network, layers={"*": "float"}, method="simqat")
     assert prepared.network.get_submodule("0").weight is prepared.network.get_submodule("2").weight
+
+
+class FrozenNorms(nn.Module):
+    """Its train() leaves the pretrained norms in evaluation, one behind a layer and one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm1, self.norm2 = conv(3, 6), nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        self.drop, self.fc = nn.Dropout(0.5), nn.Linear(6, 2)
+
+    def forward(self, x):
+        x = F.relu(self.norm1(self.conv(x)))
+        return self.fc(self.drop(F.relu(self.norm2(F.max_pool2d(x, 2))).mean((2, 3))))
+
+    def train(self, mode=True):
+        super().train(mode)
+        for norm in (self.norm1, self.norm2):
+            norm.eval()
+        return self
+
+
+@pytest.mark.parametrize("method", ["simqat", "int8_training"])
+def test_a_norm_that_stays_in_evaluation_stays_so(method):
+    prepared = prepared_of(awkward_norms(FrozenNorms()), method)
+    norms = [m for m in prepared.modules() if isinstance(m, nn.BatchNorm2d)]
+    before = copy.deepcopy([norm.state_dict() for norm in norms])
+    copy.deepcopy(prepared).train()(images(3))
+    prepared.eval().train()(images(3))
+    assert prepared.training
+    assert prepared.network.drop.training
+    for norm, state in zip(norms, before, strict=True):
+        assert not norm.training
+        assert all(torch.equal(norm.state_dict()[key], value) for key, value in state.items())
+
+
+def test_a_search_that_was_never_told_of_its_progress_is_named():
+    network = nn.Sequential(conv(3, 4), nn.ReLU(), conv(4, 2))
+    prepared = prepared_of(network, "slb", 1)
+    prepared(images(3))
+    with pytest.warns(
+        UserWarning, match=r"search .* not over \(temperature 1\).*set_progress\(epoch"
+    ):
+        qdeploy.convert(prepared)
+    prepared.set_progress(9, 10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        qdeploy.convert(prepared)
