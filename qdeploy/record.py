@@ -351,6 +351,8 @@ class Record:
     training  the lines of metrics.csv, {column: value}.
     delivery  what the file is made for.
     saturation  of the exported file; None in older records.
+    checked   whether prepare compared what trains with the float network; None of float and in older
+              records.
     """
 
     name: str
@@ -373,6 +375,7 @@ class Record:
     training: tuple[dict[str, float | None], ...]
     delivery: Delivery = Delivery()
     saturation: Saturation | None = None
+    checked: bool | None = None
 
     @property
     def placement(self) -> Placement | None:

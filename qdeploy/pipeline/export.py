@@ -138,6 +138,7 @@ def measured(
         placements=timed.placements,
         gates=check_gates(section, accuracy, agreement, size.onnx),
         training=tuple(dict(epoch.row()) for epoch in trained.history),
+        checked=trained.network.checked if isinstance(trained.network, PreparedNetwork) else None,
         delivery=Delivery(
             target=section.target,
             input=files.input,

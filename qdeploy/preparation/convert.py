@@ -61,8 +61,8 @@ def still_searching(prepared: PreparedNetwork) -> str:
     stand = ", ".join(f"{name} {value:.3g}" for name, value in prepared.progress.items())
     return (
         f"the search for weights is not over ({stand}): what ships is the likeliest weight so far, and "
-        "the network has trained with others. Call prepared.set_progress(epoch, epochs) before every "
-        "epoch of training, from epoch 0 to epochs - 1"
+        "the network has trained with others. Train to the end; a loop of your own calls "
+        "prepared.set_progress(epoch, epochs) before every epoch, counted from 0"
     )
 
 

@@ -199,6 +199,7 @@ class QuantizeSection(Section):
     layers            from a glob of layer names to "float" or to what differs there
     leaves            globs of modules that stay whole and in float, such as those that torch.fx
                       cannot trace
+    check             compares the prepared network with the float one before it trains
     """
 
     method: str
@@ -210,6 +211,7 @@ class QuantizeSection(Section):
     options: dict[str, Any] = {}
     layers: dict[str, LayerSetting] = {}
     leaves: list[str] = []
+    check: bool = True
 
 
 class CalibrateSection(Section):

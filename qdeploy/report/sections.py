@@ -107,9 +107,11 @@ def agreement(record: Record) -> Section:
         percent(found.top1), significant(found.max_logit_difference),
         significant(found.mean_logit_difference),
     ),)  # fmt: skip
+    unchecked = " The network that trained was not compared with the float one (quantize.check = false)."
     return Section(
         "Agreement",
-        f"The ONNX file against the {tested} in PyTorch, which training tested.",
+        f"The ONNX file against the {tested} in PyTorch, which training tested."
+        + (unchecked if record.checked is False else ""),
         ("", "Images", "In another class", "Agreement", "Largest difference", "Mean difference"),
         rows,
     )
