@@ -19,8 +19,10 @@ FLOAT_BITS = 32  # what float counts as in bit operations
 class Machine:
     """What a reader must know to compare a latency.
 
-    cores  logical cores that this process may use.
-    gpu    the name of the first NVIDIA GPU, None where there is none.
+    cores         logical cores that this process may use.
+    gpu           the name of the first NVIDIA GPU, None where there is none.
+    instructions  sets that integer kernels use, such as "AVX2" and "VNNI"; () where not known.
+    saturates     whether integer kernels add pairs of products in int16 here; None in older records.
     """
 
     cpu: str
@@ -29,6 +31,8 @@ class Machine:
     system: str
     python: str
     onnxruntime: str
+    instructions: tuple[str, ...] = ()
+    saturates: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -152,12 +156,30 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Saturation:
+    """Layers of a file whose sums may pass int16 on x86 without VNNI, which then come out wrong.
+
+    file       the file's label.
+    layers     their names.
+    quantized  how many layers of the file multiply codes by codes.
+    """
+
+    file: str
+    layers: tuple[str, ...]
+    quantized: int
+
+
+@dataclass(frozen=True)
 class BenchmarkResult:
-    """Several files on one machine: a latency per file and batch size, a placement per file."""
+    """Several files on one machine: a latency per file and batch size, and what is said of each file.
+
+    saturation  one for each file; () if the files were not read for it.
+    """
 
     machine: Machine
     latency: tuple[Latency, ...]
     placements: tuple[Placement, ...]
+    saturation: tuple[Saturation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -387,7 +409,10 @@ class Record:
     latency   as benchmark_files gives it, the file to compare with in front.
     training  the lines of metrics.csv, {column: value}.
     delivery  what the file is made for.
-    exactness  of the codes; None for a float network, and for other targets.
+    exactness of the codes; None for a float network, and for other targets.
+    saturation  of the exported file; None in older records.
+    checked   whether prepare compared what trains with the float network; None of float and in older
+              records.
     """
 
     name: str
@@ -410,6 +435,8 @@ class Record:
     training: tuple[dict[str, float | None], ...]
     delivery: Delivery = Delivery()
     exactness: Exactness | None = None
+    saturation: Saturation | None = None
+    checked: bool | None = None
 
     @property
     def placement(self) -> Placement | None:

@@ -24,6 +24,7 @@ from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.seal import seal
 from qdeploy.deploy.target import find_target
 from qdeploy.deploy.translations import TRANSLATIONS
+from qdeploy.deploy.wide_weights import part_zero_points, readers_of_wide_weights
 from qdeploy.errors import QdeployError
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer
 from qdeploy.onnx_file import fits_one_file, write
@@ -123,8 +124,11 @@ def finished_with_tensors(
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
     """`finished`, and {quantizer of the converted network: the tensor of its codes in the file}."""
     model = model.clone()
+    wide = readers_of_wide_weights(model)
     if packing:
         pack(model)
+    passes.share_initialisers(model)
+    part_zero_points(wide)
     for rewrite in passes.AFTER_PACKING:
         rewrite(model)
     tensors = passes.named_tensors(model)

@@ -16,6 +16,7 @@ from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodes
 
 from qdeploy.deploy.edits import Pass, constant, made_by, unmoved
 from qdeploy.deploy.integer_passes import ONTO_INTEGERS
+from qdeploy.deploy.wide_weights import part_wide_weights
 from qdeploy.onnx_file import MOVERS
 
 UINT8 = ir.DataType.UINT8
@@ -200,9 +201,9 @@ BEFORE_PACKING: tuple[Pass, ...] = (
     unfold_float_weights,
     guard_float_layers,
     share_initialisers,
+    part_wide_weights,
 )
 AFTER_PACKING: tuple[Pass, ...] = (
-    share_initialisers,
     drop_default_attributes,
     strip_metadata,
     short_names,

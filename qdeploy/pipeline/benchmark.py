@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qdeploy.benchmark import BenchmarkResult, benchmark_files, open_session
+from qdeploy.deploy.inspect import inspect
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.recipe import DataSection, validated
@@ -38,6 +39,9 @@ def benchmark(
     provider that is not there, and data sets as open_data has them.
     """
     result = benchmark_files(models, provider, threads, batch_sizes)
+    labelled = zip(models, result.placements, strict=True)
+    found = tuple(inspect(path).saturation(placed.file) for path, placed in labelled)
+    result = replace(result, saturation=found)
     if dataset is None:
         return result, []
     return result, [

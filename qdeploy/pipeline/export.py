@@ -122,7 +122,8 @@ def measured(
         write(files.model, file)
     agreement = predictions.agreement("trained", "onnx")
     timed = benchmark_files([trained.run.float_model, file], provider)
-    layers = describe(integers, inspect(file).layers)
+    contents = inspect(file)
+    layers = describe(integers, contents.layers)
     size = sizes(trained, files, file, information_bound(integers, layers))
     return Record(
         name=trained.recipe.name,
@@ -143,6 +144,7 @@ def measured(
         placements=timed.placements,
         gates=check_gates(section, accuracy, agreement, exactness, size.onnx),
         training=tuple(dict(epoch.row()) for epoch in trained.history),
+        checked=trained.network.checked if isinstance(trained.network, PreparedNetwork) else None,
         delivery=Delivery(
             target=section.target,
             input=files.input,
@@ -151,6 +153,7 @@ def measured(
             agreement=predictions.agreement("onnx", "runtime") if runtime else None,
         ),
         exactness=exactness,
+        saturation=contents.saturation(timed.placements[-1].file),
     )
 
 

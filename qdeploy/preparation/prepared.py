@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, fx, nn
 
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
+from qdeploy.preparation.modes import split
 from qdeploy.preparation.settings import LayerSettings
 
 
@@ -19,18 +20,32 @@ class PreparedNetwork(nn.Module):
 
     In training mode it multiplies by relaxed weights, in evaluation mode by those that ship.
     `print(prepared)` shows every setting.
+
+    checked   whether `prepare` has compared it with the float network
     """
+
+    checked = False
 
     def __init__(
         self, network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]
     ) -> None:
         super().__init__()
+        self.in_training = split(network)
         self.network = network
         self.settings = dict(settings)
+        self.always_in_evaluation = [name for name, m in network.named_modules() if not m.training]
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        output: Tensor = self.network(*inputs)
-        return output
+    def train(self, mode: bool = True) -> Self:
+        """As the user's own train() may have it, modules that were in evaluation stay so in training."""
+        super().train(mode)
+        for name in self.always_in_evaluation:
+            self.network.get_submodule(name).training = False
+        return self
+
+    def forward(self, *inputs: Tensor) -> Any:
+        if self.training and self.in_training is not None:
+            return self.in_training(self.network, *inputs)
+        return self.network(*inputs)
 
     def __getstate__(self) -> dict[str, Any]:
         """With the shapes that the nodes of the graph know: torch.fx pickles a graph as code alone."""

@@ -3,55 +3,33 @@
 from __future__ import annotations
 
 import copy
-import fnmatch
 import traceback
 import warnings
-from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
-from torch.utils import _pytree as pytree
 
 from qdeploy.errors import QdeployError
-from qdeploy.preparation.tracer import NetworkTracer, SizedTracer, TrainingOnly
-from qdeploy.preparation.vocabulary import Argument, argument, operator_of
+from qdeploy.preparation.functional_modules import dropouts_as_modules, norms_as_modules
+from qdeploy.preparation.in_place import without_writes
+from qdeploy.preparation.modes import join_modes
+from qdeploy.preparation.parametrizations import folded_copy
+from qdeploy.preparation.requirements import (
+    check_input,
+    check_leaves,
+    check_modules,
+    check_repeatable,
+)
+from qdeploy.preparation.sizes import SizedTracer, larger, longer, user_line
+from qdeploy.preparation.tracer import NetworkTracer, TrainingOnly
 
 Inputs = Tensor | Sequence[Tensor]
-TORCH = Path(torch.__file__).parent
 WAYS_OUT = (
     "Ways out: name the module that does it in `leaves`, which keeps it whole and in float; move "
     "what depends on values out of forward; or mark a function with torch.fx.wrap."
 )
-
-
-def trace(model: nn.Module, example_input: Inputs, leaves: Iterable[str] = ()) -> fx.GraphModule:
-    """A traced copy of the model, each node with its shape in `meta`.
-
-    The graph is that of evaluation. Dropout and modules that do nothing in evaluation, such as
-    stochastic depth, stay in it and work in training; for the rest of what only training does,
-    there is a warning.
-
-    leaves   globs of the names of modules that are kept whole
-
-    Errors: QdeployError naming the line of the model that cannot be traced, the layer that does
-    not take the example input, or what gives another value at every call.
-    """
-    inputs = as_inputs(example_input)
-    check_leaves(model, leaves)
-    check_modules(model)
-    check_input(copy.deepcopy(model), inputs)
-    training, evaluation = copy.deepcopy(model), copy.deepcopy(model).eval()
-    for copied in (training, evaluation):
-        keep_training_only(copied)
-    network = traced(evaluation, inputs, leaves)
-    check_modes(training.train(), network, inputs, leaves)
-    annotate_shapes(network, inputs)
-    check_repeatable(network, inputs)
-    return network.train(model.training)
 
 
 def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
@@ -66,61 +44,139 @@ def described(inputs: Sequence[object]) -> str:
     )
 
 
-def traced(
-    model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str] = ()
+def trace(model: nn.Module, example_input: Inputs, leaves: Iterable[str] = ()) -> fx.GraphModule:
+    """A traced copy of the model as it evaluates, each node with its shape in `meta`.
+
+    Dropout, BatchNorm and modules that do nothing in evaluation, such as stochastic depth, work in
+    training as well.
+
+    leaves   globs of the names of modules that are kept whole
+
+    Errors: QdeployError naming the line of the model that cannot be traced, the layer that does
+    not take the example input, or what gives another value at every call.
+    """
+    return Tracing(model, as_inputs(example_input), leaves).network(both_modes=False)
+
+
+def trace_both_modes(
+    model: nn.Module, example_input: Inputs, leaves: Iterable[str] = ()
 ) -> fx.GraphModule:
+    """As `trace`, with what forward does in training alone beside it: see modes.py.
+
+    Where training cannot be traced, there is a warning, and the network does in it what it does in
+    evaluation.
+    """
+    return Tracing(model, as_inputs(example_input), leaves).network(both_modes=True)
+
+
+class Tracing:
+    """One model on its way to a graph.
+
+    Errors: QdeployError for a model that cannot be traced or does not take the inputs.
+    """
+
+    def __init__(self, model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str]) -> None:
+        check_leaves(model, leaves)
+        self.model = keep_training_only(folded_copy(model))
+        check_modules(self.model)
+        check_input(copy.deepcopy(self.model), inputs)
+        self.inputs, self.leaves = inputs, leaves
+
+    def network(self, *, both_modes: bool) -> fx.GraphModule:
+        network, training = self.evaluation(), self.training(warns=both_modes)
+        annotate_shapes(network, self.inputs)
+        check_repeatable(network, self.inputs)
+        if both_modes and training is not None:
+            join_modes(network, training)
+            annotate_shapes(network, self.inputs)
+        norms_as_modules(network, self.model, training)
+        dropouts_as_modules(network)
+        return tidied(network).train(self.model.training)
+
+    def evaluation(self) -> fx.GraphModule:
+        return traced(copy.deepcopy(self.model).eval(), self.inputs, self.leaves)
+
+    def training(self, *, warns: bool) -> fx.GraphModule | None:
+        try:
+            return traced(copy.deepcopy(self.model).train(), self.inputs, self.leaves)
+        except QdeployError as error:
+            if warns:
+                warnings.warn(
+                    f"the network does in training what it does in evaluation: {error}",
+                    stacklevel=5,
+                )
+            return None
+
+
+def traced(model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str]) -> fx.GraphModule:
     """The graph of the model in the mode that it is in."""
     try:
-        graph = graph_of(model, inputs, leaves)
+        root, graph = graph_of(model, inputs, leaves)
     except Exception as error:
+        line = user_line(traceback.extract_tb(error.__traceback__))
         raise QdeployError(
-            f"torch.fx cannot trace {type(model).__name__}: {error}{_place(error)}. {WAYS_OUT}"
+            f"torch.fx cannot trace {type(model).__name__}: {error}{line}. {WAYS_OUT}"
         ) from error
     # A pickled network is traced again where it is loaded, with torch.fx's own tracer.
     graph._tracer_cls = None
-    network = fx.GraphModule(model, graph, type(model).__name__)
-    dropout_as_module(network)
+    network = fx.GraphModule(root, graph, type(model).__name__)
+    without_writes(network, inputs)
     return network
 
 
-def graph_of(model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str]) -> fx.Graph:
-    """Traced without sizes, or with those of the inputs where forward computes with sizes."""
-    try:
-        return NetworkTracer(leaves, len(inputs)).trace(model)
-    except Exception:
-        return SizedTracer(leaves, inputs).trace(model)
+def graph_of(
+    model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str]
+) -> tuple[nn.Module, fx.Graph]:
+    """Traced without sizes, or with those of example batches where forward computes with sizes.
+
+    What forward writes down, such as a table for the last size that it met, ends with each attempt.
+    """
+    failed: Exception | None = None
+    for tracer in tracers(model, inputs, leaves):
+        root = copy.deepcopy(model)
+        try:
+            return root, tracer.trace(root)
+        except Exception as error:
+            failed = error
+    assert failed is not None
+    raise failed
 
 
-def check_leaves(model: nn.Module, leaves: Iterable[str]) -> None:
-    names = [name for name, _ in model.named_modules() if name]
-    for glob in leaves:
-        if not fnmatch.filter(names, glob):
-            raise QdeployError(
-                f"leaves: {glob!r} matches no module; the network's modules are {', '.join(names)}"
-            )
+def tracers(
+    model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str]
+) -> Iterator[NetworkTracer]:
+    """From the one that knows no size to the one for which every size but the batch is a number."""
+    yield NetworkTracer(leaves, len(inputs))
+    other = larger(model, inputs)
+    if other is not None:
+        yield SizedTracer(leaves, inputs, other)
+    yield SizedTracer(leaves, inputs, longer(inputs))
 
 
-def check_modules(model: nn.Module) -> None:
-    """Errors: QdeployError for weights that are not float32, and for hooks, which a graph has not."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype != torch.float32:
-            raise QdeployError(
-                f"{name} is {parameter.dtype}; prepare takes float32 networks: call network.float()"
-            )
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks:
-            raise QdeployError(
-                f"{name or type(model).__name__} has forward hooks, which the traced network would "
-                "lose. Remove them: weight_norm, spectral_norm and pruning by remove_weight_norm, "
-                "remove_spectral_norm and prune.remove, others by their handle"
-            )
+def tidied(network: fx.GraphModule) -> fx.GraphModule:
+    """Without parameters and sizes that nothing reads, and with names that a module can have."""
+    for node in reversed(network.graph.nodes):
+        if not node.users and (node.op == "get_attr" or asks_for_size(node)):
+            network.graph.erase_node(node)
+    for node in network.graph.nodes:
+        if hasattr(nn.Module, node.name):  # quantizers are called after it
+            node._rename(f"{node.name}_1")
+    return fx.GraphModule(network, network.graph, type(network).__name__)
 
 
-def keep_training_only(model: nn.Module) -> None:
+def asks_for_size(node: fx.Node) -> bool:
+    """Whether it reads no values of a tensor, but its shape, type or device."""
+    if node.op == "call_method":
+        return node.target in ("size", "dim", "numel")
+    return node.target is getattr
+
+
+def keep_training_only(model: nn.Module) -> nn.Module:
     """Wraps each module of the user's that gives its input back in evaluation."""
     for name, module in list(model.named_modules()):
         if name and does_nothing_in_evaluation(module):
             model.set_submodule(name, TrainingOnly(module))
+    return model
 
 
 def does_nothing_in_evaluation(module: nn.Module) -> bool:
@@ -133,117 +189,6 @@ def does_nothing_in_evaluation(module: nn.Module) -> bool:
         return False
     first, *between, last = graph.nodes
     return first.op == "placeholder" and not between and last.args == (first,)
-
-
-def check_modes(
-    model: nn.Module, evaluation: fx.GraphModule, inputs: Sequence[Tensor], leaves: Iterable[str]
-) -> None:
-    """Warns of what forward does in training alone: a graph has one mode.
-
-    Errors: QdeployError for a functional BatchNorm that only training updates.
-    """
-    try:
-        training = traced(model, inputs, leaves)
-    except QdeployError as error:
-        warnings.warn(
-            f"the network does in training what it does in evaluation: {error}", stacklevel=4
-        )
-        return
-    if any(node.target is F.batch_norm for node in training.graph.nodes):
-        raise QdeployError(
-            "forward calls F.batch_norm, whose mode and statistics a traced network would freeze; "
-            "use nn.BatchNorm1d, 2d or 3d"
-        )
-    evaluated = {str(node.target) for node in evaluation.graph.nodes}
-    targets = [node for node in training.graph.nodes if str(node.target) not in evaluated]
-    if targets:
-        warnings.warn(
-            f"in training, forward also runs {', '.join(_label(node) for node in targets)}; the "
-            "prepared network leaves it out and does in training what it does in evaluation",
-            stacklevel=4,
-        )
-
-
-def _label(node: fx.Node) -> str:
-    return str(node.target) if node.op == "call_module" else node.name
-
-
-def check_input(model: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Runs the model once in evaluation mode. Errors: QdeployError naming the layer that fails."""
-    running: list[str] = []
-    for name, module in model.named_modules():
-        module.register_forward_pre_hook(lambda *_, name=name: running.append(name))
-        module.register_forward_hook(lambda *_: running.pop() and None)
-    try:
-        with torch.no_grad():
-            model.eval()(*inputs)
-    except Exception as error:
-        shapes = " and ".join(str(list(x.shape)) for x in inputs)
-        where = f" in {running[-1]}" if running and running[-1] else ""
-        raise QdeployError(
-            f"{type(model).__name__} cannot take an input of shape {shapes}{where}: {error}"
-        ) from error
-
-
-def check_repeatable(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
-    """Leaves the network in evaluation mode.
-
-    Errors: QdeployError naming the first value that two runs disagree on.
-    """
-    with torch.no_grad():
-        if _equal(network.eval()(*inputs), network(*inputs)):
-            return
-    first, second = Values(network), Values(network)
-    first.run(*inputs)
-    second.run(*inputs)
-    for node, value in first.values.items():
-        if not _equal(value, second.values[node]):
-            raise QdeployError(
-                f"{_label(node)} gives another value at every call, also in evaluation: a network "
-                "that draws random numbers there cannot be exported; make it depend on self.training"
-            )
-
-
-class Values(fx.Interpreter):
-    """Runs a graph and keeps the value of every node."""
-
-    def __init__(self, network: fx.GraphModule) -> None:
-        super().__init__(network, garbage_collect_values=False)
-        self.values: dict[fx.Node, Any] = {}
-
-    @torch.no_grad()
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.values[n] = pytree.tree_map_only(Tensor, torch.clone, value)
-        return value
-
-
-def _equal(first: Any, second: Any) -> bool:
-    pairs = zip(pytree.tree_leaves(first), pytree.tree_leaves(second), strict=True)
-    tensors = [(a, b) for a, b in pairs if isinstance(a, Tensor)]
-    return all(torch.allclose(a, b, rtol=1e-4, equal_nan=True) for a, b in tensors)
-
-
-def _place(error: Exception) -> str:
-    """' (file, line: code)' of the innermost frame outside torch and the tracer."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        file = Path(frame.filename)
-        if not file.is_relative_to(TORCH) and file.parent != Path(__file__).parent:
-            return f" ({file}, line {frame.lineno}: {frame.line})"
-    return ""
-
-
-def dropout_as_module(network: fx.GraphModule) -> None:
-    """Functional dropouts become modules: tracing froze their `training` argument."""
-    for node in list(network.graph.nodes):
-        row = operator_of(node, network)
-        if row.module and row.silent and node.op == "call_function":
-            name = f"dropouts.{node.name}"
-            probability = argument(node, network, Argument("p", 1, 0.5))
-            network.add_submodule(name, row.module(probability))
-            with network.graph.inserting_after(node):
-                replace(node, network.graph.call_module(name, (node.all_input_nodes[0],)))
-    network.recompile()
 
 
 def annotate_shapes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
@@ -279,8 +224,9 @@ def float_inputs(node: fx.Node) -> list[fx.Node]:
 
 
 def only_reader(node: fx.Node) -> fx.Node | None:
-    """The node that alone reads what `node` gives; None where there are none or several."""
-    return next(iter(node.users)) if len(node.users) == 1 else None
+    """The node that alone reads the values that `node` gives; None where there are none or several."""
+    readers = [user for user in node.users if not asks_for_size(user)]
+    return readers[0] if len(readers) == 1 else None
 
 
 def module_calls(network: fx.GraphModule) -> dict[str, list[fx.Node]]:

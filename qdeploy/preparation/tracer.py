@@ -1,9 +1,8 @@
-"""The tracers: torch.fx's own, and one for networks that compute with the sizes of their tensors.
+"""torch.fx's tracer, which keeps whole what a graph of operators would lose.
 
-torch.fx runs forward with placeholders that know neither value nor size, so that it stops where a
-network asks for one: padding "same", assertions, branches on an image's height. `SizedTracer` runs
-the same forward with two example batches of different length beside the placeholders. A size that
-both agree on is a number; one that differs depends on the batch and stays in the graph.
+Besides the modules that torch.fx keeps (those of torch.nn), these stay one node each: modules that
+do nothing in evaluation, a `torch.autograd.Function` of the user's with its backward, and what the
+user names in `leaves`. A network that asks for the sizes of its tensors is traced by sizes.py.
 """
 
 from __future__ import annotations
@@ -11,12 +10,17 @@ from __future__ import annotations
 import fnmatch
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
+from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils import _pytree as pytree
+
+from qdeploy.preparation.in_place import WritingProxy
 
 
 class TrainingOnly(nn.Module):
@@ -28,6 +32,41 @@ class TrainingOnly(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module(x) if self.training else x
+
+
+def one_node(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Makes any tracer see a call of the function, not what it does."""
+
+    @functools.wraps(function)
+    def seen(*args: Any) -> Any:
+        if has_torch_function(args):
+            return handle_torch_function(seen, args, *args)
+        return function(*args)
+
+    return seen
+
+
+@one_node
+def by_mode(evaluation: Any, training: Any) -> Any:
+    """Stands in a graph for two values, of which each mode has one: see modes.py."""
+    return evaluation
+
+
+class AutogradFunction(nn.Module):
+    """A torch.autograd.Function of the user's as a module: in a graph it keeps its backward.
+
+    function   applied to what the module is called with
+    """
+
+    def __init__(self, function: type[torch.autograd.Function]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function.apply(*args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return self.function.__name__
 
 
 # Modules of torch.nn that are made of others.
@@ -48,6 +87,10 @@ class NetworkTracer(fx.Tracer):
         self.leaves = tuple(leaves)
         self.count = count
 
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        with whole_functions(self):
+            return super().trace(root, concrete_args)
+
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
@@ -60,127 +103,68 @@ class NetworkTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         chosen = any(fnmatch.fnmatchcase(module_qualified_name, glob) for glob in self.leaves)
-        if chosen or isinstance(m, TrainingOnly):
+        if chosen or isinstance(m, TrainingOnly) or is_plain_norm(m):
             return True
         return not isinstance(m, TRANSFORMERS) and super().is_leaf_module(m, module_qualified_name)
 
-
-class SizedTracer(NetworkTracer):
-    """Knows the sizes of tensors while it traces; the batch stays free.
-
-    inputs   an example batch for each argument of forward
-    """
-
-    def __init__(self, leaves: Iterable[str], inputs: Sequence[Tensor]) -> None:
-        super().__init__(leaves, len(inputs))
-        self.examples = inputs, [torch.cat([x, x[:1]]) for x in inputs]
-        self.running = False
-
-    @functools.cached_property
-    def interpreters(self) -> list[fx.Interpreter]:
-        """One for each example batch; torch.fx sets `root` and `graph` when it begins to trace."""
-        made = [fx.Interpreter(self.root, False, self.graph) for _ in self.examples]
-        for interpreter, batch in zip(made, self.examples, strict=True):
-            interpreter.args_iter = iter(batch)
-        return made
-
-    def proxy(self, node: fx.Node) -> SizedProxy:
-        return SizedProxy(node, self)
-
-    def create_proxy(
-        self,
-        kind: str,
-        target: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        *more: Any,
-        **named: Any,
-    ) -> fx.Proxy:
-        proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
-        if kind != "output" and isinstance(proxy, SizedProxy):
-            self.running = True
-            try:
-                proxy.values = tuple(self.values(kind, target, args, kwargs))
-            finally:
-                self.running = False
-        return proxy
-
-    # While torch.fx traces, a module that is called writes a node, and so does one whose parameter
-    # is read. What runs on the examples does neither.
-    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self.running:
-            return forward(*args, **kwargs)
-        return super().call_module(m, forward, args, kwargs)
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        if node.op == "get_attr":
+            return ParameterProxy(node, self)
+        return WritingProxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
-        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    @torch.no_grad()
-    def values(self, kind: str, target: Any, args: Any, kwargs: Any) -> list[Any]:
-        """What the operator gives for each example batch."""
-
-        def known(argument: Any, batch: int) -> Any:
-            return argument.values[batch] if isinstance(argument, SizedProxy) else argument
-
-        found = []
-        for batch, interpreter in enumerate(self.interpreters):
-            given = map_aggregate((args, kwargs), functools.partial(known, batch=batch))
-            found.append(getattr(interpreter, kind)(target, *given))
+        found = super().getattr(attr, attr_val, parameter_proxy_cache)
+        if isinstance(found, ParameterProxy):
+            found.value = attr_val
         return found
 
-    def to_bool(self, obj: fx.Proxy) -> bool:
-        """The answer that both batches give, of sizes; of tensors there is none."""
-        values = values_of(obj)
-        if not values or isinstance(values[0], Tensor) or len(set(map(bool, values))) > 1:
-            return super().to_bool(obj)
-        return bool(values[0])
-
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
-        values = values_of(obj)
-        if not values or not isinstance(values[0], tuple | list):
-            return super().iter(obj)
-        parts: Any = obj
-        return iter([parts[index] for index in range(len(values[0]))])
+    def call_function_whole(
+        self, function: type[torch.autograd.Function], args: Any, kwargs: Any
+    ) -> fx.Proxy:
+        """A node for a function of the user's, in place of the operators of its forward."""
+        functions: Any = self.root
+        if not hasattr(functions, "functions"):
+            functions.functions = nn.Module()
+        count = len(list(functions.functions.children()))
+        name = f"{function.__name__}_{count}"
+        functions.functions.add_module(name, AutogradFunction(function))
+        return self.create_proxy("call_module", f"functions.{name}", args, kwargs)
 
 
-class SizedProxy(fx.Proxy):
-    """A placeholder that knows the sizes of what it stands for."""
+def is_plain_norm(module: nn.Module) -> bool:
+    """Whether it is a BatchNorm, or a subclass of one that computes the same."""
+    forwards = (_BatchNorm.forward, SyncBatchNorm.forward)
+    return isinstance(module, _BatchNorm) and type(module).forward in forwards
 
-    values: tuple[Any, ...] = ()
 
-    @property
-    def shape(self) -> tuple[Any, ...]:
-        return tuple(self.size(axis) for axis in range(self.ndim))
+class ParameterProxy(fx.Proxy):
+    """A placeholder for a parameter: all that is no value is known of it."""
 
-    @property
-    def ndim(self) -> int:
-        return self.dim()
+    KNOWN = ("shape", "ndim", "dtype", "device", "size", "dim", "numel", "requires_grad")
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.values[0].dtype
+    value: Tensor
 
-    @property
-    def device(self) -> torch.device:
-        return self.values[0].device
-
-    def dim(self) -> int:
-        return self.values[0].dim()
-
-    def size(self, dim: int | None = None) -> Any:
-        if dim is None:
-            return self.shape
-        sizes = {value.shape[dim] for value in self.values}
-        if len(sizes) == 1:
-            return sizes.pop()
-        return self.tracer.create_proxy("call_method", "size", (self, dim), {})
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.value, name) if name in self.KNOWN else super().__getattr__(name)
 
     def __len__(self) -> int:
-        lengths = {len(value) for value in self.values}
-        if len(lengths) > 1:
-            raise TypeError("the length depends on the batch")
-        return lengths.pop()
+        return len(self.value)
 
 
-def values_of(proxy: fx.Proxy) -> tuple[Any, ...]:
-    return proxy.values if isinstance(proxy, SizedProxy) else ()
+@contextmanager
+def whole_functions(tracer: NetworkTracer) -> Iterator[None]:
+    """Inside the block, functions of the user's that are applied to placeholders become nodes."""
+    base = torch.autograd.Function
+    apply = vars(base)["apply"]
+
+    def apply_whole(function: Any, *args: Any, **kwargs: Any) -> Any:
+        placeholders = (x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, fx.Proxy))
+        if function.__module__.startswith("torch.") or not any(True for _ in placeholders):
+            return apply.__func__(function, *args, **kwargs)
+        return tracer.call_function_whole(function, args, kwargs)
+
+    base.apply = classmethod(apply_whole)  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        base.apply = apply  # type: ignore[method-assign]

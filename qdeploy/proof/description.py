@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from qdeploy.deploy.inspect import FileLayer
+from qdeploy.deploy.contents import FileLayer
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm
 from qdeploy.preparation.integer_kernels import source_activation
 from qdeploy.preparation.trace import called_module

@@ -194,10 +194,12 @@ class QuantizeSection(Section):
     act_bits          None, "float" in TOML, leaves the activations in float
     first_last_float  leaves the first and the last layer in float, whatever `layers` says
     equalize          first rescales the channels of each tensor to the same range
+    reduce_range      7-bit weights where x86 without VNNI could not add up 8-bit ones
     options           the method's own settings, which the method validates
     layers            from a glob of layer names to "float" or to what differs there
     leaves            globs of modules that stay whole and in float, such as those that torch.fx
                       cannot trace
+    check             compares the prepared network with the float one before it trains
     """
 
     method: str
@@ -205,9 +207,11 @@ class QuantizeSection(Section):
     act_bits: ActBits = 8
     first_last_float: bool = False
     equalize: bool = False
+    reduce_range: bool = True
     options: dict[str, Any] = {}
     layers: dict[str, LayerSetting] = {}
     leaves: list[str] = []
+    check: bool = True
 
 
 class CalibrateSection(Section):

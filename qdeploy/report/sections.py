@@ -11,6 +11,7 @@ from typing import Any
 from qdeploy.record import Complexity, Kernel, LayerWork, Record, ShippedLayer
 from qdeploy.report.charts import bars, histogram
 from qdeploy.report.curves import run_curves
+from qdeploy.report.processors import processors
 from qdeploy.report.section import Chart, Section
 from qdeploy.report.words import (
     NOT_MEASURED,
@@ -110,9 +111,13 @@ def agreement(record: Record) -> Section:
         percent(found.top1), significant(found.max_logit_difference),
         significant(found.mean_logit_difference),
     ),)  # fmt: skip
+    unchecked = (
+        " The network that trained was not compared with the float one (quantize.check = false)."
+    )
     return Section(
         "Agreement",
-        f"The ONNX file against the {tested} in PyTorch, which training tested.",
+        f"The ONNX file against the {tested} in PyTorch, which training tested."
+        + (unchecked if record.checked is False else ""),
         ("", "Images", "In another class", "Agreement", "Largest difference", "Mean difference"),
         rows,
     )
@@ -331,6 +336,17 @@ def quantization(record: Record) -> Section:
         "Every setting that was in force.",
         text=record.settings,
         appendix=("The recipe", json.dumps(record.recipe, indent=2)),
+    )
+
+
+@section
+def other_processors(record: Record) -> Section:
+    return Section(
+        "Processors",
+        "What the file gives elsewhere.",
+        ("Processor", "What it gives"),
+        tuple(processors(record)),
+        words=True,
     )
 
 

@@ -238,3 +238,14 @@ def test_what_only_inherits_from_a_module_that_evaluation_skips_stays():
     with torch.no_grad():
         found, expected = qdeploy.convert(prepared)(images()), prepared(images())
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_of_its_own_batch_stays_one(affine):
+    norm = nn.BatchNorm2d(6, affine=affine, track_running_stats=False)
+    network = nn.Sequential(conv(), norm, nn.ReLU(), conv(6, 4)).eval()
+    prepared, x = qdeploy.prepare(network, images(2), "simqat"), images()
+    qdeploy.calibrate(prepared, [x])
+    expected = network(x)
+    for model in (prepared.eval(), qdeploy.convert(prepared)):
+        assert (model(x) - expected).abs().max() < 0.03 * expected.abs().max()

@@ -71,28 +71,6 @@ def test_a_network_of_two_inputs_is_refused():
         trace(Two(), images(2))
 
 
-def test_what_only_training_does_is_left_out_with_a_warning():
-    def auxiliary(self, x):
-        x = self.conv(x)
-        return x * 2 if self.training else x
-
-    network = Network(auxiliary, conv=conv())
-    with pytest.warns(UserWarning, match="in training, forward also runs mul; .* leaves it out"):
-        traced = trace(network, images(2))
-    torch.testing.assert_close(traced.train()(images()), network.eval()(images()))
-
-
-def test_functional_batch_norm_would_be_frozen_and_is_refused():
-    def normed(self, x):
-        return F.batch_norm(self.conv(x), self.mean, self.var, training=self.training)
-
-    network = Network(normed, conv=conv())
-    network.register_buffer("mean", torch.zeros(6))
-    network.register_buffer("var", torch.ones(6))
-    with pytest.raises(QdeployError, match=r"forward calls F\.batch_norm"):
-        trace(network, images(2))
-
-
 DROPS = {
     "frozen argument": lambda self, x: F.dropout(x, 0.4, self.training),
     "keyword": lambda self, x: F.dropout(x, p=0.4, training=self.training),
@@ -146,19 +124,6 @@ def test_constants_made_in_forward_are_the_same_in_both_modes():
     network = Network(normalized, conv=conv())
     traced = trace(network, images(2))
     torch.testing.assert_close(traced(images()), network(images()))
-
-
-def test_a_branch_of_training_that_cannot_be_traced_is_left_out_too():
-    def auxiliary(self, x):
-        x = self.conv(x)
-        if self.training and x.sum() > 0:
-            x = x + 1
-        return x
-
-    network = Network(auxiliary, conv=conv())
-    with pytest.warns(UserWarning, match="does in training what it does in evaluation"):
-        traced = trace(network, images(2))
-    torch.testing.assert_close(traced.train()(images()), network.eval()(images()))
 
 
 class Optional(nn.Module):

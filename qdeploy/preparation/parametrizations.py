@@ -1,0 +1,49 @@
+"""Weights that are computed from others, folded: weight_norm and spectral_norm, old and new.
+
+What a layer multiplies by is then a parameter of its own, which can be quantized and trains on.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+
+
+def folded_copy(model: nn.Module) -> nn.Module:
+    """A copy without parametrizations: each weight is the value that evaluation computes.
+
+    A warning says which, since what they bound or normalise is from then on free.
+    """
+    model = copy.deepcopy(model)
+    training = {module: module.training for module in model.modules()}
+    folded = [label for name, m in list(model.eval().named_modules()) for label in fold(name, m)]
+    for module, mode in training.items():
+        module.training = mode
+    if folded:
+        warnings.warn(
+            f"{', '.join(folded)}: prepare folds what a weight is computed by into the weight, and "
+            "training goes on with that",
+            stacklevel=5,
+        )
+    return model
+
+
+def fold(name: str, module: nn.Module) -> list[str]:
+    """Folds what is registered on this module itself; what that was, for the warning."""
+    folded = []
+    if parametrize.is_parametrized(module):
+        for tensor, chain in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
+            kinds = ", ".join(type(step).__name__.lstrip("_") for step in chain)
+            parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
+            folded.append(f"{name}.{tensor} ({kinds})".lstrip("."))
+    for hook in list(module._forward_pre_hooks.values()):
+        if isinstance(hook, WeightNorm | SpectralNorm):
+            remove = remove_weight_norm if isinstance(hook, WeightNorm) else remove_spectral_norm
+            remove(module, hook.name)
+            folded.append(f"{name}.{hook.name} ({type(hook).__name__})".lstrip("."))
+    return folded

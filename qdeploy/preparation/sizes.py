@@ -1,0 +1,231 @@
+"""Tracing a network that computes with the sizes of its tensors.
+
+torch.fx runs forward with placeholders that know neither value nor size, so that it stops where a
+network asks for one: padding "same", assertions, branches on an image's height. `SizedTracer` runs
+the same forward with two example batches beside the placeholders, of other length and, where the
+network takes them, of other height and width. A size that both agree on is a number; one that
+differs stays in the graph.
+
+What forward decides by sizes is decided once, while it is traced. A guard keeps each decision in
+the graph: `expect` refuses a batch for which it would be another one, `expect_sizes` all sizes but
+those of the example where the network takes no others.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import has_side_effect, map_aggregate
+
+from qdeploy.errors import QdeployError
+from qdeploy.preparation.in_place import WritingProxy
+from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy, one_node
+
+TORCH = Path(torch.__file__).parent
+
+
+def longer(inputs: Sequence[Tensor]) -> list[Tensor]:
+    """The inputs with one more sample."""
+    return [torch.cat([x, x[:1]]) for x in inputs]
+
+
+def larger(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+    """One more sample, and twice the height and width, or the length; None if the model takes neither."""
+    for axes in (slice(2, None), slice(1, 2)):
+        batch = [twice(x, range(x.ndim)[axes]) for x in longer(inputs)]
+        if any(a.shape[1:] != b.shape[1:] for a, b in zip(batch, inputs, strict=True)):
+            try:
+                with torch.no_grad():
+                    copy.deepcopy(model)(*batch)
+            except Exception:
+                continue
+            return batch
+    return None
+
+
+def twice(x: Tensor, axes: Iterable[int]) -> Tensor:
+    for axis in axes:
+        x = torch.cat([x, x], axis)
+    return x
+
+
+@has_side_effect
+@one_node
+def expect(condition: Any, answer: bool, place: str) -> None:
+    """Errors: QdeployError where forward would not decide as it did when it was traced."""
+    # A file is for the sizes of its example; a condition on an open one would fix it.
+    if not torch.compiler.is_exporting() and bool(condition) != answer:
+        raise QdeployError(
+            f"the network does something else for inputs of this size{place}; it was traced with "
+            "another one. Prepare it with an example input of the size that it will run on"
+        )
+
+
+@has_side_effect
+@one_node
+def expect_sizes(x: Tensor, sizes: Sequence[int]) -> None:
+    """Errors: QdeployError where a sample of x has other sizes than these."""
+    if not torch.compiler.is_exporting() and [*x.shape[1:]] != [*sizes]:
+        raise QdeployError(
+            f"the network was prepared for inputs of [N, {', '.join(map(str, sizes))}] alone; this one "
+            f"is {[*x.shape]}. Prepare it with an example input of that size"
+        )
+
+
+def user_line(frames: Iterable[traceback.FrameSummary]) -> str:
+    """' (file, line: code)' of the innermost frame outside torch and the tracer."""
+    for frame in reversed([*frames]):
+        file = Path(frame.filename)
+        if not file.is_relative_to(TORCH) and file.parent != Path(__file__).parent:
+            return f" ({file}, line {frame.lineno}: {frame.line})"
+    return ""
+
+
+class SizedTracer(NetworkTracer):
+    """Knows the sizes of tensors while it traces.
+
+    examples   two batches for each argument of forward; what differs in their sizes stays free
+    """
+
+    def __init__(self, leaves: Iterable[str], *examples: Sequence[Tensor]) -> None:
+        super().__init__(leaves, len(examples[0]))
+        self.examples = examples
+        self.running = False
+        self.fixed = False  # whether a size of a sample became a number
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        graph = super().trace(root, concrete_args)
+        samples = [{x.shape[1:] for x in pair} for pair in zip(*self.examples, strict=True)]
+        if self.fixed and all(len(sizes) == 1 for sizes in samples):
+            guard_sizes(graph, [[*sizes.pop()] for sizes in samples])
+        return graph
+
+    @functools.cached_property
+    def interpreters(self) -> list[fx.Interpreter]:
+        """One for each example batch; torch.fx sets `root` and `graph` when it begins to trace."""
+        made = [fx.Interpreter(self.root, False, self.graph) for _ in self.examples]
+        for interpreter, batch in zip(made, self.examples, strict=True):
+            interpreter.args_iter = (x.clone() for x in batch)
+        return made
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return super().proxy(node) if node.op == "get_attr" else SizedProxy(node, self)
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        *more: Any,
+        **named: Any,
+    ) -> fx.Proxy:
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
+        if kind != "output" and isinstance(proxy, SizedProxy):
+            self.running = True
+            try:
+                proxy.values = tuple(self.values(kind, target, args, kwargs))
+            finally:
+                self.running = False
+        return proxy
+
+    # While torch.fx traces, a module that is called writes a node, and so does one whose parameter
+    # is read. What runs on the examples does neither.
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self.running:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    @torch.no_grad()
+    def values(self, kind: str, target: Any, args: Any, kwargs: Any) -> list[Any]:
+        """What the operator gives for each example batch."""
+
+        def known(argument: Any, batch: int) -> Any:
+            return values_of(argument)[batch] if isinstance(argument, fx.Proxy) else argument
+
+        found = []
+        for batch, interpreter in enumerate(self.interpreters):
+            given = map_aggregate((args, kwargs), functools.partial(known, batch=batch))
+            found.append(getattr(interpreter, kind)(target, *given))
+        return found
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """The answer that both batches give, of sizes; of tensors there is none."""
+        values = values_of(obj)
+        if not values or isinstance(values[0], Tensor) or len(set(map(bool, values))) > 1:
+            return super().to_bool(obj)
+        answer = bool(values[0])
+        line = user_line(traceback.extract_stack())
+        self.create_node("call_function", expect, (obj.node, answer, line), {})
+        return answer
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        values = values_of(obj)
+        if not values or not isinstance(values[0], tuple | list):
+            return super().iter(obj)
+        parts: Any = obj
+        return iter([parts[index] for index in range(len(values[0]))])
+
+
+class SizedProxy(WritingProxy):
+    """A placeholder that knows the sizes of what it stands for."""
+
+    values: tuple[Any, ...] = ()
+
+    @property
+    def shape(self) -> tuple[Any, ...]:
+        return tuple(self.size(axis) for axis in range(self.ndim))
+
+    @property
+    def ndim(self) -> int:
+        return self.dim()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values[0].dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.values[0].device
+
+    def dim(self) -> int:
+        return self.values[0].dim()
+
+    def size(self, dim: int | None = None) -> Any:
+        if dim is None:
+            return self.shape
+        sizes = {value.shape[dim] for value in self.values}
+        if len(sizes) == 1:
+            self.tracer.fixed |= dim != 0
+            return sizes.pop()
+        return self.tracer.create_proxy("call_method", "size", (self, dim), {})
+
+    def __len__(self) -> int:
+        lengths = {len(value) for value in self.values}
+        if len(lengths) > 1:
+            raise TypeError("the length depends on the batch")
+        return lengths.pop()
+
+
+def values_of(proxy: fx.Proxy) -> tuple[Any, ...]:
+    if isinstance(proxy, ParameterProxy):
+        return proxy.value, proxy.value
+    return proxy.values if isinstance(proxy, SizedProxy) else ()
+
+
+def guard_sizes(graph: fx.Graph, sizes: Sequence[Sequence[int]]) -> None:
+    """Each input is looked at before anything is computed."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_after(inputs[-1]):
+        for node, of_sample in zip(inputs, sizes, strict=True):
+            graph.call_function(expect_sizes, (node, [*of_sample]))

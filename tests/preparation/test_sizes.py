@@ -1,0 +1,112 @@
+"""A network that computes with sizes follows them, or says which it takes."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import Network, conv
+from torch import nn
+
+import qdeploy
+from qdeploy.errors import QdeployError
+from qdeploy.preparation.trace import trace
+
+
+def images(size, batch=2):
+    return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def averaged(self, x):
+    n, c, h, w = x.shape
+    assert h % 4 == 0
+    return self.conv(x).sum((2, 3)) / (h * w)
+
+
+def resized(self, x):
+    assert x.size(-1) % 4 == 0
+    return F.interpolate(F.avg_pool2d(self.conv(x), 2), size=x.shape[-2:])
+
+
+def pooled(self, x):
+    y = self.conv(x)
+    assert y.dim() == 4
+    assert y.size(2) == y.size(3)
+    return F.avg_pool2d(y, y.size(2))
+
+
+def padded(self, x):
+    """As timm's "same" padding and a U-Net's skip connection."""
+    y = F.max_pool2d(self.conv(x), 2)
+    y = F.interpolate(y, scale_factor=2)
+    missing = x.size(3) - y.size(3)
+    if missing > 0:
+        y = F.pad(y, (0, missing, 0, missing))
+    return y
+
+
+def reshaped(self, x):
+    b, c, h, w = x.shape
+    if h < 2:
+        raise ValueError("too small")
+    return self.conv(x).view(b, 6, h * w).transpose(1, 2)
+
+
+FOLLOW = [averaged, resized, pooled, reshaped]
+
+
+@pytest.mark.parametrize("forward", FOLLOW, ids=lambda f: f.__name__)
+@pytest.mark.parametrize(("size", "batch"), [(8, 2), (20, 3), (32, 1)])
+def test_another_image_size_gives_what_the_network_gives(forward, size, batch):
+    network = Network(forward, conv=conv()).eval()
+    traced = trace(network, images(16))
+    torch.testing.assert_close(traced(images(size, batch)), network(images(size, batch)))
+
+
+@pytest.mark.parametrize("forward", FOLLOW, ids=lambda f: f.__name__)
+def test_integers_follow_the_size_too(forward):
+    network = Network(forward, conv=conv()).eval()
+    prepared = qdeploy.prepare(network, images(16), "simqat")
+    qdeploy.calibrate(prepared, [images(32)])
+    found, expected = qdeploy.convert(prepared)(images(32)), network(images(32))
+    assert found.shape == expected.shape
+    assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+def test_a_decision_on_the_size_is_not_carried_over_to_another_one():
+    network = Network(padded, conv=conv()).eval()
+    traced = trace(network, images(16))
+    torch.testing.assert_close(traced(images(24)), network(images(24)))
+    with pytest.raises(QdeployError, match=r"test_sizes.py, line \d+: if missing > 0:"):
+        traced(images(17))
+
+
+def flattened(self, x):
+    assert x.size(2) % 4 == 0
+    return self.fc(self.conv(x).flatten(1)) + x.size(2)
+
+
+@pytest.mark.parametrize("network", ["traced", "prepared", "converted"])
+def test_a_network_for_one_size_refuses_the_others(network):
+    layers = {"conv": conv(), "fc": nn.Linear(6 * 64, 5)}
+    prepared = qdeploy.prepare(Network(flattened, **layers), images(8), "simqat").eval()
+    qdeploy.calibrate(prepared, [images(8)])
+    given = {
+        "traced": trace(Network(flattened, **layers), images(8)),
+        "prepared": prepared,
+        "converted": qdeploy.convert(prepared),
+    }[network]
+    assert given(images(8, 3)).shape == (3, 5)
+    with pytest.raises(
+        QdeployError, match=r"prepared for inputs of \[N, 3, 8, 8\] alone; .*\[2, 3, 16, 16\]"
+    ):
+        given(images(16))
+
+
+def test_a_sequence_may_be_longer():
+    def mean(self, x):
+        assert x.shape[1] > 1
+        return self.fc(x).sum(1) / x.shape[1]
+
+    network = Network(mean, fc=nn.Linear(4, 5)).eval()
+    traced = trace(network, torch.randn(2, 6, 4))
+    x = torch.randn(3, 9, 4)
+    torch.testing.assert_close(traced(x), network(x))
