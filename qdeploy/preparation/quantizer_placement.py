@@ -56,7 +56,7 @@ ARITHMETIC = (ADD, SUBTRACT, MULTIPLY, DIVIDE)
 def is_mover(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether it gives values that it read, and computes none."""
     sources = float_inputs(node)
-    if not sources or not moves(node, network):
+    if not sources or not is_float_tensor(node) or not moves(node, network):
         return False
     if operator_of(node, network) is GETITEM and is_tuple(sources[0]):
         return is_mover(sources[0], network)  # not a part of what a whole module gives

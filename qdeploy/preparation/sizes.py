@@ -25,7 +25,8 @@ from torch import Tensor, fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
 
 from qdeploy.errors import QdeployError
-from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy, one_node
+from qdeploy.preparation.one_node import one_node
+from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy, ValueProxy
 
 TORCH = Path(torch.__file__).parent
 
@@ -96,7 +97,6 @@ class SizedTracer(NetworkTracer):
     def __init__(self, leaves: Iterable[str], *examples: Sequence[Tensor]) -> None:
         super().__init__(leaves, len(examples[0]))
         self.examples = examples
-        self.running = False
         self.fixed = False  # whether a size of a sample became a number
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -114,8 +114,8 @@ class SizedTracer(NetworkTracer):
             interpreter.args_iter = iter(batch)
         return made
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return super().proxy(node) if node.op == "get_attr" else SizedProxy(node, self)
+    def placeholder(self, node: fx.Node) -> fx.Proxy:
+        return SizedProxy(node, self)
 
     def create_proxy(
         self,
@@ -176,7 +176,7 @@ class SizedTracer(NetworkTracer):
         return iter([parts[index] for index in range(len(values[0]))])
 
 
-class SizedProxy(fx.Proxy):
+class SizedProxy(ValueProxy):
     """A placeholder that knows the sizes of what it stands for."""
 
     values: tuple[Any, ...] = ()
@@ -193,10 +193,6 @@ class SizedProxy(fx.Proxy):
     def dtype(self) -> torch.dtype:
         return self.values[0].dtype
 
-    @property
-    def device(self) -> torch.device:
-        return self.values[0].device
-
     def dim(self) -> int:
         return self.values[0].dim()
 
@@ -208,6 +204,12 @@ class SizedProxy(fx.Proxy):
             self.tracer.fixed |= dim != 0
             return sizes.pop()
         return self.tracer.create_proxy("call_method", "size", (self, dim), {})
+
+    def __getattr__(self, name: str) -> Any:
+        """What is no method, such as a device or a part of a named tuple, is a node of the graph."""
+        if not self.values or callable(getattr(self.values[0], name)):
+            return super().__getattr__(name)
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __len__(self) -> int:
         lengths = {len(value) for value in self.values}

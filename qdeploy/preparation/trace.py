@@ -151,9 +151,11 @@ def tracers(
 
 
 def tidied(network: fx.GraphModule) -> fx.GraphModule:
-    """Without parameters and sizes that nothing reads, and with names that a module can have."""
+    """Without what changes or gives nothing, and with names that a module can have."""
     for node in reversed(network.graph.nodes):
-        if not node.users and (node.op == "get_attr" or asks_for_size(node)):
+        if is_conversion(node) and type_of(node) == type_of(node.args[0]):
+            replace(node, node.args[0])
+        elif not node.users and (node.op == "get_attr" or asks_for_size(node)):
             network.graph.erase_node(node)
     for node in network.graph.nodes:
         if hasattr(nn.Module, node.name):  # quantizers are called after it
@@ -161,11 +163,23 @@ def tidied(network: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(network, network.graph, type(network).__name__)
 
 
+def is_conversion(node: fx.Node) -> bool:
+    """Whether it gives the values that it reads as another type or on another device."""
+    return node.op == "call_method" and node.target in (
+        "to", "type", "type_as", "float", "cpu", "cuda",
+    )  # fmt: skip
+
+
+def type_of(node: fx.Node) -> torch.dtype | None:
+    meta = node.meta.get("tensor_meta")
+    return meta.dtype if isinstance(meta, TensorMetadata) else None
+
+
 def asks_for_size(node: fx.Node) -> bool:
     """Whether it reads no values of a tensor, but its shape, type or device."""
     if node.op == "call_method":
         return node.target in ("size", "dim", "numel")
-    return node.target is getattr
+    return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
 
 
 def keep_training_only(model: nn.Module) -> nn.Module:

@@ -56,7 +56,9 @@ class ByHand(nn.Module):
 
     def forward(self, x):
         training = self.training
-        return F.batch_norm(x, self.mean, self.var, weight=self.gain, training=training, momentum=0.3)
+        return F.batch_norm(
+            x, self.mean, self.var, weight=self.gain, training=training, momentum=0.3
+        )
 
 
 NORMS = {
@@ -96,7 +98,9 @@ def test_a_norm_folds_and_trains_as_in_the_network(norm):
 def test_one_functional_norm_for_two_layers_is_one_module():
     norm = ByHand(6)
     network = nn.Sequential(conv(3, 6), norm, conv(6, 6), norm).train()
-    prepared = qdeploy.prepare(network, images(4), "simqat", layers={"*": "float"}, act_bits="float")
+    prepared = qdeploy.prepare(
+        network, images(4), "simqat", layers={"*": "float"}, act_bits="float"
+    )
     torch.testing.assert_close(prepared.train()(images(8)), network(images(8)))
     torch.testing.assert_close(prepared.eval()(images()), network.eval()(images()))
 
@@ -106,7 +110,9 @@ def test_a_frozen_functional_norm_stays_frozen():
         return F.batch_norm(self.conv(x), self.norm.running_mean, self.norm.running_var)
 
     network = Network(frozen, conv=conv(), norm=awkward_norms(nn.BatchNorm2d(6)))
-    prepared = qdeploy.prepare(network, images(4), "simqat", layers={"*": "float"}, act_bits="float")
+    prepared = qdeploy.prepare(
+        network, images(4), "simqat", layers={"*": "float"}, act_bits="float"
+    )
     before = copy.deepcopy(prepared.state_dict())
     torch.testing.assert_close(prepared.train()(images()), network.train()(images()))
     assert all(torch.equal(value, before[name]) for name, value in prepared.state_dict().items())
@@ -116,7 +122,12 @@ def test_a_norm_whose_weight_is_computed_is_refused_by_name():
     def computed(self, x):
         norm = self.norm
         return F.batch_norm(
-            self.conv(x), norm.running_mean, norm.running_var, norm.weight.exp(), None, self.training
+            self.conv(x),
+            norm.running_mean,
+            norm.running_var,
+            norm.weight.exp(),
+            None,
+            self.training,
         )
 
     network = Network(computed, conv=conv(), norm=nn.BatchNorm2d(6))

@@ -54,7 +54,12 @@ BY_NAME = pytest.mark.parametrize("forward", FORWARDS, ids=lambda f: f.__name__)
 
 def network_of(forward):
     torch.manual_seed(0)
-    parts = {"body": conv(3, 6), "bn": nn.BatchNorm2d(6, momentum=0), "head": conv(6, 4), "aux": conv(6, 4)}
+    parts = {
+        "body": conv(3, 6),
+        "bn": nn.BatchNorm2d(6, momentum=0),
+        "head": conv(6, 4),
+        "aux": conv(6, 4),
+    }
     return Network(forward, **parts)
 
 
@@ -64,7 +69,9 @@ def test_each_mode_gives_what_it_gives_in_the_network(forward, training):
     network = network_of(forward).train(training)
     expected = copy.deepcopy(network)(images(4))
     # In float: what is left is what tracing and joining made of the network.
-    prepared = qdeploy.prepare(network, images(4), "simqat", layers={"*": "float"}, act_bits="float")
+    prepared = qdeploy.prepare(
+        network, images(4), "simqat", layers={"*": "float"}, act_bits="float"
+    )
     for copied in (prepared, copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
         torch.testing.assert_close(copied.train(training)(images(4)), expected)
 
@@ -72,7 +79,11 @@ def test_each_mode_gives_what_it_gives_in_the_network(forward, training):
 @BY_NAME
 def test_a_layer_of_both_modes_is_one(forward):
     prepared = qdeploy.prepare(network_of(forward), images(4), "simqat")
-    names = [name for name, module in prepared.network.named_modules() if isinstance(module, QuantizedLayer)]
+    names = [
+        name
+        for name, module in prepared.network.named_modules()
+        if isinstance(module, QuantizedLayer)
+    ]
     assert set(names) <= {"body", "head", "aux"}
 
 
@@ -84,7 +95,11 @@ def test_what_only_training_does_is_not_shipped(forward):
     qdeploy.calibrate(prepared, [images(4)])
     integers = qdeploy.convert(prepared)
     expected = network(images(4))
-    for a, b in zip(torch.utils._pytree.tree_leaves(integers(images(4))), torch.utils._pytree.tree_leaves(expected), strict=True):
+    for a, b in zip(
+        torch.utils._pytree.tree_leaves(integers(images(4))),
+        torch.utils._pytree.tree_leaves(expected),
+        strict=True,
+    ):
         assert (a - b).norm() < 0.05 * b.norm()
     assert forward is not auxiliary or not hasattr(integers, "aux")
 
@@ -107,5 +122,7 @@ def test_training_that_cannot_be_traced_is_said():
 
     network = network_of(branching)
     with pytest.warns(UserWarning, match="does in training what it does in evaluation"):
-        prepared = qdeploy.prepare(network, images(2), "simqat", layers={"*": "float"}, act_bits="float")
+        prepared = qdeploy.prepare(
+            network, images(2), "simqat", layers={"*": "float"}, act_bits="float"
+        )
     torch.testing.assert_close(prepared.train()(images()), network.eval()(images()))
