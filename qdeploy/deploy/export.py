@@ -28,7 +28,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.onnx_file import fits_one_file, write
 from qdeploy.preparation.convert import convert
-from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.inside import holds_prepared
 from qdeploy.preparation.trace import Inputs, as_inputs, described
 
 OPSET = 21
@@ -47,7 +47,7 @@ def export(
 ) -> Path:
     """Writes a network as ONNX, opset 21 and IR 10, with a dynamic batch dimension.
 
-    Takes what `prepare` or `convert` returned, or a plain float network. packing=False leaves
+    Takes what `prepare` or `convert` returned, alone or inside another module, or a plain float network. packing=False leaves
     the codes as int8. The input is called "input", the output "logits"; several inputs (a tuple
     `example_input`) are called as the arguments of forward, several outputs by their keys or
     numbers. The file is written whole or not at all, with weights beside it if it is larger than
@@ -62,7 +62,7 @@ def export(
     """
     given = prepared_or_converted
     runtime = find_target(target)
-    network = convert(given) if isinstance(given, PreparedNetwork) else given
+    network = convert(given) if holds_prepared(given) else given
     model = to_onnx(network, example_input, target=target)
     if uint8_input is not None:
         take_pixels(model, *uint8_input)

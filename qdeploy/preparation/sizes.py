@@ -207,8 +207,10 @@ class SizedProxy(ValueProxy):
 
     def __getattr__(self, name: str) -> Any:
         """What is no method, such as a device or a part of a named tuple, is a node of the graph."""
-        if not self.values or callable(getattr(self.values[0], name)):
+        if not self.values or callable(value := getattr(self.values[0], name)):
             return super().__getattr__(name)
+        if isinstance(value, str):  # the type of a device
+            return value
         return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __len__(self) -> int:

@@ -18,7 +18,7 @@ def images(size, batch=2):
 
 
 def averaged(self, x):
-    n, c, h, w = x.shape
+    _, _, h, w = x.shape
     assert h % 4 == 0
     return self.conv(x).sum((2, 3)) / (h * w)
 
@@ -46,7 +46,7 @@ def padded(self, x):
 
 
 def reshaped(self, x):
-    b, c, h, w = x.shape
+    b, _, h, w = x.shape
     if h < 2:
         raise ValueError("too small")
     return self.conv(x).view(b, 6, h * w).transpose(1, 2)

@@ -254,7 +254,7 @@ def test_an_input_may_have_the_name_of_a_method_of_modules():
             super().__init__()
             self.conv = conv()
 
-        def forward(self, half, train, type, input):
+        def forward(self, half, train, type, input):  # noqa: A002
             return self.conv(half + train * type - input)
 
     batches = tuple(images(3, seed) for seed in range(4))
