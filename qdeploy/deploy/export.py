@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from qdeploy.deploy import passes
+from qdeploy.deploy.open_batch import check_open_batch
 from qdeploy.deploy.packing import pack
 from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.seal import seal
@@ -89,6 +90,7 @@ def to_onnx(
         if isinstance(layer, IntegerLayer) and not runtime.in_rows:
             layer.in_rows = False
     traced = _exported(network, inputs, outputs or output_names(network, inputs))
+    check_open_batch(traced, network, inputs)
     passes.layer_names(traced)
     exported = _simplified(traced)
     runtime.rewrite(exported)

@@ -32,6 +32,7 @@ from qdeploy.preparation.trace import (
     float_inputs,
     is_float_tensor,
     is_tuple,
+    made_of_sizes,
     only_reader,
 )
 from qdeploy.preparation.vocabulary import (
@@ -146,9 +147,10 @@ def is_nonnegative(tensor: SharedTensor, network: fx.GraphModule) -> bool:
 
 
 def quantizable_tensors(network: fx.GraphModule) -> Iterator[fx.Node]:
-    """Float tensors that are computed; not parameters, and not those on the way to a ReLU or a softmax."""
+    """Float tensors that are computed; not parameters nor tables of positions, and not those on the way to a ReLU or a softmax."""
+    tables = made_of_sizes(network)
     for node in network.graph.nodes:
-        if node.op in ("get_attr", "output") or not is_float_tensor(node):
+        if node.op in ("get_attr", "output") or node in tables or not is_float_tensor(node):
             continue
         if is_tuple(node) and not is_mover(node, network):
             continue  # its parts are quantized where they are taken out

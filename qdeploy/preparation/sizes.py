@@ -25,6 +25,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
 
 from qdeploy.errors import QdeployError
+from qdeploy.preparation.interpreter import Interpreter
 from qdeploy.preparation.one_node import one_node
 from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy, ValueProxy
 
@@ -107,9 +108,9 @@ class SizedTracer(NetworkTracer):
         return graph
 
     @functools.cached_property
-    def interpreters(self) -> list[fx.Interpreter]:
+    def interpreters(self) -> list[Interpreter]:
         """One for each example batch; torch.fx sets `root` and `graph` when it begins to trace."""
-        made = [fx.Interpreter(self.root, False, self.graph) for _ in self.examples]
+        made = [Interpreter(self.root, False, self.graph) for _ in self.examples]
         for interpreter, batch in zip(made, self.examples, strict=True):
             interpreter.args_iter = iter(batch)
         return made

@@ -13,6 +13,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.functional_modules import dropouts_as_modules, norms_as_modules
+from qdeploy.preparation.interpreter import Interpreter
 from qdeploy.preparation.modes import join_modes
 from qdeploy.preparation.parametrizations import folded_copy
 from qdeploy.preparation.requirements import (
@@ -29,6 +30,13 @@ WAYS_OUT = (
     "Ways out: name the module that does it in `leaves`, which keeps it whole and in float; move "
     "what depends on values out of forward; or mark a function with torch.fx.wrap."
 )
+
+
+SIZE_METHODS = ("size", "dim", "numel", "new_zeros", "new_ones", "new_full", "new_empty")
+LIKE = (
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
+    torch.randn_like,
+)  # fmt: skip
 
 
 def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
@@ -177,9 +185,19 @@ def type_of(node: fx.Node) -> torch.dtype | None:
 
 def asks_for_size(node: fx.Node) -> bool:
     """Whether it reads no values of a tensor, but its shape, type or device."""
-    if node.op == "call_method":
-        return node.target in ("size", "dim", "numel")
-    return node.target is getattr and node.args[1] in ("shape", "ndim", "dtype", "device")
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device")
+    return node.target in SIZE_METHODS if node.op == "call_method" else node.target in LIKE
+
+
+def made_of_sizes(network: fx.GraphModule) -> set[fx.Node]:
+    """What is computed of sizes and parameters alone, such as a table of positions, or at random."""
+    found: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        sources = {source for source in node.all_input_nodes if source.op != "get_attr"}
+        if asks_for_size(node) or (sources and found.issuperset(sources)):
+            found.add(node)
+    return found
 
 
 def keep_training_only(model: nn.Module) -> nn.Module:
@@ -202,11 +220,15 @@ def does_nothing_in_evaluation(module: nn.Module) -> bool:
     return first.op == "placeholder" and not between and last.args == (first,)
 
 
+class Shapes(Interpreter, ShapeProp):
+    """Writes the shape of each value to its node."""
+
+
 def annotate_shapes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     """Fills node.meta["tensor_meta"] by one run in evaluation mode."""
     was_training = network.training
     with torch.no_grad():
-        ShapeProp(network.eval()).propagate(*inputs)
+        Shapes(network.eval()).propagate(*inputs)
     network.train(was_training)
 
 
