@@ -48,11 +48,11 @@ def export(
 ) -> Path:
     """Writes a network as ONNX, opset 21 and IR 10, with a dynamic batch dimension.
 
-    Takes what `prepare` or `convert` returned, alone or inside another module, or a plain float network. packing=False leaves
-    the codes as int8. The input is called "input", the output "logits"; several inputs (a tuple
-    `example_input`) are called as the arguments of forward, several outputs by their keys or
-    numbers. The file is written whole or not at all, with weights beside it if it is larger than
-    protobuf's 2 GiB.
+    Takes what `prepare` or `convert` returned, alone or inside another module, or a plain float
+    network. packing=False leaves the codes as int8. The input is called "input", the output "logits";
+    several inputs (a tuple `example_input`) are called as the arguments of forward, several outputs
+    by their keys or numbers. The file is written whole or not at all, with weights beside it if it is
+    larger than protobuf's 2 GiB.
 
     target       the runtime that the file is for, by the name of its module in targets/
     uint8_input  mean and std per channel, of pixels scaled to 0..1: the file then takes uint8

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import overload
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,6 +19,7 @@ from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.inside import unwrapped, with_prepared_replaced
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantizer_placement import is_mover
+from qdeploy.preparation.read_weights import as_constants
 from qdeploy.preparation.trace import (
     called_module,
     float_inputs,
@@ -30,6 +32,10 @@ from qdeploy.preparation.trace import (
 from qdeploy.preparation.vocabulary import is_clip, is_relu, operator_of
 
 
+@overload
+def convert(prepared: PreparedNetwork) -> fx.GraphModule: ...
+@overload
+def convert(prepared: nn.Module) -> nn.Module: ...
 def convert(prepared: nn.Module) -> nn.Module:
     """The integer network: int8 codes, one scale a channel, int32 biases; no trace of the method.
 
@@ -47,6 +53,7 @@ def convert(prepared: nn.Module) -> nn.Module:
 def integers_of(prepared: PreparedNetwork) -> fx.GraphModule:
     network = copy.deepcopy(prepared.network).cpu().eval()
     network.delete_all_unused_submodules()  # those of training alone
+    as_constants(network)
     integer_activations(network)
     without_silent_operators(network)
     requantize_after_movers(network)

@@ -19,6 +19,7 @@ from qdeploy.preparation import quantizer_placement as placement
 from qdeploy.preparation.attention import open_fused_attention, with_open_attention
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.read_weights import read_from_quantizers
 from qdeploy.preparation.settings import (
     FLOAT,
     LayerSettings,
@@ -86,6 +87,7 @@ def prepare(
     if equalize:
         equalize_channels(network)
     quantize_weights(network, settings)
+    read_from_quantizers(network)
     replace_norms(network, default)
     everything = settings | dict.fromkeys(other_products(network))
     quantize_activations(network, everything, default)

@@ -147,7 +147,7 @@ def is_nonnegative(tensor: SharedTensor, network: fx.GraphModule) -> bool:
 
 
 def quantizable_tensors(network: fx.GraphModule) -> Iterator[fx.Node]:
-    """Float tensors that are computed; not parameters nor tables of positions, and not those on the way to a ReLU or a softmax."""
+    """Float tensors that are computed of values, but those on the way to a ReLU or a softmax."""
     tables = made_of_sizes(network)
     for node in network.graph.nodes:
         if node.op in ("get_attr", "output") or node in tables or not is_float_tensor(node):

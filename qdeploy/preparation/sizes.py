@@ -180,6 +180,7 @@ class SizedTracer(NetworkTracer):
 class SizedProxy(ValueProxy):
     """A placeholder that knows the sizes of what it stands for."""
 
+    tracer: SizedTracer
     values: tuple[Any, ...] = ()
 
     @property

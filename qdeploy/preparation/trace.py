@@ -191,11 +191,12 @@ def asks_for_size(node: fx.Node) -> bool:
 
 
 def made_of_sizes(network: fx.GraphModule) -> set[fx.Node]:
-    """What is computed of sizes and parameters alone, such as a table of positions, or at random."""
+    """What is computed of sizes and weights alone, such as a table of positions, or at random."""
     found: set[fx.Node] = set()
     for node in network.graph.nodes:
         sources = {source for source in node.all_input_nodes if source.op != "get_attr"}
-        if asks_for_size(node) or (sources and found.issuperset(sources)):
+        is_weight = node.op == "call_module" and not sources
+        if is_weight or asks_for_size(node) or (sources and found.issuperset(sources)):
             found.add(node)
     return found
 

@@ -168,7 +168,7 @@ def whole_functions(tracer: NetworkTracer) -> Iterator[None]:
     functions = [f for f in subclasses(torch.autograd.Function) if not is_of_torch(f)]
     own = [(function, vars(function).get("forward")) for function in functions]
     for function in functions:
-        function.forward = staticmethod(seen_by(tracer, function))  # type: ignore[method-assign]
+        function.forward = staticmethod(seen_by(tracer, function))
     try:
         yield
     finally:
@@ -176,7 +176,7 @@ def whole_functions(tracer: NetworkTracer) -> Iterator[None]:
             if forward is None:
                 del function.forward
             else:
-                function.forward = forward  # type: ignore[method-assign]
+                function.forward = forward
 
 
 def seen_by(tracer: NetworkTracer, function: Any) -> Callable[..., Any]:
@@ -193,6 +193,7 @@ def seen_by(tracer: NetworkTracer, function: Any) -> Callable[..., Any]:
 
 
 def subclasses(kind: type) -> Iterator[Any]:
+    below: Any
     for below in kind.__subclasses__():
         yield below
         yield from subclasses(below)

@@ -55,7 +55,9 @@ def test_convert_gives_the_integers_inside(prepared, around):
 
 
 def test_the_file_has_integers_and_what_stands_behind_them(prepared, tmp_path):
-    file = qdeploy.export(nn.Sequential(prepared, nn.Softmax(1)), tmp_path / "model.onnx", images(2))
+    file = qdeploy.export(
+        nn.Sequential(prepared, nn.Softmax(1)), tmp_path / "model.onnx", images(2)
+    )
     model = onnx.load(file)
     assert model.graph.node[-1].op_type == "Softmax"
     assert "DequantizeLinear" in {node.op_type for node in model.graph.node}

@@ -277,3 +277,27 @@ def test_the_indices_of_a_pooling_are_no_values():
     qdeploy.calibrate(prepared, [images()])
     found, expected = qdeploy.convert(prepared)(images()), network.eval()(images())
     assert (found - expected).norm() < 0.1 * expected.norm()  # codes that tie change the place
+
+
+def tied(self, x):
+    return F.conv_transpose2d(F.relu(self.conv(x)), self.conv.weight, padding=1)
+
+
+def normalised(self, x):
+    return self.conv(x) / self.conv.weight.flatten(1).norm(dim=1).reshape(-1, 1, 1)
+
+
+def biased(self, x):
+    return self.conv(x) + self.conv.bias.reshape(-1, 1, 1)
+
+
+@pytest.mark.parametrize("forward", [tied, normalised, biased])
+def test_parameters_of_a_layer_may_be_read_elsewhere(forward):
+    torch.manual_seed(0)
+    network = Network(forward, conv=conv())
+    prepared = qdeploy.prepare(network, images(2), "simqat")
+    prepared.train()(images()).square().mean().backward()
+    assert prepared.network.conv.quantizer.latent.grad.norm() > 0
+    qdeploy.calibrate(prepared, [images()])
+    found, expected = qdeploy.convert(prepared)(images()), network.eval()(images())
+    assert (found - expected).norm() < 0.03 * expected.norm()
