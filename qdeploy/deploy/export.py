@@ -19,6 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qdeploy.deploy import passes
+from qdeploy.deploy.open_batch import check_open_batch
 from qdeploy.deploy.packing import pack
 from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.seal import seal
@@ -29,7 +30,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer
 from qdeploy.onnx_file import fits_one_file, write
 from qdeploy.preparation.convert import convert
-from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.inside import holds_prepared
 from qdeploy.preparation.trace import Inputs, as_inputs, called_module, described
 
 OPSET = 21
@@ -48,11 +49,11 @@ def export(
 ) -> Path:
     """Writes a network as ONNX, opset 21 and IR 10, with a dynamic batch dimension.
 
-    Takes what `prepare` or `convert` returned, or a plain float network. packing=False leaves
-    the codes as int8. The input is called "input", the output "logits"; several inputs (a tuple
-    `example_input`) are called as the arguments of forward, several outputs by their keys or
-    numbers. The file is written whole or not at all, with weights beside it if it is larger than
-    protobuf's 2 GiB.
+    Takes what `prepare` or `convert` returned, alone or inside another module, or a plain float
+    network. packing=False leaves the codes as int8. The input is called "input", the output "logits";
+    several inputs (a tuple `example_input`) are called as the arguments of forward, several outputs
+    by their keys or numbers. The file is written whole or not at all, with weights beside it if it is
+    larger than protobuf's 2 GiB.
 
     target       the runtime that the file is for, by the name of its module in targets/
     uint8_input  mean and std per channel, of pixels scaled to 0..1: the file then takes uint8
@@ -63,7 +64,7 @@ def export(
     """
     given = prepared_or_converted
     runtime = find_target(target)
-    network = convert(given) if isinstance(given, PreparedNetwork) else given
+    network = convert(given) if holds_prepared(given) else given
     model = to_onnx(network, example_input, target=target)
     if uint8_input is not None:
         take_pixels(model, *uint8_input)
@@ -90,6 +91,7 @@ def to_onnx(
         if isinstance(layer, IntegerLayer) and not runtime.in_rows:
             layer.in_rows = False
     traced = _exported(network, inputs, outputs or output_names(network, inputs))
+    check_open_batch(traced, network, inputs)
     passes.layer_names(traced)
     passes.tensor_names(traced, quantizer_names(network))
     exported = _simplified(traced)

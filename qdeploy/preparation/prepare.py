@@ -20,6 +20,7 @@ from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantized_activations import quantize_activations
 from qdeploy.preparation.quantized_weights import quantize_weights
+from qdeploy.preparation.read_weights import read_from_quantizers
 from qdeploy.preparation.reduce_range import reduce_range as reduced
 from qdeploy.preparation.settings import FLOAT, Override, layer_settings, settings_by_layer
 from qdeploy.preparation.trace import (
@@ -83,6 +84,7 @@ def prepare(
         equalize_channels(network)
     as_in_training(network, model)
     sites = quantize_weights(network, settings, default)
+    read_from_quantizers(network)
     everything = settings | dict.fromkeys(other_products(network))
     quantize_activations(network, everything, default)
     if reduce_range:
