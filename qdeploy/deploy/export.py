@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from qdeploy.deploy import passes
 from qdeploy.deploy.batch_axes import batch_axes
 from qdeploy.deploy.packing import pack
-from qdeploy.deploy.pixels import take_pixels
+from qdeploy.deploy.pixels import checked_normalisation, take_pixels
 from qdeploy.deploy.seal import seal
 from qdeploy.deploy.target import find_target
 from qdeploy.deploy.translations import TRANSLATIONS
@@ -63,11 +63,14 @@ def export(
     torch.onnx cannot export, or that the target lacks.
     """
     given = prepared_or_converted
+    if not isinstance(given, nn.Module):
+        raise QdeployError(f"export takes a network, not {getattr(given, '__name__', given)}")
+    normalisation = None if uint8_input is None else checked_normalisation(uint8_input)
     runtime = find_target(target)
     network = convert(given) if isinstance(given, PreparedNetwork) else given
     model = to_onnx(network, example_input, target=target)
-    if uint8_input is not None:
-        take_pixels(model, *uint8_input)
+    if normalisation is not None:
+        take_pixels(model, *normalisation)
     return write(finished(model, packing and runtime.packs, metadata or {}), Path(path))
 
 

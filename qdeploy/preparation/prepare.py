@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from qdeploy.preparation.settings import (
     FLOAT,
     LayerSettings,
     Override,
+    check_names,
     layer_settings,
     settings_by_layer,
 )
@@ -75,8 +77,15 @@ def prepare(
     Errors: QdeployError for unknown methods, bits, options and globs, for networks that torch.fx
     cannot trace or that do not take the example input, and for networks without such layers.
     """
+    if not isinstance(model, nn.Module):
+        given = getattr(model, "__name__", type(model).__name__)
+        raise QdeployError(
+            f"prepare takes a network, not {given}; a function or class that makes one is called first: "
+            f"prepare({given}(), ...)"
+        )
     if isinstance(model, PreparedNetwork):
         raise QdeployError("this network is prepared already; give prepare the float network")
+    check_names(method, options, inspect.signature(prepare).parameters)
     bits = None if act_bits == FLOAT else act_bits
     default = layer_settings(method, weight_bits, bits, options)  # type: ignore[arg-type]
     network = rewritten(trace(with_open_attention(model), example_input, leaves), example_input)
