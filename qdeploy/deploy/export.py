@@ -19,9 +19,10 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qdeploy.deploy import passes
+from qdeploy.deploy.batch_axes import batch_axes
 from qdeploy.deploy.open_batch import check_open_batch
 from qdeploy.deploy.packing import pack
-from qdeploy.deploy.pixels import take_pixels
+from qdeploy.deploy.pixels import checked_normalisation, take_pixels
 from qdeploy.deploy.seal import seal
 from qdeploy.deploy.target import find_target
 from qdeploy.deploy.translations import TRANSLATIONS
@@ -63,11 +64,14 @@ def export(
     torch.onnx cannot export, or that the target lacks.
     """
     given = prepared_or_converted
+    if not isinstance(given, nn.Module):
+        raise QdeployError(f"export takes a network, not {getattr(given, '__name__', given)}")
+    normalisation = None if uint8_input is None else checked_normalisation(uint8_input)
     runtime = find_target(target)
     network = convert(given) if holds_prepared(given) else given
     model = to_onnx(network, example_input, target=target)
-    if uint8_input is not None:
-        take_pixels(model, *uint8_input)
+    if normalisation is not None:
+        take_pixels(model, *normalisation)
     return write(finished(model, packing and runtime.packs, metadata or {}), Path(path))
 
 
@@ -172,8 +176,18 @@ def output_names(network: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
 
 
 def _exported(network: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[str]) -> ir.Model:
+    axes = batch_axes(network, inputs)
+    if not any(axis is not None for axis in axes):
+        warnings.warn(
+            f"{type(network).__name__} counts on the number of samples in a batch: the file takes as many "
+            f"as the example input has, {described(inputs)}",
+            stacklevel=2,
+        )
     # A batch of one would be taken for a constant.
-    inputs = tuple(x if len(x) > 1 else torch.cat([x, x]) for x in inputs)
+    inputs = tuple(
+        x if axis is None or x.shape[axis] > 1 else torch.cat([x, x], axis)
+        for x, axis in zip(inputs, axes, strict=True)
+    )
     batch = torch.export.Dim("batch")
     with _quiet():
         try:
@@ -182,7 +196,7 @@ def _exported(network: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[st
                 tuple(inputs),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                dynamic_shapes=tuple({} if axis is None else {axis: batch} for axis in axes),
                 input_names=input_names(network, len(inputs)),
                 output_names=list(outputs),
                 custom_translation_table=TRANSLATIONS,

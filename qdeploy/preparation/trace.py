@@ -7,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
@@ -41,8 +42,26 @@ LIKE = (
 
 
 def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
-    """One tensor for each argument of forward."""
-    return (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    """One tensor for each argument of forward; NumPy's arrays as tensors, its doubles as float32.
+
+    Errors: QdeployError for what is neither.
+    """
+    alone = isinstance(example_input, Tensor | np.ndarray)
+    parts = (example_input,) if alone else tuple(example_input)
+    for part in parts:
+        if not isinstance(part, Tensor | np.ndarray):
+            raise QdeployError(
+                f"a network takes tensors or NumPy arrays, not {type(part).__name__}: give one, or a "
+                "tuple with one for each argument of forward"
+            )
+    return tuple(_as_tensor(part) for part in parts)
+
+
+def _as_tensor(part: Any) -> Tensor:
+    if isinstance(part, Tensor):
+        return part
+    tensor = torch.from_numpy(part)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def described(inputs: Sequence[object]) -> str:
