@@ -6,6 +6,7 @@ import copy
 import traceback
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
