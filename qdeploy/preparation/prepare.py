@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,8 +21,15 @@ from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantized_activations import quantize_activations
 from qdeploy.preparation.quantized_weights import quantize_weights
+from qdeploy.preparation.read_weights import read_from_quantizers
 from qdeploy.preparation.reduce_range import reduce_range as reduced
-from qdeploy.preparation.settings import FLOAT, Override, layer_settings, settings_by_layer
+from qdeploy.preparation.settings import (
+    FLOAT,
+    Override,
+    check_names,
+    layer_settings,
+    settings_by_layer,
+)
 from qdeploy.preparation.trace import (
     Inputs,
     annotate_shapes,
@@ -68,8 +76,15 @@ def prepare(
     cannot trace or that do not take the example input, for networks without such layers, and where
     the check finds that the prepared network computes something else.
     """
+    if not isinstance(model, nn.Module):
+        given = getattr(model, "__name__", type(model).__name__)
+        raise QdeployError(
+            f"prepare takes a network, not {given}; a function or class that makes one is called first: "
+            f"prepare({given}(), ...)"
+        )
     if isinstance(model, PreparedNetwork):
         raise QdeployError("this network is prepared already; give prepare the float network")
+    check_names(method, options, inspect.signature(prepare).parameters)
     bits = None if act_bits == FLOAT else act_bits
     default = layer_settings(method, weight_bits, bits, options)  # type: ignore[arg-type]
     network = rewritten(
@@ -83,6 +98,7 @@ def prepare(
         equalize_channels(network)
     as_in_training(network, model)
     sites = quantize_weights(network, settings, default)
+    read_from_quantizers(network)
     everything = settings | dict.fromkeys(other_products(network))
     quantize_activations(network, everything, default)
     if reduce_range:

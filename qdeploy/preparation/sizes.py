@@ -26,7 +26,9 @@ from torch.fx.node import has_side_effect, map_aggregate
 
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.in_place import WritingProxy
-from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy, one_node
+from qdeploy.preparation.interpreter import Interpreter
+from qdeploy.preparation.one_node import one_node
+from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy
 
 TORCH = Path(torch.__file__).parent
 
@@ -97,7 +99,6 @@ class SizedTracer(NetworkTracer):
     def __init__(self, leaves: Iterable[str], *examples: Sequence[Tensor]) -> None:
         super().__init__(leaves, len(examples[0]))
         self.examples = examples
-        self.running = False
         self.fixed = False  # whether a size of a sample became a number
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -108,15 +109,15 @@ class SizedTracer(NetworkTracer):
         return graph
 
     @functools.cached_property
-    def interpreters(self) -> list[fx.Interpreter]:
+    def interpreters(self) -> list[Interpreter]:
         """One for each example batch; torch.fx sets `root` and `graph` when it begins to trace."""
-        made = [fx.Interpreter(self.root, False, self.graph) for _ in self.examples]
+        made = [Interpreter(self.root, False, self.graph) for _ in self.examples]
         for interpreter, batch in zip(made, self.examples, strict=True):
             interpreter.args_iter = (x.clone() for x in batch)
         return made
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return super().proxy(node) if node.op == "get_attr" else SizedProxy(node, self)
+    def placeholder(self, node: fx.Node) -> fx.Proxy:
+        return SizedProxy(node, self)
 
     def create_proxy(
         self,
@@ -180,6 +181,7 @@ class SizedTracer(NetworkTracer):
 class SizedProxy(WritingProxy):
     """A placeholder that knows the sizes of what it stands for."""
 
+    tracer: SizedTracer
     values: tuple[Any, ...] = ()
 
     @property
@@ -194,10 +196,6 @@ class SizedProxy(WritingProxy):
     def dtype(self) -> torch.dtype:
         return self.values[0].dtype
 
-    @property
-    def device(self) -> torch.device:
-        return self.values[0].device
-
     def dim(self) -> int:
         return self.values[0].dim()
 
@@ -209,6 +207,14 @@ class SizedProxy(WritingProxy):
             self.tracer.fixed |= dim != 0
             return sizes.pop()
         return self.tracer.create_proxy("call_method", "size", (self, dim), {})
+
+    def __getattr__(self, name: str) -> Any:
+        """What is no method, such as a device or a part of a named tuple, is a node of the graph."""
+        if not self.values or callable(value := getattr(self.values[0], name)):
+            return super().__getattr__(name)
+        if isinstance(value, str):  # the type of a device
+            return value
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __len__(self) -> int:
         lengths = {len(value) for value in self.values}

@@ -6,7 +6,9 @@ import copy
 import traceback
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
@@ -14,6 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.functional_modules import dropouts_as_modules, norms_as_modules
 from qdeploy.preparation.in_place import without_writes
+from qdeploy.preparation.interpreter import Interpreter
 from qdeploy.preparation.modes import join_modes
 from qdeploy.preparation.parametrizations import folded_copy
 from qdeploy.preparation.requirements import (
@@ -32,9 +35,34 @@ WAYS_OUT = (
 )
 
 
+SIZE_METHODS = ("size", "dim", "numel", "new_zeros", "new_ones", "new_full", "new_empty")
+LIKE = (
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
+    torch.randn_like,
+)  # fmt: skip
+
+
 def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
-    """One tensor for each argument of forward."""
-    return (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    """One tensor for each argument of forward; NumPy's arrays as tensors, its doubles as float32.
+
+    Errors: QdeployError for what is neither.
+    """
+    alone = isinstance(example_input, Tensor | np.ndarray)
+    parts = (example_input,) if alone else tuple(example_input)
+    for part in parts:
+        if not isinstance(part, Tensor | np.ndarray):
+            raise QdeployError(
+                f"a network takes tensors or NumPy arrays, not {type(part).__name__}: give one, or a "
+                "tuple with one for each argument of forward"
+            )
+    return tuple(_as_tensor(part) for part in parts)
+
+
+def _as_tensor(part: Any) -> Tensor:
+    if isinstance(part, Tensor):
+        return part
+    tensor = torch.from_numpy(part)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def described(inputs: Sequence[object]) -> str:
@@ -154,9 +182,11 @@ def tracers(
 
 
 def tidied(network: fx.GraphModule) -> fx.GraphModule:
-    """Without parameters and sizes that nothing reads, and with names that a module can have."""
+    """Without what changes or gives nothing, and with names that a module can have."""
     for node in reversed(network.graph.nodes):
-        if not node.users and (node.op == "get_attr" or asks_for_size(node)):
+        if is_conversion(node) and type_of(node) == type_of(node.args[0]):
+            replace(node, node.args[0])
+        elif not node.users and (node.op == "get_attr" or asks_for_size(node)):
             network.graph.erase_node(node)
     for node in network.graph.nodes:
         if hasattr(nn.Module, node.name):  # quantizers are called after it
@@ -164,11 +194,34 @@ def tidied(network: fx.GraphModule) -> fx.GraphModule:
     return fx.GraphModule(network, network.graph, type(network).__name__)
 
 
+def is_conversion(node: fx.Node) -> bool:
+    """Whether it gives the values that it reads as another type or on another device."""
+    return node.op == "call_method" and node.target in (
+        "to", "type", "type_as", "float", "cpu", "cuda",
+    )  # fmt: skip
+
+
+def type_of(node: fx.Node) -> torch.dtype | None:
+    meta = node.meta.get("tensor_meta")
+    return meta.dtype if isinstance(meta, TensorMetadata) else None
+
+
 def asks_for_size(node: fx.Node) -> bool:
     """Whether it reads no values of a tensor, but its shape, type or device."""
-    if node.op == "call_method":
-        return node.target in ("size", "dim", "numel")
-    return node.target is getattr
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device")
+    return node.target in SIZE_METHODS if node.op == "call_method" else node.target in LIKE
+
+
+def made_of_sizes(network: fx.GraphModule) -> set[fx.Node]:
+    """What is computed of sizes and weights alone, such as a table of positions, or at random."""
+    found: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        sources = {source for source in node.all_input_nodes if source.op != "get_attr"}
+        is_weight = node.op == "call_module" and not sources
+        if is_weight or asks_for_size(node) or (sources and found.issuperset(sources)):
+            found.add(node)
+    return found
 
 
 def keep_training_only(model: nn.Module) -> nn.Module:
@@ -191,11 +244,15 @@ def does_nothing_in_evaluation(module: nn.Module) -> bool:
     return first.op == "placeholder" and not between and last.args == (first,)
 
 
+class Shapes(Interpreter, ShapeProp):
+    """Writes the shape of each value to its node."""
+
+
 def annotate_shapes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     """Fills node.meta["tensor_meta"] by one run in evaluation mode."""
     was_training = network.training
     with torch.no_grad():
-        ShapeProp(network.eval()).propagate(*inputs)
+        Shapes(network.eval()).propagate(*inputs)
     network.train(was_training)
 
 
