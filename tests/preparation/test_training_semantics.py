@@ -6,13 +6,14 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Network, awkward_norms, conv, images
+from networks import NETWORKS, Network, awkward_norms, build, conv, images
 from torch import nn
 
 import qdeploy
 from qdeploy import methods
 from qdeploy.errors import QdeployError
 from qdeploy.layers.transparent import transparent
+from qdeploy.preparation.same_numbers import same_numbers
 
 FEWEST = [
     (
@@ -41,6 +42,26 @@ def train(prepared, x=None):
         optimizer.zero_grad()
         prepared(images(3) if x is None else x).square().mean().backward()
         optimizer.step()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_transparent_every_parameter_learns_what_it_learned(name):
+    network = build(name).train()
+    prepared = prepared_of(network)
+    outputs = []
+    for given in (prepared, network):
+        with transparent(prepared), same_numbers([torch.device("cpu")]):
+            outputs.append(given(images(3)))
+    weights = torch.randn(outputs[0].shape)
+    for output in outputs:
+        (output * weights).sum().backward()
+    ours = [p for p in prepared.parameters() if p.grad is not None]
+    for label, theirs in network.named_parameters():
+        if theirs.grad is None or theirs.grad.abs().max() < 1e-4:  # a bias that a norm takes away
+            continue
+        twins = [p for p in ours if p.shape == theirs.shape and torch.equal(p, theirs)]
+        cosines = [F.cosine_similarity(p.grad.flatten(), theirs.grad.flatten(), 0) for p in twins]
+        assert max(cosines) > 0.99, label
 
 
 def frozen(module):
