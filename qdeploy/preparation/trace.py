@@ -105,7 +105,10 @@ class Tracing:
 
     def training(self, *, warns: bool) -> fx.GraphModule | None:
         try:
-            return traced(copy.deepcopy(self.model).train(), self.inputs, self.leaves)
+            network = traced(copy.deepcopy(self.model).train(), self.inputs, self.leaves)
+            # A size is known because examples were run, which moves the statistics of norms.
+            network.load_state_dict(self.model.state_dict(), strict=False)
+            return network
         except QdeployError as error:
             if warns:
                 warnings.warn(
