@@ -131,10 +131,10 @@ def as_in_training(network: fx.GraphModule, model: nn.Module) -> None:
 
     A graph has no train() of the user's, which may leave a BatchNorm in evaluation.
     """
-    modules = copy.deepcopy(model).train().named_modules()
-    modes = {name: module.training for name, module in modules}
-    for name, module in network.named_modules():
-        module.training = modes.get(name, True)
+    modules = dict(network.train().named_modules())
+    for name, module in copy.deepcopy(model).train().named_modules():
+        if name in modules and not module.training:
+            modules[name].training = False
 
 
 def quantized(

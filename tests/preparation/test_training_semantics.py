@@ -70,6 +70,14 @@ def sorted_with_gradient(parameter):
     return values, parameter.grad.flatten()[order]
 
 
+@pytest.mark.parametrize("fold", ["one-conv", "two-conv"])
+def test_a_layer_scale_folds_as_the_constants_that_it_is(fold):
+    """It has no statistics of a batch, and its channels may be the last axis."""
+    network = Network(lambda self, x: self.fc(x) * self.scale, fc=nn.Linear(8, 6))
+    network.scale = nn.Parameter(torch.linspace(-1, 1, 6))
+    prepared_of(network, fold=fold)
+
+
 def frozen(module):
     return module.requires_grad_(False)
 
