@@ -269,3 +269,27 @@ def test_a_search_that_was_never_told_of_its_progress_is_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         qdeploy.convert(prepared)
+
+
+class Decoder(nn.Module):
+    """Attention with a mask, and dropout in it."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.3, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+
+    def forward(self, x):
+        return self.layers(x, self.mask)
+
+
+def test_attention_with_a_mask_drops_out_as_well():
+    """The check of prepare draws the same numbers for both networks."""
+    x = torch.randn(2, 5, 8)
+    prepared = prepared_of(Decoder(), x=x)
+    dropouts = [m for m in prepared.modules() if isinstance(m, nn.Dropout)]
+    for dropout in dropouts:
+        dropout.eval()
+    with transparent(prepared):
+        assert not torch.equal(prepared(x), prepared(x))
