@@ -2,8 +2,8 @@
 
 torch.fx runs forward with placeholders that know neither value nor size, so that it stops where a
 network asks for one: padding "same", assertions, branches on an image's height. `SizedTracer` runs
-the same forward with two example batches beside the placeholders, of other length and, where the
-network takes them, of other height and width. A size that both agree on is a number; one that
+the same forward with two example batches beside the placeholders, which differ in length and, where
+the network takes that, in height and width. A size that both agree on is a number; one that
 differs stays in the graph.
 
 What forward decides by sizes is decided once, while it is traced. A guard keeps each decision in
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -38,10 +39,10 @@ def longer(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat([x, x[:1]]) for x in inputs]
 
 
-def larger(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor] | None:
-    """One more sample, and twice the height and width, or the length; None if the model takes neither."""
-    for axes in (slice(2, None), slice(1, 2)):
-        batch = [twice(x, range(x.ndim)[axes]) for x in longer(inputs)]
+def of_other_size(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+    """One more sample, of another height and width or another length; None if the model takes none."""
+    for resized, axes in itertools.product((twice, half), (slice(2, None), slice(1, 2))):
+        batch = [functools.reduce(resized, range(x.ndim)[axes], x) for x in longer(inputs)]
         if any(a.shape[1:] != b.shape[1:] for a, b in zip(batch, inputs, strict=True)):
             try:
                 with torch.no_grad():
@@ -52,10 +53,12 @@ def larger(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor] | None:
     return None
 
 
-def twice(x: Tensor, axes: Iterable[int]) -> Tensor:
-    for axis in axes:
-        x = torch.cat([x, x], axis)
-    return x
+def twice(x: Tensor, axis: int) -> Tensor:
+    return torch.cat([x, x], axis)
+
+
+def half(x: Tensor, axis: int) -> Tensor:
+    return x.narrow(axis, 0, (x.shape[axis] + 1) // 2)
 
 
 @has_side_effect

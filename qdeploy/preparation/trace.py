@@ -25,7 +25,7 @@ from qdeploy.preparation.requirements import (
     check_modules,
     check_repeatable,
 )
-from qdeploy.preparation.sizes import SizedTracer, larger, longer, user_line
+from qdeploy.preparation.sizes import SizedTracer, longer, of_other_size, user_line
 from qdeploy.preparation.tracer import NetworkTracer, TrainingOnly
 
 Inputs = Tensor | Sequence[Tensor]
@@ -33,8 +33,6 @@ WAYS_OUT = (
     "Ways out: name the module that does it in `leaves`, which keeps it whole and in float; move "
     "what depends on values out of forward; or mark a function with torch.fx.wrap."
 )
-
-
 SIZE_METHODS = ("size", "dim", "numel", "new_zeros", "new_ones", "new_full", "new_empty")
 LIKE = (
     torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
@@ -126,7 +124,10 @@ class Tracing:
 
     def training(self, *, warns: bool) -> fx.GraphModule | None:
         try:
-            return traced(copy.deepcopy(self.model).train(), self.inputs, self.leaves)
+            network = traced(copy.deepcopy(self.model).train(), self.inputs, self.leaves)
+            # A size is known because examples were run, which moves the statistics of norms.
+            network.load_state_dict(self.model.state_dict(), strict=False)
+            return network
         except QdeployError as error:
             if warns:
                 warnings.warn(
@@ -175,35 +176,21 @@ def tracers(
 ) -> Iterator[NetworkTracer]:
     """From the one that knows no size to the one for which every size but the batch is a number."""
     yield NetworkTracer(leaves, len(inputs))
-    other = larger(model, inputs)
+    other = of_other_size(model, inputs)
     if other is not None:
         yield SizedTracer(leaves, inputs, other)
     yield SizedTracer(leaves, inputs, longer(inputs))
 
 
 def tidied(network: fx.GraphModule) -> fx.GraphModule:
-    """Without what changes or gives nothing, and with names that a module can have."""
+    """Without what nothing reads, and with names that a module can have."""
     for node in reversed(network.graph.nodes):
-        if is_conversion(node) and type_of(node) == type_of(node.args[0]):
-            replace(node, node.args[0])
-        elif not node.users and (node.op == "get_attr" or asks_for_size(node)):
+        if not node.users and (node.op == "get_attr" or asks_for_size(node)):
             network.graph.erase_node(node)
     for node in network.graph.nodes:
         if hasattr(nn.Module, node.name):  # quantizers are called after it
             node._rename(f"{node.name}_1")
     return fx.GraphModule(network, network.graph, type(network).__name__)
-
-
-def is_conversion(node: fx.Node) -> bool:
-    """Whether it gives the values that it reads as another type or on another device."""
-    return node.op == "call_method" and node.target in (
-        "to", "type", "type_as", "float", "cpu", "cuda",
-    )  # fmt: skip
-
-
-def type_of(node: fx.Node) -> torch.dtype | None:
-    meta = node.meta.get("tensor_meta")
-    return meta.dtype if isinstance(meta, TensorMetadata) else None
 
 
 def asks_for_size(node: fx.Node) -> bool:
@@ -236,12 +223,13 @@ def does_nothing_in_evaluation(module: nn.Module) -> bool:
     own = type(module).__module__.startswith("torch.nn")
     if own or [*module.parameters(), *module.children()]:
         return False
+    module, x = copy.deepcopy(module).eval(), torch.ones(2, 4, 4, 4)
     try:
-        graph = fx.Tracer().trace(copy.deepcopy(module).eval())
+        count = len(fx.Tracer().trace(module).nodes)
+        # Perhaps one function stands between input and output, which is told the mode.
+        return count <= 3 and module(x) is x
     except Exception:
         return False
-    first, *between, last = graph.nodes
-    return first.op == "placeholder" and not between and last.args == (first,)
 
 
 class Shapes(Interpreter, ShapeProp):

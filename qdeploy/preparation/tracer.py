@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fnmatch
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -95,6 +96,13 @@ class NetworkTracer(fx.Tracer):
         if chosen or isinstance(m, TrainingOnly) or is_plain_norm(m):
             return True
         return not isinstance(m, TRANSFORMERS) and super().is_leaf_module(m, module_qualified_name)
+
+    def create_arg(self, a: Any) -> Any:
+        """An OrderedDict stays one: torch.fx makes a dict of it."""
+        if type(a) is OrderedDict:
+            items = [(key, self.create_arg(value)) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (items,), {})
+        return super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         proxy = ParameterProxy(node, self) if node.op == "get_attr" else self.placeholder(node)

@@ -174,6 +174,7 @@ OPERATORS = (
     dropout("dropout3d", F.dropout3d, module=nn.Dropout3d),
     mover("clone", torch.clone, "clone", keeps_channels=True),
     mover("contiguous", "contiguous", keeps_channels=True),
+    mover("convert", "to", "type", "type_as", "float", "cpu", keeps_channels=True),  # float to float
     mover("detach", torch.detach, "detach", keeps_channels=True),
     # Movers over the pixels of each channel.
     mover(

@@ -160,3 +160,15 @@ def test_noise_is_drawn_anew():
         found = trained(images(8))
         torch.manual_seed(3)
         torch.testing.assert_close(found, network.train()(images(8)))
+
+
+def test_a_sequence_may_be_shorter_than_the_longest():
+    def positioned(self, x):
+        n = x.shape[1]
+        assert n <= 6
+        return self.fc(x + self.positions[:, :n])
+
+    network = Network(positioned, fc=nn.Linear(4, 5), positions=nn.Parameter(torch.randn(1, 6, 4)))
+    traced = trace(network, torch.randn(2, 6, 4))
+    x = torch.randn(3, 3, 4)
+    torch.testing.assert_close(traced(x), network(x))
