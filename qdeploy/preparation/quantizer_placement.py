@@ -27,12 +27,12 @@ from qdeploy.layers.norm import BATCH_NORMS, BatchNorm
 from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.rewrites import constant_values, factor
+from qdeploy.preparation.sizes import made_of_sizes
 from qdeploy.preparation.trace import (
     called_module,
     float_inputs,
     is_float_tensor,
     is_tuple,
-    made_of_sizes,
     only_reader,
 )
 from qdeploy.preparation.vocabulary import (
