@@ -222,6 +222,30 @@ def demo(results: dict[str, Any]) -> str:
     return "```text\n" + console.export_text() + "```"
 
 
+def families(results: dict[str, Any]) -> Rows:
+    """The smallest network of each family of timm, as tools/timm_families.py tried it."""
+    head = ("family", "network", "parameters", "image", "integer products", "error")
+    return [head, *(_family(row) for row in results.values())]
+
+
+def _family(row: dict[str, Any]) -> tuple[str, ...]:
+    figures = (
+        (f"{row['share']:.0%}", f"{row['error']:.1%}") if not row["reason"] else ("", row["reason"])
+    )
+    return (
+        row["family"],
+        row["network"],
+        f"{row['parameters']:,}",
+        str(row["size"] or ""),
+        *figures,
+    )
+
+
+def families_in_all(results: dict[str, Any]) -> str:
+    through = sum(not row["reason"] for row in results.values())
+    return f"{through} of {len(results)} families go through."
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "demo": ("results/demo.json", demo),
     "latency": ("results/latency.json", latency),
@@ -232,6 +256,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "processes": ("results/feeding.json", processes),
     "calibration": ("results/calibration.json", calibration),
     "statistics": ("results/statistics.json", statistics),
+    "timm": ("results/timm.json", families),
+    "timm-in-all": ("results/timm.json", families_in_all),
     "gpu-latency": ("results/gpu/latency.json", gpu_latency),
     "gpu-steps": ("results/gpu/steps.json", gpu_steps),
     "gpu-codes": ("results/gpu/codes.json", gpu_codes),

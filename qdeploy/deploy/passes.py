@@ -7,7 +7,7 @@ import itertools
 import string
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -37,6 +37,32 @@ def layer_names(model: ir.Model) -> None:
             module = caller
         seen[module] += 1
         node.name = f"{module} ({seen[module]})" if module and seen[module] > 1 else module
+
+
+def tensor_names(model: ir.Model, names: Sequence[str]) -> None:
+    """Calls each DequantizeLinear of an activation as the converted network calls its quantizer.
+
+    names   of the quantizers, in the order that the network runs them. Precondition: the graph is as
+            it was exported, so its order is that of the network.
+    """
+    activations = [node for node in model.graph if is_activation(node)]
+    for node, name in zip(activations, names, strict=True):
+        node.name = name
+
+
+def is_activation(node: ir.Node) -> bool:
+    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+    return codes is not None and codes.producer() is not None
+
+
+def named_tensors(model: ir.Model) -> dict[str, str]:
+    """Where the codes of each activation that has a name are in the graph, and no names from now on."""
+    found = {}
+    for node in model.graph:
+        if node.op_type == "DequantizeLinear" and node.name:
+            found[node.name] = str(node.inputs[0].name)  # type: ignore[union-attr]
+            node.name = ""
+    return found
 
 
 def _holder_of_weight(product: ir.Node) -> str:
@@ -130,7 +156,7 @@ def share_initialisers(model: ir.Model) -> None:
 
 
 def short_names(model: ir.Model) -> None:
-    """Values get names of one to three letters; inputs, outputs and products keep theirs."""
+    """Values get names of one to three letters; inputs, outputs, products and activations keep theirs."""
     graph = model.graph
     kept = {value.name for value in (*graph.inputs, *graph.outputs)}
     names = (name for name in _letters() if name not in kept)
@@ -140,7 +166,7 @@ def short_names(model: ir.Model) -> None:
         value.name = next(names)
         graph.initializers.add(value)
     for node in graph:
-        if node.op_type not in PRODUCTS:
+        if node.op_type not in (*PRODUCTS, "DequantizeLinear"):
             node.name = ""
         for value in node.outputs:
             if value.name not in kept or not value.is_graph_output():

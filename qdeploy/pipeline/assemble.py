@@ -91,6 +91,7 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
         equalize=quantize.equalize,
         reduce_range=quantize.reduce_range,
         leaves=quantize.leaves,
+        check=quantize.check,
         **quantize.options,
     )
     if recipe.train.epochs == 0 and recipe.calibrate.correct_bias:

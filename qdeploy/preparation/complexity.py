@@ -22,6 +22,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer, calibration
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.preparation.interpreter import Interpreter
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.trace import called_module, float_inputs, trace
@@ -53,7 +54,7 @@ def complexity(network: nn.Module, example_input: Tensor) -> Complexity:
     )
 
 
-class ProductCounter(fx.Interpreter):
+class ProductCounter(Interpreter):
     """Runs a graph and counts the products of each node.
 
     Not under no_grad, and with attention in its plain form: PyTorch's fused kernels hide products.

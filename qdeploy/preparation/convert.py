@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
+from typing import overload
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
-from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.bias import finest_multiples
@@ -16,8 +17,11 @@ from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm,
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gain_of, shift_of
 from qdeploy.layers.product import Convolution
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.preparation.inside import unwrapped, with_prepared_replaced
+from qdeploy.preparation.integer_kernels import onto_kernels, source_activation
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantizer_placement import is_mover
+from qdeploy.preparation.read_weights import as_constants
 from qdeploy.preparation.trace import (
     called_module,
     float_inputs,
@@ -31,27 +35,49 @@ from qdeploy.preparation.trace import (
 from qdeploy.preparation.vocabulary import is_clip, is_relu, operator_of
 
 
-def convert(prepared: PreparedNetwork) -> fx.GraphModule:
+@overload
+def convert(prepared: PreparedNetwork) -> fx.GraphModule: ...
+@overload
+def convert(prepared: nn.Module) -> nn.Module: ...
+def convert(prepared: nn.Module) -> nn.Module:
     """The integer network: int8 codes, one scale a channel, int32 biases; no trace of the method.
 
-    Works on a copy, in evaluation mode on the CPU. Errors: QdeployError if activations were
-    never observed.
+    Works on a copy, in evaluation mode on the CPU. Of another module that holds prepared networks,
+    such as a Sequential with a softmax behind one, it is a copy with their integers inside.
+
+    Errors: QdeployError if activations were never observed, or nothing is prepared.
     """
-    if not isinstance(prepared, PreparedNetwork):
-        raise QdeployError(
-            f"convert takes what qdeploy.prepare returned, not {type(prepared).__name__}"
-        )
+    network = unwrapped(prepared)
+    if isinstance(network, PreparedNetwork):
+        return integers_of(network)
+    return with_prepared_replaced(network, integers_of).cpu().eval()
+
+
+def integers_of(prepared: PreparedNetwork) -> fx.GraphModule:
+    if prepared.searching:
+        warnings.warn(still_searching(prepared), stacklevel=3)
     network = copy.deepcopy(prepared.network).cpu().eval()
     network.delete_all_unused_submodules()  # those of training alone
+    as_constants(network)
     integer_activations(network)
     without_silent_operators(network)
     requantize_after_movers(network)
     one_name_a_place(network)
     integer_layers(network)
     integer_norms(network)
+    onto_kernels(network)
     network.graph.lint()
     network.recompile()
     return network
+
+
+def still_searching(prepared: PreparedNetwork) -> str:
+    stand = ", ".join(f"{name} {value:.3g}" for name, value in prepared.progress.items())
+    return (
+        f"the search for weights is not over ({stand}): what ships is the likeliest weight so far, and "
+        "the network has trained with others. Train to the end; a loop of your own calls "
+        "prepared.set_progress(epoch, epochs) before every epoch, counted from 0"
+    )
 
 
 def integer_activations(network: fx.GraphModule) -> None:
@@ -81,15 +107,6 @@ def requantize_after_movers(network: fx.GraphModule) -> None:
             moved = IntegerActivation(first.scale, first.zero, first.grid, saturates=False)
             network.add_submodule(f"moved.{node.name}", moved)
             insert_after(node, f"moved.{node.name}", network)
-
-
-def source_activation(node: fx.Node, network: fx.GraphModule) -> IntegerActivation | None:
-    """The quantizer that made this value; None if it is not quantized."""
-    # The parts that chunk, split and unbind give are quantized where they are taken out.
-    while is_tuple(node):
-        node = node.all_input_nodes[0]
-    module = called_module(node, network)
-    return module if isinstance(module, IntegerActivation) else None
 
 
 def one_name_a_place(network: fx.GraphModule) -> None:

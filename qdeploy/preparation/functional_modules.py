@@ -99,7 +99,7 @@ def norm_of(
     norm = kind(len(values["running_mean"]), given["eps"], given["momentum"])
     for name, value in values.items():
         setattr(norm, name, value)
-    if is_norm(owner):
+    if isinstance(owner, _BatchNorm):
         norm.momentum, norm.num_batches_tracked = owner.momentum, owner.num_batches_tracked
     return norm
 

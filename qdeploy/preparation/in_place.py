@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode
+from qdeploy.preparation.interpreter import Interpreter
 
 # What x += y and the like call, and what they are without the writing.
 AUGMENTED = {
@@ -80,7 +81,7 @@ def read_behind(value: fx.Node, node: fx.Node) -> bool:
     return value < node and any(node < user for user in value.users)
 
 
-class Memory(fx.Interpreter):
+class Memory(Interpreter):
     """Runs a graph once and sees in which memory its values lie, and who writes to it."""
 
     def __init__(self, network: fx.GraphModule) -> None:

@@ -49,6 +49,7 @@ class Join:
     def __init__(self, network: fx.GraphModule, training: fx.GraphModule) -> None:
         self.network, self.training = network, training
         self.twins: dict[fx.Node, fx.Node] = {}
+        self.taken: set[fx.Node] = set()
         self.last = next(iter(network.graph.nodes))
         self.free: dict[str, list[fx.Node]] = defaultdict(list)
         for node in network.graph.nodes:
@@ -62,8 +63,9 @@ class Join:
             self.end(args[0])
         elif node.target not in (expect, expect_sizes):
             twin = self.same(node, args, kwargs) or self.layer(node, args)
-            self.twins[node] = twin or self.copied(node, args, kwargs)
-            self.last = max(self.last, self.twins[node])
+            self.twins[node] = twin = twin or self.copied(node, args, kwargs)
+            self.taken.add(twin)
+            self.last = max(self.last, twin)
 
     def same(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node | None:
         """A node of evaluation that does the same with the same."""
@@ -74,7 +76,7 @@ class Join:
     def layer(self, node: fx.Node, args: Any) -> fx.Node | None:
         """The call of the same layer in evaluation, which then reads what each mode gives it."""
         twin = self.claimed(self.free[str(node.target)])
-        if twin is None or len(args) != 1 or not args[0] < twin:
+        if twin is None or not (is_node(args) and is_node(twin.args) and args[0] < twin):
             return None
         with self.network.graph.inserting_before(twin):
             read = self.network.graph.call_function(by_mode, (twin.args[0], args[0]))
@@ -82,8 +84,7 @@ class Join:
         return twin
 
     def claimed(self, nodes: list[fx.Node]) -> fx.Node | None:
-        taken = self.twins.values()
-        return next((node for node in nodes if node not in taken), None)
+        return next((node for node in nodes if node not in self.taken), None)
 
     def has_constant(self, name: str) -> bool:
         """Whether a tensor of this name is the same one: torch.fx numbers those that forward makes."""
@@ -105,6 +106,11 @@ class Join:
         output = self.network.graph.output_node()
         if str(output.args[0]) != str(returned):
             output.args = (ByMode(output.args[0], returned),)
+
+
+def is_node(args: Any) -> bool:
+    """Whether a call is given one value of the graph by position."""
+    return len(args) == 1 and isinstance(args[0], fx.Node)
 
 
 def meaning(node: fx.Node, args: Any, kwargs: Any, network: fx.GraphModule) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import warnings
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
@@ -19,7 +19,7 @@ def folded_copy(model: nn.Module) -> nn.Module:
 
     A warning says which, since what they bound or normalise is from then on free.
     """
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model, computed(model))
     training = {module: module.training for module in model.modules()}
     folded = [label for name, m in list(model.eval().named_modules()) for label in fold(name, m)]
     for module, mode in training.items():
@@ -31,6 +31,12 @@ def folded_copy(model: nn.Module) -> nn.Module:
             stacklevel=5,
         )
     return model
+
+
+def computed(model: nn.Module) -> dict[int, Tensor]:
+    """Weights that a hook has written down: deepcopy, which takes leaves alone, finds them copied."""
+    values = (value for module in model.modules() for value in vars(module).values())
+    return {id(x): x.detach().clone() for x in values if isinstance(x, Tensor) and not x.is_leaf}
 
 
 def fold(name: str, module: nn.Module) -> list[str]:

@@ -45,7 +45,7 @@ def quantize_weights(
         for name in names:
             sites[name] = site
             layer, norm = network.get_submodule(name), norms[name]
-            joined = None if norm is None else network.get_submodule(norm)
+            joined: Any = None if norm is None else network.get_submodule(norm)
             made = quantized_layer(layer, joined, quantized[name], quantizer)
             network.set_submodule(name, made)
     redirect_reads(network, norms)
@@ -136,7 +136,7 @@ def check_shared(
     """Errors: QdeployError for a weight that several would train in different ways."""
     weight = network.get_submodule(names[0]).weight
     owned = {name for name, p in network.named_parameters(remove_duplicate=False) if p is weight}
-    others = sorted(owned - {f"{name}.weight" for name in names}) + reads_of(names, network)
+    others = sorted(owned - {f"{name}.weight" for name in names})
     layouts = {type(product_of(network.get_submodule(name))) for name in names}
     alike = len(layouts) == 1 and all(settings[name] == settings[names[0]] for name in names)
     if alike and (quantizer.latent is weight or not others):
@@ -149,16 +149,9 @@ def check_shared(
     )
 
 
-def reads_of(names: Iterable[str], network: fx.GraphModule) -> list[str]:
-    """Where forward reads the weight of a layer itself."""
-    weights = {f"{name}.weight" for name in names}
-    reads = [str(node.target) for node in network.graph.nodes if node.op == "get_attr"]
-    return [f"{read} as a tensor" for read in reads if read in weights]
-
-
 def redirect_reads(network: fx.GraphModule, norms: Mapping[str, str | None]) -> None:
-    """Lets what reads a parameter of a layer or a joined norm itself find it where it is now."""
-    moved = {f"{name}.weight": f"{name}.quantizer.latent" for name in norms}
+    """Lets what reads a parameter of a joined norm itself find it where it is now."""
+    moved: dict[str, str] = {}
     for name, norm in norms.items():
         if norm is not None:
             moved |= {f"{norm}.{part}": f"{name}.norm.{part}" for part in NORM_PARTS}

@@ -36,6 +36,7 @@ from qdeploy.preparation.trace import (
     float_inputs,
     is_float_tensor,
     is_tuple,
+    made_of_sizes,
     only_reader,
 )
 from qdeploy.preparation.vocabulary import (
@@ -60,7 +61,7 @@ ARITHMETIC = (ADD, SUBTRACT, MULTIPLY, DIVIDE, POWER)
 def is_mover(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether it gives values that it read, and computes none."""
     sources = float_inputs(node)
-    if not sources or not moves(node, network):
+    if not sources or not is_float_tensor(node) or not moves(node, network):
         return False
     if operator_of(node, network) is GETITEM and is_tuple(sources[0]):
         return is_mover(sources[0], network)  # not a part of what a whole module gives
@@ -164,8 +165,8 @@ def is_nonnegative(tensor: SharedTensor, network: fx.GraphModule) -> bool:
 
 
 def quantizable_tensors(network: fx.GraphModule) -> Iterator[fx.Node]:
-    """Float tensors that are computed of inputs, but not those on the way to a ReLU or a softmax."""
-    computed = made_of_inputs(network)
+    """Float tensors that are computed of inputs' values, but not those on the way to a ReLU or a softmax."""
+    computed = made_of_inputs(network) - made_of_sizes(network)
     for node in network.graph.nodes:
         if node.op == "output" or node not in computed or not is_float_tensor(node):
             continue

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qdeploy.errors import QdeployError
+from qdeploy.preparation.interpreter import Interpreter
 
 
 def check_leaves(model: nn.Module, leaves: Iterable[str]) -> None:
@@ -75,7 +76,7 @@ def check_repeatable(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
             )
 
 
-class Values(fx.Interpreter):
+class Values(Interpreter):
     """Runs a graph and keeps the value of every node."""
 
     def __init__(self, network: fx.GraphModule) -> None:

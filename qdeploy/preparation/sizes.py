@@ -2,8 +2,8 @@
 
 torch.fx runs forward with placeholders that know neither value nor size, so that it stops where a
 network asks for one: padding "same", assertions, branches on an image's height. `SizedTracer` runs
-the same forward with two example batches beside the placeholders, of other length and, where the
-network takes them, of other height and width. A size that both agree on is a number; one that
+the same forward with two example batches beside the placeholders, which differ in length and, where
+the network takes that, in height and width. A size that both agree on is a number; one that
 differs stays in the graph.
 
 What forward decides by sizes is decided once, while it is traced. A guard keeps each decision in
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,7 +27,9 @@ from torch.fx.node import has_side_effect, map_aggregate
 
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.in_place import WritingProxy
-from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy, one_node
+from qdeploy.preparation.interpreter import Interpreter
+from qdeploy.preparation.one_node import one_node
+from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy
 
 TORCH = Path(torch.__file__).parent
 
@@ -36,10 +39,10 @@ def longer(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat([x, x[:1]]) for x in inputs]
 
 
-def larger(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor] | None:
-    """One more sample, and twice the height and width, or the length; None if the model takes neither."""
-    for axes in (slice(2, None), slice(1, 2)):
-        batch = [twice(x, range(x.ndim)[axes]) for x in longer(inputs)]
+def of_other_size(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+    """One more sample, of another height and width or another length; None if the model takes none."""
+    for resized, axes in itertools.product((twice, half), (slice(2, None), slice(1, 2))):
+        batch = [functools.reduce(resized, range(x.ndim)[axes], x) for x in longer(inputs)]
         if any(a.shape[1:] != b.shape[1:] for a, b in zip(batch, inputs, strict=True)):
             try:
                 with torch.no_grad():
@@ -50,10 +53,12 @@ def larger(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor] | None:
     return None
 
 
-def twice(x: Tensor, axes: Iterable[int]) -> Tensor:
-    for axis in axes:
-        x = torch.cat([x, x], axis)
-    return x
+def twice(x: Tensor, axis: int) -> Tensor:
+    return torch.cat([x, x], axis)
+
+
+def half(x: Tensor, axis: int) -> Tensor:
+    return x.narrow(axis, 0, (x.shape[axis] + 1) // 2)
 
 
 @has_side_effect
@@ -97,7 +102,6 @@ class SizedTracer(NetworkTracer):
     def __init__(self, leaves: Iterable[str], *examples: Sequence[Tensor]) -> None:
         super().__init__(leaves, len(examples[0]))
         self.examples = examples
-        self.running = False
         self.fixed = False  # whether a size of a sample became a number
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
@@ -108,15 +112,15 @@ class SizedTracer(NetworkTracer):
         return graph
 
     @functools.cached_property
-    def interpreters(self) -> list[fx.Interpreter]:
+    def interpreters(self) -> list[Interpreter]:
         """One for each example batch; torch.fx sets `root` and `graph` when it begins to trace."""
-        made = [fx.Interpreter(self.root, False, self.graph) for _ in self.examples]
+        made = [Interpreter(self.root, False, self.graph) for _ in self.examples]
         for interpreter, batch in zip(made, self.examples, strict=True):
             interpreter.args_iter = (x.clone() for x in batch)
         return made
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return super().proxy(node) if node.op == "get_attr" else SizedProxy(node, self)
+    def placeholder(self, node: fx.Node) -> fx.Proxy:
+        return SizedProxy(node, self)
 
     def create_proxy(
         self,
@@ -180,6 +184,7 @@ class SizedTracer(NetworkTracer):
 class SizedProxy(WritingProxy):
     """A placeholder that knows the sizes of what it stands for."""
 
+    tracer: SizedTracer
     values: tuple[Any, ...] = ()
 
     @property
@@ -194,10 +199,6 @@ class SizedProxy(WritingProxy):
     def dtype(self) -> torch.dtype:
         return self.values[0].dtype
 
-    @property
-    def device(self) -> torch.device:
-        return self.values[0].device
-
     def dim(self) -> int:
         return self.values[0].dim()
 
@@ -209,6 +210,14 @@ class SizedProxy(WritingProxy):
             self.tracer.fixed |= dim != 0
             return sizes.pop()
         return self.tracer.create_proxy("call_method", "size", (self, dim), {})
+
+    def __getattr__(self, name: str) -> Any:
+        """What is no method, such as a device or a part of a named tuple, is a node of the graph."""
+        if not self.values or callable(value := getattr(self.values[0], name)):
+            return super().__getattr__(name)
+        if isinstance(value, str):  # the type of a device
+            return value
+        return self.tracer.create_proxy("call_function", getattr, (self, name), {})
 
     def __len__(self) -> int:
         lengths = {len(value) for value in self.values}

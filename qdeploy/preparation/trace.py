@@ -6,7 +6,9 @@ import copy
 import traceback
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
@@ -14,6 +16,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.functional_modules import dropouts_as_modules, norms_as_modules
 from qdeploy.preparation.in_place import without_writes
+from qdeploy.preparation.interpreter import Interpreter
 from qdeploy.preparation.modes import join_modes
 from qdeploy.preparation.parametrizations import folded_copy
 from qdeploy.preparation.requirements import (
@@ -22,7 +25,7 @@ from qdeploy.preparation.requirements import (
     check_modules,
     check_repeatable,
 )
-from qdeploy.preparation.sizes import SizedTracer, larger, longer, user_line
+from qdeploy.preparation.sizes import SizedTracer, longer, of_other_size, user_line
 from qdeploy.preparation.tracer import NetworkTracer, TrainingOnly
 
 Inputs = Tensor | Sequence[Tensor]
@@ -30,11 +33,34 @@ WAYS_OUT = (
     "Ways out: name the module that does it in `leaves`, which keeps it whole and in float; move "
     "what depends on values out of forward; or mark a function with torch.fx.wrap."
 )
+SIZE_METHODS = ("size", "dim", "numel", "new_zeros", "new_ones", "new_full", "new_empty")
+LIKE = (
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
+    torch.randn_like,
+)  # fmt: skip
 
 
 def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
-    """One tensor for each argument of forward."""
-    return (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    """One tensor for each argument of forward; NumPy's arrays as tensors, its doubles as float32.
+
+    Errors: QdeployError for what is neither.
+    """
+    alone = isinstance(example_input, Tensor | np.ndarray)
+    parts = (example_input,) if alone else tuple(example_input)
+    for part in parts:
+        if not isinstance(part, Tensor | np.ndarray):
+            raise QdeployError(
+                f"a network takes tensors or NumPy arrays, not {type(part).__name__}: give one, or a "
+                "tuple with one for each argument of forward"
+            )
+    return tuple(_as_tensor(part) for part in parts)
+
+
+def _as_tensor(part: Any) -> Tensor:
+    if isinstance(part, Tensor):
+        return part
+    tensor = torch.from_numpy(part)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def described(inputs: Sequence[object]) -> str:
@@ -98,7 +124,10 @@ class Tracing:
 
     def training(self, *, warns: bool) -> fx.GraphModule | None:
         try:
-            return traced(copy.deepcopy(self.model).train(), self.inputs, self.leaves)
+            network = traced(copy.deepcopy(self.model).train(), self.inputs, self.leaves)
+            # A size is known because examples were run, which moves the statistics of norms.
+            network.load_state_dict(self.model.state_dict(), strict=False)
+            return network
         except QdeployError as error:
             if warns:
                 warnings.warn(
@@ -147,14 +176,14 @@ def tracers(
 ) -> Iterator[NetworkTracer]:
     """From the one that knows no size to the one for which every size but the batch is a number."""
     yield NetworkTracer(leaves, len(inputs))
-    other = larger(model, inputs)
+    other = of_other_size(model, inputs)
     if other is not None:
         yield SizedTracer(leaves, inputs, other)
     yield SizedTracer(leaves, inputs, longer(inputs))
 
 
 def tidied(network: fx.GraphModule) -> fx.GraphModule:
-    """Without parameters and sizes that nothing reads, and with names that a module can have."""
+    """Without what nothing reads, and with names that a module can have."""
     for node in reversed(network.graph.nodes):
         if not node.users and (node.op == "get_attr" or asks_for_size(node)):
             network.graph.erase_node(node)
@@ -166,9 +195,20 @@ def tidied(network: fx.GraphModule) -> fx.GraphModule:
 
 def asks_for_size(node: fx.Node) -> bool:
     """Whether it reads no values of a tensor, but its shape, type or device."""
-    if node.op == "call_method":
-        return node.target in ("size", "dim", "numel")
-    return node.target is getattr
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device")
+    return node.target in SIZE_METHODS if node.op == "call_method" else node.target in LIKE
+
+
+def made_of_sizes(network: fx.GraphModule) -> set[fx.Node]:
+    """What is computed of sizes and weights alone, such as a table of positions, or at random."""
+    found: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        sources = {source for source in node.all_input_nodes if source.op != "get_attr"}
+        is_weight = node.op == "call_module" and not sources
+        if is_weight or asks_for_size(node) or (sources and found.issuperset(sources)):
+            found.add(node)
+    return found
 
 
 def keep_training_only(model: nn.Module) -> nn.Module:
@@ -183,19 +223,24 @@ def does_nothing_in_evaluation(module: nn.Module) -> bool:
     own = type(module).__module__.startswith("torch.nn")
     if own or [*module.parameters(), *module.children()]:
         return False
+    module, x = copy.deepcopy(module).eval(), torch.ones(2, 4, 4, 4)
     try:
-        graph = fx.Tracer().trace(copy.deepcopy(module).eval())
+        count = len(fx.Tracer().trace(module).nodes)
+        # Perhaps one function stands between input and output, which is told the mode.
+        return count <= 3 and module(x) is x
     except Exception:
         return False
-    first, *between, last = graph.nodes
-    return first.op == "placeholder" and not between and last.args == (first,)
+
+
+class Shapes(Interpreter, ShapeProp):
+    """Writes the shape of each value to its node."""
 
 
 def annotate_shapes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     """Fills node.meta["tensor_meta"] by one run in evaluation mode."""
     was_training = network.training
     with torch.no_grad():
-        ShapeProp(network.eval()).propagate(*inputs)
+        Shapes(network.eval()).propagate(*inputs)
     network.train(was_training)
 
 

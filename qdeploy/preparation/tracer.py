@@ -8,8 +8,8 @@ user names in `leaves`. A network that asks for the sizes of its tensors is trac
 from __future__ import annotations
 
 import fnmatch
-import functools
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,10 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
-from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils import _pytree as pytree
 
+from qdeploy.preparation.constructors import constructors_seen
 from qdeploy.preparation.in_place import WritingProxy
+from qdeploy.preparation.one_node import one_node
 
 
 class TrainingOnly(nn.Module):
@@ -32,18 +33,6 @@ class TrainingOnly(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.module(x) if self.training else x
-
-
-def one_node(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Makes any tracer see a call of the function, not what it does."""
-
-    @functools.wraps(function)
-    def seen(*args: Any) -> Any:
-        if has_torch_function(args):
-            return handle_torch_function(seen, args, *args)
-        return function(*args)
-
-    return seen
 
 
 @one_node
@@ -86,9 +75,10 @@ class NetworkTracer(fx.Tracer):
         super().__init__()
         self.leaves = tuple(leaves)
         self.count = count
+        self.running = False  # operators on examples: see sizes.py
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with whole_functions(self):
+        with whole_functions(self), constructors_seen(self):
             return super().trace(root, concrete_args)
 
     def create_args_for_root(
@@ -107,9 +97,20 @@ class NetworkTracer(fx.Tracer):
             return True
         return not isinstance(m, TRANSFORMERS) and super().is_leaf_module(m, module_qualified_name)
 
+    def create_arg(self, a: Any) -> Any:
+        """An OrderedDict stays one: torch.fx makes a dict of it."""
+        if type(a) is OrderedDict:
+            items = [(key, self.create_arg(value)) for key, value in a.items()]
+            return self.create_node("call_function", OrderedDict, (items,), {})
+        return super().create_arg(a)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        if node.op == "get_attr":
-            return ParameterProxy(node, self)
+        proxy = ParameterProxy(node, self) if node.op == "get_attr" else self.placeholder(node)
+        if node.op == "placeholder":
+            self.input = proxy
+        return proxy
+
+    def placeholder(self, node: fx.Node) -> fx.Proxy:
         return WritingProxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
@@ -137,7 +138,7 @@ def is_plain_norm(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and type(module).forward in forwards
 
 
-class ParameterProxy(fx.Proxy):
+class ParameterProxy(WritingProxy):
     """A placeholder for a parameter: all that is no value is known of it."""
 
     KNOWN = ("shape", "ndim", "dtype", "device", "size", "dim", "numel", "requires_grad")
@@ -153,18 +154,43 @@ class ParameterProxy(fx.Proxy):
 
 @contextmanager
 def whole_functions(tracer: NetworkTracer) -> Iterator[None]:
-    """Inside the block, functions of the user's that are applied to placeholders become nodes."""
-    base = torch.autograd.Function
-    apply = vars(base)["apply"]
+    """Inside the block, functions of the user's that are applied to placeholders become nodes.
 
-    def apply_whole(function: Any, *args: Any, **kwargs: Any) -> Any:
-        placeholders = (x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, fx.Proxy))
-        if function.__module__.startswith("torch.") or not any(True for _ in placeholders):
-            return apply.__func__(function, *args, **kwargs)
-        return tracer.call_function_whole(function, args, kwargs)
-
-    base.apply = classmethod(apply_whole)  # type: ignore[assignment, method-assign]
+    `apply` may be known under another name (`sign = Sign.apply`), but always comes to `forward`.
+    """
+    functions = [f for f in subclasses(torch.autograd.Function) if not is_of_torch(f)]
+    own = [(function, vars(function).get("forward")) for function in functions]
+    for function in functions:
+        function.forward = staticmethod(seen_by(tracer, function))
     try:
         yield
     finally:
-        base.apply = apply  # type: ignore[method-assign]
+        for function, forward in own:
+            if forward is None:
+                del function.forward
+            else:
+                function.forward = forward
+
+
+def seen_by(tracer: NetworkTracer, function: Any) -> Callable[..., Any]:
+    """The forward of a function, which makes a node of itself where it is given a placeholder."""
+    forward = function.forward
+    has_context = function.setup_context is torch.autograd.Function.setup_context
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        if not any(isinstance(x, fx.Proxy) for x in pytree.tree_leaves((args, kwargs))):
+            return forward(*args, **kwargs)
+        return tracer.call_function_whole(function, args[has_context:], kwargs)
+
+    return seen
+
+
+def subclasses(kind: type) -> Iterator[Any]:
+    below: Any
+    for below in kind.__subclasses__():
+        yield below
+        yield from subclasses(below)
+
+
+def is_of_torch(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "torch"

@@ -97,7 +97,7 @@ OPERATORS = (
         "leaky_relu", (nn.LeakyReLU, F.leaky_relu),
         homogeneous=True, keeps_non_negative=True, keeps_channels=True,
     ),
-    Operator(
+    SIGMOID := Operator(
         "sigmoid", (nn.Sigmoid, torch.sigmoid, F.sigmoid, torch.special.expit, "sigmoid"),
         non_negative=True, keeps_channels=True,
     ),
@@ -149,11 +149,11 @@ OPERATORS = (
         "logarithm", (torch.log, torch.log2, torch.log10, "log", "log2", "log10")
     ),
     # Averages and other figures of many values.
-    average(
+    AVERAGE := average(
         "avg_pool", nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
         keeps_channels=True,
     ),
-    average(
+    ADAPTIVE_AVERAGE := average(
         "adaptive_avg_pool", nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
         F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, keeps_channels=True,
     ),
@@ -174,6 +174,7 @@ OPERATORS = (
     dropout("dropout3d", F.dropout3d, module=nn.Dropout3d),
     mover("clone", torch.clone, "clone", keeps_channels=True),
     mover("contiguous", "contiguous", keeps_channels=True),
+    mover("convert", "to", "type", "type_as", "float", "cpu", keeps_channels=True),  # float to float
     mover("detach", torch.detach, "detach", keeps_channels=True),
     # Movers over the pixels of each channel.
     mover(

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.deploy.contents import FileLayer
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm
-from qdeploy.preparation.convert import source_activation
+from qdeploy.preparation.integer_kernels import source_activation
 from qdeploy.preparation.trace import called_module
 from qdeploy.record import ShippedLayer
 

@@ -76,6 +76,19 @@ def test_each_mode_gives_what_it_gives_in_the_network(forward, training):
         torch.testing.assert_close(copied.train(training)(images(4)), expected)
 
 
+def test_tracing_leaves_the_statistics_of_a_head_alone():
+    def forward(self, x):
+        assert x.shape[2] % 2 == 0
+        y = self.body(x)
+        return (self.head(y), self.aux(y)) if self.training else self.head(y)
+
+    aux = nn.Sequential(conv(6, 4), nn.BatchNorm2d(4))
+    network = Network(forward, body=conv(), head=conv(6, 4), aux=aux)
+    prepared = qdeploy.prepare(network, images(4), "simqat")
+    norm = prepared.network.get_submodule("aux.0").norm
+    assert torch.equal(norm.running_mean, aux[1].running_mean)
+
+
 @BY_NAME
 def test_a_layer_of_both_modes_is_one(forward):
     prepared = qdeploy.prepare(network_of(forward), images(4), "simqat")

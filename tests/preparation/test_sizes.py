@@ -1,5 +1,7 @@
 """A network that computes with sizes follows them, or says which it takes."""
 
+import pickle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +18,7 @@ def images(size, batch=2):
 
 
 def averaged(self, x):
-    n, c, h, w = x.shape
+    _, _, h, w = x.shape
     assert h % 4 == 0
     return self.conv(x).sum((2, 3)) / (h * w)
 
@@ -44,7 +46,7 @@ def padded(self, x):
 
 
 def reshaped(self, x):
-    b, c, h, w = x.shape
+    b, _, h, w = x.shape
     if h < 2:
         raise ValueError("too small")
     return self.conv(x).view(b, 6, h * w).transpose(1, 2)
@@ -109,4 +111,64 @@ def test_a_sequence_may_be_longer():
     network = Network(mean, fc=nn.Linear(4, 5)).eval()
     traced = trace(network, torch.randn(2, 6, 4))
     x = torch.randn(3, 9, 4)
+    torch.testing.assert_close(traced(x), network(x))
+
+
+def placed(self, x):
+    """As DETR, YOLO and ConViT make tables of positions."""
+    y = self.conv(x)
+    n, _, h, w = y.shape
+    rows = torch.arange(h, device=x.device, dtype=x.dtype) + 0.5
+    grid = torch.stack(torch.meshgrid(rows, torch.arange(w).to(x), indexing="ij"))
+    table = self.table.expand(n, -1, -1, -1)
+    return torch.cat([y, grid.expand(n, -1, -1, -1), table + torch.zeros(n, 1, h, w)], 1)
+
+
+def shifted(self, x):
+    """As temporal shift modules write into parts of a tensor."""
+    y = self.conv(x)
+    out = torch.zeros_like(y)
+    out[:, :2, 1:] = y[:, :2, :-1]
+    out[:, 2:] = y[:, 2:]
+    out[:, 0] += y.shape[2]
+    return out
+
+
+@pytest.mark.parametrize("forward", [placed, shifted], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("sized", [False, True])
+def test_what_is_made_of_sizes_follows_them(forward, sized):
+    def sizing(self, x):
+        assert not sized or x.shape[2] > 1
+        return forward(self, x)
+
+    network = Network(sizing, conv=conv(), table=nn.Parameter(torch.randn(1, 2, 1, 1)))
+    traced = pickle.loads(pickle.dumps(trace(network, images(16))))
+    torch.testing.assert_close(traced(images(20, 3)), network(images(20, 3)))
+
+
+def test_noise_is_drawn_anew():
+    def noisy(self, x):
+        return self.conv(x) + (torch.randn(6, 1, 1) if self.training else 0)
+
+    network = Network(noisy, conv=conv())
+    prepared = qdeploy.prepare(
+        network, images(8), "simqat", layers={"*": "float"}, act_bits="float"
+    )
+    for trained in (prepared, pickle.loads(pickle.dumps(prepared))):
+        assert not torch.equal(trained.train()(images(8)), trained(images(8)))
+        torch.manual_seed(3)
+        found = trained(images(8))
+        torch.manual_seed(3)
+        torch.testing.assert_close(found, network.train()(images(8)))
+
+
+def test_a_sequence_may_be_shorter_than_the_longest():
+    def positioned(self, x):
+        n = x.shape[1]
+        assert n <= 6
+        return self.fc(x + self.positions[:, :n])
+
+    network = Network(positioned, fc=nn.Linear(4, 5), positions=nn.Parameter(torch.randn(1, 6, 4)))
+    traced = trace(network, torch.randn(2, 6, 4))
+    x = torch.randn(3, 3, 4)
     torch.testing.assert_close(traced(x), network(x))

@@ -1,14 +1,17 @@
 """Tracing: what cannot be traced is named, and what tracing would freeze is kept alive."""
 
+import pickle
 import re
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
 from networks import Network, conv, images
 from torch import nn
 
+import qdeploy
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.trace import trace
 
@@ -155,3 +158,146 @@ def test_several_inputs_are_a_tuple():
 
     traced = trace(Two(), (images(2), images(2)))
     assert torch.equal(traced(images(), images()), 3 * images())
+
+
+def prepared_in_float(network, example):
+    """What prepare makes of a network, without any rounding."""
+    return qdeploy.prepare(network, example, "simqat", layers={"*": "float"}, act_bits="float")
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, strength):
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -ctx.strength * grad, None
+
+
+class Signs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return torch.sign(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved_tensors
+        return grad * (x.abs() < 1)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x: Reversed.apply(x, 0.5), Signs.apply], ids=["reversed", "signs"]
+)
+@pytest.mark.parametrize("sized", [False, True])
+def test_a_function_of_the_users_keeps_its_backward(function, sized):
+    def forward(self, x):
+        assert not sized or x.shape[2] > 1
+        return self.last(function(self.first(x)))
+
+    network = Network(forward, first=conv(), last=conv(6, 4))
+    prepared = prepared_in_float(network, images(2))
+    for trained in (network, prepared, pickle.loads(pickle.dumps(prepared))):
+        trained.train()(images()).square().mean().backward()
+    weights = [network.first.weight, prepared.network.first.weight]
+    torch.testing.assert_close(weights[1].grad, weights[0].grad)
+    assert weights[0].grad.norm() > 0
+
+
+def test_a_function_of_the_users_ships_as_its_forward(tmp_path):
+    network = Network(
+        lambda self, x: self.last(Signs.apply(self.first(x))), first=conv(), last=conv(6, 4)
+    )
+    prepared = qdeploy.prepare(network, images(2), "simqat")
+    qdeploy.calibrate(prepared, [images()])
+    file = qdeploy.export(prepared, tmp_path / "model.onnx", images(2))
+    assert "Sign" in {node.op_type for node in onnx.load(file).graph.node}
+
+
+def scaled_by_shape(self, x):
+    return self.conv(x) * self.conv.weight.shape[1] ** -0.5
+
+
+def typed_as_weight(self, x):
+    return self.conv(x.to(self.conv.weight.dtype).to(device=self.conv.weight.device))
+
+
+def on_the_cpu(self, x):
+    return self.conv(x.cpu().float()).type(torch.float32).type_as(x)
+
+
+def sized_by_parameter(self, x):
+    if self.conv.weight.dim() == 4 and self.conv.weight.size(0) == 6 and len(self.conv.bias) == 6:
+        x = self.conv(x)
+    return x + self.conv.weight.numel()
+
+
+@pytest.mark.parametrize(
+    "forward", [scaled_by_shape, typed_as_weight, on_the_cpu, sized_by_parameter]
+)
+def test_what_is_known_of_a_parameter_is_a_number(forward):
+    network = Network(forward, conv=conv())
+    traced = trace(network, images(2))
+    torch.testing.assert_close(traced(images()), network(images()))
+    assert "get_attr" not in {node.op for node in traced.graph.nodes}
+    prepared = qdeploy.prepare(network, images(2), "simqat")
+    qdeploy.calibrate(prepared, [images()])
+    found, expected = qdeploy.convert(prepared)(images()), network.eval()(images())
+    assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+def test_an_input_may_have_the_name_of_a_method_of_modules():
+    class Halves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = conv()
+
+        def forward(self, half, train, type, input):  # noqa: A002
+            return self.conv(half + train * type - input)
+
+    batches = tuple(images(3, seed) for seed in range(4))
+    prepared = qdeploy.prepare(Halves(), batches, "simqat")
+    qdeploy.calibrate(prepared, [batches])
+    placeholders = [n for n in qdeploy.convert(prepared).graph.nodes if n.op == "placeholder"]
+    assert [node.target for node in placeholders] == ["half", "train", "type", "input"]
+
+
+def test_the_indices_of_a_pooling_are_no_values():
+    def forward(self, x):
+        y, where = self.pool(F.relu(self.first(x)))
+        return self.last(self.unpool(self.middle(y), where))
+
+    network = Network(
+        forward, first=conv(3, 6), middle=conv(6, 6), last=conv(6, 4),
+        pool=nn.MaxPool2d(2, return_indices=True), unpool=nn.MaxUnpool2d(2),
+    )  # fmt: skip
+    prepared = qdeploy.prepare(network, images(2), "simqat")
+    qdeploy.calibrate(prepared, [images()])
+    found, expected = qdeploy.convert(prepared)(images()), network.eval()(images())
+    assert (found - expected).norm() < 0.1 * expected.norm()  # codes that tie change the place
+
+
+def tied(self, x):
+    return F.conv_transpose2d(F.relu(self.conv(x)), self.conv.weight, padding=1)
+
+
+def normalised(self, x):
+    return self.conv(x) / self.conv.weight.flatten(1).norm(dim=1).reshape(-1, 1, 1)
+
+
+def biased(self, x):
+    return self.conv(x) + self.conv.bias.reshape(-1, 1, 1)
+
+
+@pytest.mark.parametrize("forward", [tied, normalised, biased])
+def test_parameters_of_a_layer_may_be_read_elsewhere(forward):
+    torch.manual_seed(0)
+    network = Network(forward, conv=conv())
+    prepared = qdeploy.prepare(network, images(2), "simqat")
+    prepared.train()(images()).square().mean().backward()
+    assert prepared.network.conv.quantizer.latent.grad.norm() > 0
+    qdeploy.calibrate(prepared, [images()])
+    found, expected = qdeploy.convert(prepared)(images()), network.eval()(images())
+    assert (found - expected).norm() < 0.03 * expected.norm()

@@ -91,6 +91,9 @@ SPELLED = {
     nn.ConstantPad3d: Call(module=(1, 0.0)),
     nn.Softmax: Call(module=(1,)),
     TrainingOnly: Call(module=(nn.Tanh(),)),
+    "to": Call(args=(torch.float32,)),
+    "type": Call(args=(torch.float32,)),
+    "type_as": Call(args=SECOND),
 }
 
 
