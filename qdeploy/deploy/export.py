@@ -48,7 +48,7 @@ def export(
     target: str = "cpu",
     uint8_input: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Path:
-    """Writes a network as ONNX, opset 21 and IR 10, with a dynamic batch dimension.
+    """Writes a network as ONNX, opset 21 and IR 10, with an open batch on the axes where it has one.
 
     Takes what `prepare` or `convert` returned, alone or inside another module, or a plain float
     network. packing=False leaves the codes as int8. The input is called "input", the output "logits";
@@ -97,16 +97,13 @@ def to_onnx(
     traced = _exported(network, inputs, outputs or output_names(network, inputs))
     check_open_batch(traced, network, inputs)
     passes.layer_names(traced)
-    passes.tensor_names(traced, quantizer_names(network))
     exported = _simplified(traced)
     runtime.rewrite(exported)
     return exported
 
 
-def quantizer_names(network: nn.Module) -> list[str]:
+def quantizer_names(network: fx.GraphModule) -> list[str]:
     """The nodes of a converted network that round, in the order it runs them; none of a float one."""
-    if not isinstance(network, fx.GraphModule):
-        return []
     calls = ((node, called_module(node, network)) for node in network.graph.nodes)
     return [node.name for node, module in calls if isinstance(module, IntegerActivation)]
 
@@ -201,12 +198,16 @@ def _exported(network: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[st
                 output_names=list(outputs),
                 custom_translation_table=TRANSLATIONS,
                 verbose=False,
+                optimize=False,
             )
+            assert program is not None
+            if isinstance(network, fx.GraphModule):
+                passes.tensor_names(program.model, quantizer_names(network))
+            program.optimize()
         except Exception as error:
             raise QdeployError(
                 f"torch.onnx cannot export {type(network).__name__}: {error}"
             ) from error
-    assert program is not None
     return program.model
 
 

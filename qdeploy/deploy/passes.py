@@ -20,11 +20,13 @@ from qdeploy.deploy.wide_weights import part_wide_weights
 from qdeploy.onnx_file import MOVERS
 
 UINT8 = ir.DataType.UINT8
+TENSOR = "qdeploy.tensor"
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 def layer_names(model: ir.Model) -> None:
-    """A product is called after the module that holds its weight, the second one "fc (2)".
+    """A product is called after the module that holds its weight, the second one "fc (2)"; an activation
+    as `tensor_names` noted.
 
     Precondition: weights are still called "layers.0.conv1.weight"; other products get no name.
     torch.onnx merges equal weights, so a weight that was met before may be another module's.
@@ -36,18 +38,19 @@ def layer_names(model: ir.Model) -> None:
         if module and seen[module] and caller and not f"{module}.".startswith(f"{caller}."):
             module = caller
         seen[module] += 1
-        node.name = f"{module} ({seen[module]})" if module and seen[module] > 1 else module
+        name = f"{module} ({seen[module]})" if module and seen[module] > 1 else module
+        node.name = node.metadata_props.get(TENSOR, name)
 
 
 def tensor_names(model: ir.Model, names: Sequence[str]) -> None:
-    """Calls each DequantizeLinear of an activation as the converted network calls its quantizer.
+    """Notes at each DequantizeLinear of an activation what the converted network calls its quantizer.
 
-    names   of the quantizers, in the order that the network runs them. Precondition: the graph is as
-            it was exported, so its order is that of the network.
+    names   of the quantizers, in the order that the network runs them. Precondition: the graph is not
+            optimised yet, so it has them all, in that order.
     """
     activations = [node for node in model.graph if is_activation(node)]
     for node, name in zip(activations, names, strict=True):
-        node.name = name
+        node.metadata_props[TENSOR] = name
 
 
 def is_activation(node: ir.Node) -> bool:

@@ -49,13 +49,14 @@ def convert(prepared: nn.Module) -> nn.Module:
     """
     network = unwrapped(prepared)
     if isinstance(network, PreparedNetwork):
+        if network.searching:
+            warnings.warn(still_searching(network), stacklevel=2)
         return integers_of(network)
     return with_prepared_replaced(network, integers_of).cpu().eval()
 
 
 def integers_of(prepared: PreparedNetwork) -> fx.GraphModule:
-    if prepared.searching:
-        warnings.warn(still_searching(prepared), stacklevel=3)
+    """The integers of today, also while a search goes on."""
     network = copy.deepcopy(prepared.network).cpu().eval()
     network.delete_all_unused_submodules()  # those of training alone
     as_constants(network)

@@ -30,13 +30,13 @@ from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.channel_affines import constant_values
 from qdeploy.preparation.rewrites import factor
+from qdeploy.preparation.sizes import made_of_sizes
 from qdeploy.preparation.small_values import small_values
 from qdeploy.preparation.trace import (
     called_module,
     float_inputs,
     is_float_tensor,
     is_tuple,
-    made_of_sizes,
     only_reader,
 )
 from qdeploy.preparation.vocabulary import (

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import functools
 import itertools
+import math
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,12 +27,48 @@ from torch import Tensor, fx, nn
 from torch.fx.node import has_side_effect, map_aggregate
 
 from qdeploy.errors import QdeployError
+from qdeploy.preparation.constructors import made
 from qdeploy.preparation.in_place import WritingProxy
 from qdeploy.preparation.interpreter import Interpreter
 from qdeploy.preparation.one_node import one_node
 from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy
 
 TORCH = Path(torch.__file__).parent
+SIZE_METHODS = (
+    "size", "dim", "numel", "is_floating_point", "new_zeros", "new_ones", "new_full", "new_empty",
+)  # fmt: skip
+LIKE = (
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
+    torch.randn_like,
+)  # fmt: skip
+
+
+def asks_for_size(node: fx.Node) -> bool:
+    """Whether it reads no values of a tensor, but its shape, type or device."""
+    if node.target is getattr:
+        return node.args[1] in ("shape", "ndim", "dtype", "device")
+    return node.target in SIZE_METHODS if node.op == "call_method" else node.target in LIKE
+
+
+def made_of_sizes(network: fx.GraphModule) -> set[fx.Node]:
+    """What is computed of sizes and weights alone, such as a table of positions, or at random."""
+    found: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        sources = {source for source in node.all_input_nodes if source.op != "get_attr"}
+        is_weight = node.op == "call_module" and not sources
+        if is_weight or asks_for_size(node) or (sources and found.issuperset(sources)):
+            found.add(node)
+    return found
+
+
+def is_number_of_sizes(node: fx.Node) -> bool:
+    """Whether sizes, types and devices alone decide what it is: no value of a tensor does."""
+    if asks_for_size(node):
+        return True
+    computed = node.op in ("call_function", "call_method") and node.target is not made
+    return (
+        computed and bool(sources := node.all_input_nodes) and all(map(is_number_of_sizes, sources))
+    )
 
 
 def longer(inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -166,7 +203,7 @@ class SizedTracer(NetworkTracer):
     def to_bool(self, obj: fx.Proxy) -> bool:
         """The answer that both batches give, of sizes; of tensors there is none."""
         values = values_of(obj)
-        if not values or isinstance(values[0], Tensor) or len(set(map(bool, values))) > 1:
+        if not (values and is_number_of_sizes(obj.node)) or len(set(map(bool, values))) > 1:
             return super().to_bool(obj)
         answer = bool(values[0])
         line = user_line(traceback.extract_stack())
@@ -181,6 +218,17 @@ class SizedTracer(NetworkTracer):
         return iter([parts[index] for index in range(len(values[0]))])
 
 
+class Sizes(tuple[Any, ...]):
+    """A torch.Size some of whose numbers stand in the graph."""
+
+    def numel(self) -> Any:
+        return math.prod(self)
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        return Sizes(part) if isinstance(index, slice) else part
+
+
 class SizedProxy(WritingProxy):
     """A placeholder that knows the sizes of what it stands for."""
 
@@ -188,8 +236,8 @@ class SizedProxy(WritingProxy):
     values: tuple[Any, ...] = ()
 
     @property
-    def shape(self) -> tuple[Any, ...]:
-        return tuple(self.size(axis) for axis in range(self.ndim))
+    def shape(self) -> Sizes:
+        return Sizes(self.size(axis) for axis in range(self.ndim))
 
     @property
     def ndim(self) -> int:
@@ -222,7 +270,7 @@ class SizedProxy(WritingProxy):
     def __len__(self) -> int:
         lengths = {len(value) for value in self.values}
         if len(lengths) > 1:
-            raise TypeError("the length depends on the batch")
+            raise TypeError("len() has to be a number, and this length is not: use shape[0]")
         return lengths.pop()
 
 

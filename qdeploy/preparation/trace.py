@@ -25,7 +25,7 @@ from qdeploy.preparation.requirements import (
     check_modules,
     check_repeatable,
 )
-from qdeploy.preparation.sizes import SizedTracer, longer, of_other_size, user_line
+from qdeploy.preparation.sizes import SizedTracer, asks_for_size, longer, of_other_size, user_line
 from qdeploy.preparation.tracer import NetworkTracer, TrainingOnly
 
 Inputs = Tensor | Sequence[Tensor]
@@ -33,11 +33,6 @@ WAYS_OUT = (
     "Ways out: name the module that does it in `leaves`, which keeps it whole and in float; move "
     "what depends on values out of forward; or mark a function with torch.fx.wrap."
 )
-SIZE_METHODS = ("size", "dim", "numel", "new_zeros", "new_ones", "new_full", "new_empty")
-LIKE = (
-    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
-    torch.randn_like,
-)  # fmt: skip
 
 
 def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
@@ -191,24 +186,6 @@ def tidied(network: fx.GraphModule) -> fx.GraphModule:
         if hasattr(nn.Module, node.name):  # quantizers are called after it
             node._rename(f"{node.name}_1")
     return fx.GraphModule(network, network.graph, type(network).__name__)
-
-
-def asks_for_size(node: fx.Node) -> bool:
-    """Whether it reads no values of a tensor, but its shape, type or device."""
-    if node.target is getattr:
-        return node.args[1] in ("shape", "ndim", "dtype", "device")
-    return node.target in SIZE_METHODS if node.op == "call_method" else node.target in LIKE
-
-
-def made_of_sizes(network: fx.GraphModule) -> set[fx.Node]:
-    """What is computed of sizes and weights alone, such as a table of positions, or at random."""
-    found: set[fx.Node] = set()
-    for node in network.graph.nodes:
-        sources = {source for source in node.all_input_nodes if source.op != "get_attr"}
-        is_weight = node.op == "call_module" and not sources
-        if is_weight or asks_for_size(node) or (sources and found.issuperset(sources)):
-            found.add(node)
-    return found
 
 
 def keep_training_only(model: nn.Module) -> nn.Module:

@@ -143,6 +143,7 @@ def test_a_dead_channel_gives_its_shift_and_its_bias_fits(settings):
     prepared = calibrated(build("residual"), settings)
     layer = qdeploy.convert(prepared).get_submodule("stem.0")
     assert layer.bias.abs().max() <= 2**30
+    layer.out = None  # what it gives before it is rounded
     x = 3 * images()
     with torch.no_grad():
         dead = layer(qdeploy.convert(prepared).get_submodule("activations.x")(x))[:, 1]

@@ -301,3 +301,14 @@ def test_parameters_of_a_layer_may_be_read_elsewhere(forward):
     qdeploy.calibrate(prepared, [images()])
     found, expected = qdeploy.convert(prepared)(images()), network.eval()(images())
     assert (found - expected).norm() < 0.03 * expected.norm()
+
+
+@pytest.mark.parametrize("drawn", [False, True], ids=["of values", "at random"])
+def test_a_decision_on_a_number_taken_out_of_a_tensor_is_named(drawn):
+    def forward(self, x):
+        assert x.shape[2] > 1
+        number = torch.rand(1).item() if drawn else x.abs().max().item()
+        return self.conv(x) if number >= 0 else x
+
+    with pytest.raises(QdeployError, match=r"return self.conv\(x\) if number >= 0 else x"):
+        trace(Network(forward, conv=conv()), images(2))
