@@ -5,5 +5,6 @@ from .preparation.calibrate import calibrate as calibrate
 from .preparation.complexity import complexity as complexity
 from .preparation.convert import convert as convert
 from .preparation.prepare import prepare as prepare
+from .proof.validate import validate as validate
 
 __version__: str

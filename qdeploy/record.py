@@ -19,8 +19,10 @@ FLOAT_BITS = 32  # what float counts as in bit operations
 class Machine:
     """What a reader must know to compare a latency.
 
-    cores  logical cores that this process may use.
-    gpu    the name of the first NVIDIA GPU, None where there is none.
+    cores         logical cores that this process may use.
+    gpu           the name of the first NVIDIA GPU, None where there is none.
+    instructions  sets that integer kernels use, such as "AVX2" and "VNNI"; () where not known.
+    saturates     whether integer kernels add pairs of products in int16 here; None in older records.
     """
 
     cpu: str
@@ -29,6 +31,8 @@ class Machine:
     system: str
     python: str
     onnxruntime: str
+    instructions: tuple[str, ...] = ()
+    saturates: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -152,12 +156,30 @@ class Placement:
 
 
 @dataclass(frozen=True)
+class Saturation:
+    """Layers of a file whose sums may pass int16 on x86 without VNNI, which then come out wrong.
+
+    file       the file's label.
+    layers     their names.
+    quantized  how many layers of the file multiply codes by codes.
+    """
+
+    file: str
+    layers: tuple[str, ...]
+    quantized: int
+
+
+@dataclass(frozen=True)
 class BenchmarkResult:
-    """Several files on one machine: a latency per file and batch size, a placement per file."""
+    """Several files on one machine: a latency per file and batch size, and what is said of each file.
+
+    saturation  one for each file; () if the files were not read for it.
+    """
 
     machine: Machine
     latency: tuple[Latency, ...]
     placements: tuple[Placement, ...]
+    saturation: tuple[Saturation, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,11 +200,18 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Accuracies:
-    """The float network, what training gave as integers in PyTorch (`convert`), and the ONNX file."""
+    """The four forms of a network, from the user's own to the ONNX file.
+
+    float     the float network.
+    prepared  the training network in evaluation, whose biases are still floats.
+    trained   the integers in PyTorch (`convert`), which training tests.
+    onnx      the file.
+    """
 
     float: Accuracy | None
     trained: Accuracy | None
     onnx: Accuracy | None
+    prepared: Accuracy | None = None
 
 
 @dataclass(frozen=True)
@@ -279,13 +308,65 @@ class Complexity:
 class TensorDifference:
     """One quantized tensor, the ONNX file against the integers in PyTorch.
 
-    share  the fraction of elements that differ; max_steps: by how many steps of its grid.
+    share      the fraction of elements that differ; max_steps: by how many steps of its grid.
+    differing  how many elements differ.
+    integer    whether integer kernels made it; what float operators made may differ.
     """
 
     name: str
     elements: int
     share: float
     max_steps: int
+    differing: int
+    integer: bool
+
+
+@dataclass(frozen=True)
+class Exactness:
+    """Every quantized tensor of the file against that of the integers in PyTorch, over `samples` inputs."""
+
+    samples: int
+    tensors: tuple[TensorDifference, ...]
+
+    @property
+    def from_kernels(self) -> tuple[TensorDifference, ...]:
+        """The tensors that integer kernels made."""
+        return tuple(tensor for tensor in self.tensors if tensor.integer)
+
+    @property
+    def compared(self) -> int:
+        """How many codes these hold."""
+        return sum(tensor.elements for tensor in self.from_kernels)
+
+    @property
+    def differing(self) -> int:
+        """How many of them differ."""
+        return sum(tensor.differing for tensor in self.from_kernels)
+
+    @property
+    def behind_float(self) -> tuple[TensorDifference, ...]:
+        """The tensors that float operators made."""
+        return tuple(tensor for tensor in self.tensors if not tensor.integer)
+
+    def __str__(self) -> str:
+        """As "0 of 97,241 codes differ in 61 tensors; behind float operators 3 of 99 in 2, by 1 at most"."""
+        text = f"{_differing(self.from_kernels)} codes differ in {_tensors(self.from_kernels)}"
+        if self.behind_float:
+            most = max(tensor.max_steps for tensor in self.behind_float)
+            text += (
+                f"; behind float operators {_differing(self.behind_float)} in "
+                f"{_tensors(self.behind_float)}, by {most} at most"
+            )
+        return text
+
+
+def _differing(tensors: tuple[TensorDifference, ...]) -> str:
+    found, all_of_them = (sum(getattr(t, n) for t in tensors) for n in ("differing", "elements"))
+    return f"{found:,} of {all_of_them:,}"
+
+
+def _tensors(tensors: tuple[TensorDifference, ...]) -> str:
+    return f"{len(tensors)} tensor{'s' * (len(tensors) != 1)}"
 
 
 @dataclass(frozen=True)
@@ -328,6 +409,10 @@ class Record:
     latency   as benchmark_files gives it, the file to compare with in front.
     training  the lines of metrics.csv, {column: value}.
     delivery  what the file is made for.
+    exactness of the codes; None for a float network, and for other targets.
+    saturation  of the exported file; None in older records.
+    checked   whether prepare compared what trains with the float network; None of float and in older
+              records.
     """
 
     name: str
@@ -349,6 +434,9 @@ class Record:
     gates: tuple[Gate, ...]
     training: tuple[dict[str, float | None], ...]
     delivery: Delivery = Delivery()
+    exactness: Exactness | None = None
+    saturation: Saturation | None = None
+    checked: bool | None = None
 
     @property
     def placement(self) -> Placement | None:

@@ -33,7 +33,7 @@ ALLOWED = {
     "preparation": {"methods", "layers", "grid", "processes", "record"},
     "benchmark": {"onnx_file", "record"},
     "deploy": {"preparation", "layers", "grid", "benchmark", "onnx_file", "record"},
-    "proof": {"deploy", "benchmark", "preparation", "layers", "record"},
+    "proof": {"deploy", "benchmark", "preparation", "layers", "onnx_file", "record"},
     "report": {"deploy", "record"},
     "data": {"datasets"},
     "training": {"preparation", "layers", "data", "run", "metrics", "processes"},

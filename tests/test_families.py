@@ -132,6 +132,23 @@ def test_every_quantized_product_runs_on_an_integer_kernel(name, family):
     assert products >= len(list(made.prepared.quantized_layers()))
 
 
+@every_family
+def test_a_file_gives_the_same_with_the_weights_made_uint8_at_load(name, family):
+    """ONNX Runtime's way of exact sums on x86 without VNNI."""
+    made = family(name)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(
+        made.proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    given = [given.name for given in session.get_inputs()]
+    images = dict(zip(given, (x.numpy() for x in inputs(name, 32, 9)), strict=True))
+    for found, expected in zip(session.run(None, images), made.found, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
 CONVOLUTIONAL = [
     "mobilenet_v2", "mobilenet_v3", "efficientnet", "shufflenet_v2", "densenet", "resnext", "regnet",
     "vgg", "unet", "signal", "several_inputs_outputs", "same_padded",

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qdeploy.benchmark.execution import placement
+from qdeploy.benchmark.inputs import OPEN_SIZE
 from qdeploy.benchmark.latency import measure
 from qdeploy.benchmark.machine import this_machine
 from qdeploy.benchmark.runtime import Session, open_session
@@ -27,15 +28,23 @@ def benchmark_files(
     threads: int = 1,
     batch_sizes: Sequence[int] = (1,),
     rounds: int = 200,
+    size: int = OPEN_SIZE,
 ) -> BenchmarkResult:
-    """Measures the files in turns on random images; speed-ups are against the first file.
+    """Measures the files in turns on random inputs; speed-ups are against the first file.
+
+    size   of axes that a file leaves open, but for the batch
 
     A file takes `rounds` runs or about 2 s at each batch size, whichever is less.
 
     Errors: QdeployError for no file, or one twice; for a number below 1; for a batch size that a file
     does not take; and as open_session has them.
     """
-    counts = {"threads": threads, "rounds": rounds, "batch size": min(batch_sizes, default=0)}
+    counts = {
+        "threads": threads,
+        "rounds": rounds,
+        "batch size": min(batch_sizes, default=0),
+        "size": size,
+    }
     for name, count in counts.items():
         if count < 1:
             raise QdeployError(f"{name} is {count}, and must be at least 1.")
@@ -44,10 +53,11 @@ def benchmark_files(
     return BenchmarkResult(
         machine=this_machine(),
         latency=tuple(
-            row for batch in batch_sizes for row in measure(sessions, batch, rounds, threads)
+            row for batch in batch_sizes for row in measure(sessions, batch, rounds, threads, size)
         ),
         placements=tuple(
-            placement(path, provider, file, threads, batch_sizes[0]) for file, path in files.items()
+            placement(path, provider, file, threads, batch_sizes[0], size)
+            for file, path in files.items()
         ),
     )
 

@@ -9,6 +9,7 @@ import onnx
 
 from qdeploy.benchmark.coverage import coverage, products_of
 from qdeploy.benchmark.graph import Graph, is_foreign
+from qdeploy.benchmark.inputs import OPEN_SIZE
 from qdeploy.benchmark.profile import kernels_of, labelled, run_profiled
 from qdeploy.benchmark.runtime import Session, open_session
 from qdeploy.onnx_file import read
@@ -21,10 +22,11 @@ def placement(
     file: str | None = None,
     threads: int = 1,
     batch: int = 1,
+    size: int = OPEN_SIZE,
 ) -> Placement:
-    """Loads `model` once more, runs it on `batch` images, reads what ONNX Runtime made of it.
+    """Loads `model` once more, runs it on `batch` samples, reads what ONNX Runtime made of it.
 
-    `file` is its label. Errors: as open_session has them.
+    `file` is its label; `size`: of axes that it leaves open. Errors: as open_session has them.
     """
     source = read(model)
     graph = Graph(source, model.parent)
@@ -35,7 +37,7 @@ def placement(
             labelled(source), provider, threads, optimized, Path(folder) / "profile", model.parent
         )
         operators = _count(read(optimized).graph.node) if optimized else None
-        ran = kernels_of(run_profiled(session, batch), graph)
+        ran = kernels_of(run_profiled(session, batch, size), graph)
     products = () if engines else products_of(graph, ran)
     return Placement(
         file or model.name,

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.benchmark.runtime import Images, Session
-from qdeploy.errors import QdeployError
+from qdeploy.benchmark.inputs import OPEN_SIZE, random_inputs
+from qdeploy.benchmark.runtime import Session
 from qdeploy.record import Latency
 
 WARM_UP_RUNS = 3
@@ -19,10 +19,13 @@ Times = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def measure(
-    sessions: Mapping[str, Session], batch: int, rounds: int, threads: int
+    sessions: Mapping[str, Session], batch: int, rounds: int, threads: int, size: int = OPEN_SIZE
 ) -> tuple[Latency, ...]:
-    """Times the sessions in turns on `batch` random images; speed-ups are against the first."""
-    calls = [partial(s.run, random_images(s, batch)) for s in sessions.values()]
+    """Times the sessions in turns on `batch` random samples; speed-ups are against the first.
+
+    size   of axes that a file leaves open
+    """
+    calls = [partial(s.run_on, random_inputs(s.inference, batch, size)) for s in sessions.values()]
     times = run_in_turns(calls, rounds, SECONDS_PER_NETWORK)
     medians = np.median(times, axis=1)
     return tuple(
@@ -69,20 +72,3 @@ def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
     start = clock()
     call()
     return clock() - start
-
-
-def random_images(session: Session, batch: int) -> Images:
-    """Standard normal images [batch, C, H, W] of the session's input size, or random pixels.
-
-    Errors: QdeployError if the file leaves channels, height or width open.
-    """
-    size = [axis for axis in session.input_shape[1:] if isinstance(axis, int)]
-    if len(size) < 3:
-        raise QdeployError(
-            f"the network's input is {session.input_shape}: only the batch may be open. "
-            "Export it with a fixed image size."
-        )
-    random = np.random.default_rng(0)
-    if session.input_type == np.uint8:
-        return random.integers(0, 256, (batch, *size), np.uint8)
-    return random.standard_normal((batch, *size), dtype=np.float32)

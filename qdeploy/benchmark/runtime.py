@@ -1,7 +1,7 @@
 """A network loaded into ONNX Runtime."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,17 +10,13 @@ import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as status
 
+from qdeploy.benchmark.inputs import TYPES
 from qdeploy.benchmark.providers import PROVIDERS, absent, choose, create
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import stored_bytes
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Images = np.ndarray[Any, np.dtype[Any]]
-
-INPUT_TYPES: dict[str, np.dtype[Any]] = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(uint8)": np.dtype(np.uint8),
-}
 
 # ONNX Runtime's answers to a file that is damaged, no network, or beyond this version.
 REFUSALS = (
@@ -35,7 +31,7 @@ REFUSALS = (
 
 @dataclass(frozen=True)
 class Session:
-    """A network with one input of images, ready to run.
+    """A network, ready to run.
 
     inference   the session of ONNX Runtime.
     load_ms     the time that ONNX Runtime took to read and optimise the network.
@@ -51,7 +47,8 @@ class Session:
 
         They lie in host memory: a GPU has finished when this returns.
 
-        Errors: QdeployError if the images do not have the shape or type of the network's input.
+        Errors: QdeployError if the images do not have the shape or type of the network's input, or it
+        has several.
         """
         expected = self.input_shape
         if images.dtype != self.input_type or not _fits(images.shape, expected):
@@ -60,18 +57,35 @@ class Session:
                 f"but was given {images.dtype} {_words(images.shape)}. "
                 "Resize the images, or export the network for this size."
             )
-        logits: Array = self.inference.run(None, {self.inference.get_inputs()[0].name: images})[0]
+        logits: Array = self.inference.run(None, {self._input.name: images})[0]
         return logits
+
+    def run_on(self, inputs: Mapping[str, Images]) -> list[Array]:
+        """All outputs, of all inputs by name."""
+        found: list[Array] = self.inference.run(None, dict(inputs))
+        return found
 
     @property
     def input_shape(self) -> tuple[int | str | None, ...]:
         """The shape that the file declares; a free dimension is its name, or None."""
-        return tuple(self.inference.get_inputs()[0].shape)
+        return tuple(self._input.shape)
 
     @property
     def input_type(self) -> np.dtype[Any]:
         """float32 for normalised images, uint8 for pixels."""
-        return INPUT_TYPES[self.inference.get_inputs()[0].type]
+        return TYPES[self._input.type]
+
+    @property
+    def _input(self) -> ort.NodeArg:
+        """The only input. Errors: QdeployError if there are others."""
+        inputs = self.inference.get_inputs()
+        if len(inputs) != 1 or inputs[0].type not in TYPES:
+            given = ", ".join(f"{i.name} {i.type} {_words(i.shape)}" for i in inputs) or "nothing"
+            raise QdeployError(
+                f"the network takes {given}; images alone can be given to one that has one input, "
+                "tensor(float) or tensor(uint8) [N, C, H, W]"
+            )
+        return inputs[0]
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -101,7 +115,7 @@ def open_session(
     profile    also time each kernel, for a file whose name begins with this path.
     beside     the folder of weights that are stored outside the bytes.
 
-    Errors: QdeployError for an unknown or absent provider, and for what is no network that takes images.
+    Errors: QdeployError for an unknown or absent provider, and for what is no network.
     """
     choice = choose(provider)
     options = _options(threads)
@@ -121,7 +135,6 @@ def open_session(
     load_ms = (time.perf_counter() - start) * 1e3
     if PROVIDERS[choice][0] not in inference.get_providers():
         raise absent(choice)
-    _check_input(inference, _name(model))
     file_bytes = len(model) if isinstance(model, bytes) else stored_bytes(model)
     return Session(inference, load_ms, file_bytes)
 
@@ -152,16 +165,6 @@ def _load(
             f"ONNX Runtime {ort.__version__} cannot load {_name(model)}: {reason}. "
             "Give a complete ONNX file; copy or export again one that was cut short."
         ) from error
-
-
-def _check_input(inference: ort.InferenceSession, name: str) -> None:
-    inputs = inference.get_inputs()
-    if len(inputs) != 1 or inputs[0].type not in INPUT_TYPES or len(inputs[0].shape) != 4:
-        given = ", ".join(f"{i.type} {_words(i.shape)}" for i in inputs) or "nothing"
-        raise QdeployError(
-            f"{name} takes {given}; qdeploy runs networks that take one batch of images, "
-            "tensor(float) or tensor(uint8) [N, C, H, W]. Export the network with that input alone."
-        )
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int | str | None, ...]) -> bool:

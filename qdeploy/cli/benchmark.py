@@ -24,6 +24,13 @@ from qdeploy.cli.options import AS_JSON, DATA_ROOT, PROVIDER, reports_errors, sh
     show_default=True,
     help="Images in one run; may be given several times.",
 )
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    default=224,
+    show_default=True,
+    help="Of axes that a file leaves open, but for the batch.",
+)
 @click.option("--layers", is_flag=True, help="List every kernel that ran, layer by layer.")
 @click.option("--data", "dataset", help="Measure top-1 on this data set as well.")
 @DATA_ROOT
@@ -35,6 +42,7 @@ def benchmark(
     provider: str,
     threads: int,
     batch_sizes: tuple[int, ...],
+    size: int,
     layers: bool,
     dataset: str | None,
     data_root: Path | None,
@@ -51,6 +59,7 @@ def benchmark(
         provider=provider,
         threads=threads,
         batch_sizes=batch_sizes,
+        size=size,
         dataset=dataset,
         data_root=data_root,
     )

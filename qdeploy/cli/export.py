@@ -38,6 +38,11 @@ from qdeploy.deploy.targets import available
 @click.option(
     "--min-agreement", type=click.FloatRange(0, 1), help="Share of images with the trained top-1."
 )
+@click.option(
+    "--max-differing",
+    type=click.IntRange(min=0),
+    help="Codes that may differ from PyTorch's integers.",
+)
 @click.option("--max-size", type=click.IntRange(min=1), help="Bytes of the file.")
 @click.option(
     "--checkpoint",
@@ -55,7 +60,7 @@ from qdeploy.deploy.targets import available
 @click.option(
     "--trace-layers",
     is_flag=True,
-    help="Compare every quantized tensor with the integers in PyTorch.",
+    help="Show every quantized tensor beside that of the integers in PyTorch.",
 )
 @AS_JSON
 @reports_errors
@@ -67,6 +72,7 @@ def export(
     triton: Path | None,
     max_drop: float | None,
     min_agreement: float | None,
+    max_differing: int | None,
     max_size: int | None,
     checkpoint: Literal["last", "best"],
     data_root: Path | None,
@@ -77,24 +83,24 @@ def export(
     as_json: bool,
 ) -> None:
     """Export the trained RUN as ONNX, validate it on the test set and write the report."""
-    from qdeploy.pipeline.export import Conditions, export_run, record_json, trace_run
+    from qdeploy.pipeline.export import Conditions, export_run, record_json
     from qdeploy.report.table import record_table, trace_table
 
     conditions = Conditions(data_root, device, provider, samples)
     changes = {
         "target": target, "input": input_type,
-        "max_drop": max_drop, "min_agreement": min_agreement, "max_size": max_size,
+        "max_drop": max_drop, "min_agreement": min_agreement, "max_differing": max_differing,
+        "max_size": max_size,
     }  # fmt: skip
-    traced = trace_run(run, checkpoint, conditions) if trace_layers else None
     record = export_run(
         run, output, changes=changes, checkpoint=checkpoint, conditions=conditions, triton=triton
     )
     if as_json:
-        show(record_json(record, traced))
+        show(record_json(record, trace_layers))
     else:
         show(record_table(record))
-        if traced is not None:
-            show(trace_table(traced))
+        if trace_layers and record.exactness is not None:
+            show(trace_table(record.exactness.tensors))
         show(f"report: {run / 'report.html'}")
     if not all(gate.passed for gate in record.gates):
         raise click.exceptions.Exit(1)

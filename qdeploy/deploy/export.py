@@ -15,22 +15,24 @@ import onnx
 import onnx_ir as ir
 import onnxsim
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qdeploy.deploy import passes
+from qdeploy.deploy.batch_axes import batch_axes
 from qdeploy.deploy.open_batch import check_open_batch
 from qdeploy.deploy.packing import pack
-from qdeploy.deploy.pixels import take_pixels
+from qdeploy.deploy.pixels import checked_normalisation, take_pixels
 from qdeploy.deploy.seal import seal
 from qdeploy.deploy.target import find_target
 from qdeploy.deploy.translations import TRANSLATIONS
+from qdeploy.deploy.wide_weights import part_zero_points, readers_of_wide_weights
 from qdeploy.errors import QdeployError
-from qdeploy.layers.integer import IntegerLayer
+from qdeploy.layers.integer import IntegerActivation, IntegerLayer
 from qdeploy.onnx_file import fits_one_file, write
 from qdeploy.preparation.convert import convert
 from qdeploy.preparation.inside import holds_prepared
-from qdeploy.preparation.trace import Inputs, as_inputs, described
+from qdeploy.preparation.trace import Inputs, as_inputs, called_module, described
 
 OPSET = 21
 IR_VERSION = 10
@@ -62,11 +64,14 @@ def export(
     torch.onnx cannot export, or that the target lacks.
     """
     given = prepared_or_converted
+    if not isinstance(given, nn.Module):
+        raise QdeployError(f"export takes a network, not {getattr(given, '__name__', given)}")
+    normalisation = None if uint8_input is None else checked_normalisation(uint8_input)
     runtime = find_target(target)
     network = convert(given) if holds_prepared(given) else given
     model = to_onnx(network, example_input, target=target)
-    if uint8_input is not None:
-        take_pixels(model, *uint8_input)
+    if normalisation is not None:
+        take_pixels(model, *normalisation)
     return write(finished(model, packing and runtime.packs, metadata or {}), Path(path))
 
 
@@ -97,6 +102,12 @@ def to_onnx(
     return exported
 
 
+def quantizer_names(network: fx.GraphModule) -> list[str]:
+    """The nodes of a converted network that round, in the order it runs them; none of a float one."""
+    calls = ((node, called_module(node, network)) for node in network.graph.nodes)
+    return [node.name for node, module in calls if isinstance(module, IntegerActivation)]
+
+
 def check_floats(inputs: Sequence[Tensor]) -> None:
     """A quantizer would take bytes, and the layer that reads its codes would not."""
     if any(x.dtype == torch.uint8 for x in inputs):
@@ -108,11 +119,22 @@ def check_floats(inputs: Sequence[Tensor]) -> None:
 
 def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onnx.ModelProto:
     """A copy of the graph, packed or not, as a checked and sealed protobuf."""
+    return finished_with_tensors(model, packing, metadata)[0]
+
+
+def finished_with_tensors(
+    model: ir.Model, packing: bool, metadata: Mapping[str, str]
+) -> tuple[onnx.ModelProto, dict[str, str]]:
+    """`finished`, and {quantizer of the converted network: the tensor of its codes in the file}."""
     model = model.clone()
+    wide = readers_of_wide_weights(model)
     if packing:
         pack(model)
+    passes.share_initialisers(model)
+    part_zero_points(wide)
     for rewrite in passes.AFTER_PACKING:
         rewrite(model)
+    tensors = passes.named_tensors(model)
     model.producer_name, model.producer_version = "qdeploy", None
     model.graph.name = "qdeploy"
     model.metadata_props.update(metadata)
@@ -122,7 +144,7 @@ def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onn
     if fits_one_file(proto):  # else the checker wants a path, see write
         onnx.checker.check_model(proto, full_check=True)
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
-    return proto
+    return proto, tensors
 
 
 def input_names(network: nn.Module, count: int) -> list[str]:
@@ -151,8 +173,18 @@ def output_names(network: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
 
 
 def _exported(network: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[str]) -> ir.Model:
+    axes = batch_axes(network, inputs)
+    if not any(axis is not None for axis in axes):
+        warnings.warn(
+            f"{type(network).__name__} counts on the number of samples in a batch: the file takes as many "
+            f"as the example input has, {described(inputs)}",
+            stacklevel=2,
+        )
     # A batch of one would be taken for a constant.
-    inputs = tuple(x if len(x) > 1 else torch.cat([x, x]) for x in inputs)
+    inputs = tuple(
+        x if axis is None or x.shape[axis] > 1 else torch.cat([x, x], axis)
+        for x, axis in zip(inputs, axes, strict=True)
+    )
     batch = torch.export.Dim("batch")
     with _quiet():
         try:
@@ -161,17 +193,21 @@ def _exported(network: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[st
                 tuple(inputs),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=tuple({0: batch} for _ in inputs),
+                dynamic_shapes=tuple({} if axis is None else {axis: batch} for axis in axes),
                 input_names=input_names(network, len(inputs)),
                 output_names=list(outputs),
                 custom_translation_table=TRANSLATIONS,
                 verbose=False,
+                optimize=False,
             )
+            assert program is not None
+            if isinstance(network, fx.GraphModule):
+                passes.tensor_names(program.model, quantizer_names(network))
+            program.optimize()
         except Exception as error:
             raise QdeployError(
                 f"torch.onnx cannot export {type(network).__name__}: {error}"
             ) from error
-    assert program is not None
     return program.model
 
 

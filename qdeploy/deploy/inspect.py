@@ -6,7 +6,6 @@ import json
 import math
 import tomllib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,8 @@ import onnx
 import onnx_ir as ir
 
 from qdeploy.benchmark.graph import Graph, is_foreign
+from qdeploy.deploy.contents import WITHOUT_SCALES, Contents, FileLayer, Port, Quantized
+from qdeploy.deploy.saturation import in_kernel_order, may_saturate
 from qdeploy.deploy.seal import is_intact
 from qdeploy.onnx_file import MOVERS, read, stored_bytes
 
@@ -24,81 +25,6 @@ PLACES = {
     "QLinearConv": 3, "QLinearMatMul": 3,
 }  # fmt: skip
 ON_CODES = {"QLinearConv", "QLinearMatMul"}
-WITHOUT_SCALES = {"ConvInteger", "MatMulInteger"}
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """Integer codes: their type, how many bits tell them apart, their scales and zero points.
-
-    codes   the lowest and the highest; of an activation, those that it may take
-    scales  the smallest and the largest, None where the file has them elsewhere; channels: how many
-    """
-
-    type: str
-    bits: int
-    codes: tuple[int, int]
-    scales: tuple[float, float] | None
-    channels: int
-    zeros: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class FileLayer:
-    """A node with a constant weight.
-
-    name      the node's own, else its operator and number
-    shape     of the weight
-    stored    type of the initialiser that holds the weight, and the bytes that it takes
-    all_bytes of all constants that the node is computed from: codes, scales, zero points, bias
-    weight    None: float, as is activation
-    unknown   what could not be read, in words; "" if all was
-    """
-
-    name: str
-    operator: str
-    shape: tuple[int, ...]
-    stored: str
-    bytes: int
-    all_bytes: int
-    weight: Quantized | None
-    activation: Quantized | None
-    unknown: str = ""
-
-
-@dataclass(frozen=True)
-class Port:
-    """An input or output: free dimensions are names, or None."""
-
-    name: str
-    type: str
-    shape: tuple[int | str | None, ...]
-
-
-@dataclass(frozen=True)
-class Contents:
-    """An ONNX file, read.
-
-    intact      whether all is as it was sealed; None for a file without a hash
-    bytes       on the disk, with weights that lie beside it; weight_bytes and metadata_bytes of them
-    recipe      what it was made by; {} if the file does not say, as is origin
-    metadata    all entries, as text
-    """
-
-    file: str
-    bytes: int
-    weight_bytes: int
-    metadata_bytes: int
-    intact: bool | None
-    producer: str
-    opset: dict[str, int]
-    ir_version: int
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
-    layers: tuple[FileLayer, ...]
-    recipe: dict[str, Any]
-    origin: dict[str, Any]
-    metadata: dict[str, str]
 
 
 def inspect(path: Path) -> Contents:
@@ -192,8 +118,32 @@ class _Reader:
             all_bytes=self.all_bytes(node),
             weight=codes,
             activation=activation,
+            saturates=self.saturates(node, weight, source, codes, activation),
             unknown=unknown,
         )
+
+    def saturates(
+        self,
+        node: onnx.NodeProto,
+        weight: str,
+        source: str,
+        codes: Quantized | None,
+        reads: Quantized | None,
+    ) -> bool:
+        """source: the codes that the weight is read from."""
+        if codes is None or codes.type != "int8":
+            return False
+        highest = 255  # of MatMulInteger, whose input nothing bounds
+        if reads is not None:
+            # Padding adds the zero point. On x86 ONNX Runtime makes int8 inputs uint8.
+            highest = max(reads.codes[1], reads.zeros[1]) + 128 * (reads.type == "int8")
+        elif node.op_type not in WITHOUT_SCALES:
+            return False
+        found = self.graph.array(source)
+        if source != weight and self.graph.unmoved(weight) != weight:  # turned on its way
+            return may_saturate(found.reshape(1, -1), highest, order_known=False)
+        rows = in_kernel_order(node, found)
+        return rows is not None and may_saturate(rows, highest)
 
     def storage(self, name: str) -> tuple[str, int]:
         """Type and bytes of what a weight is stored as: the largest of its initialisers."""

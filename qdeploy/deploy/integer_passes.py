@@ -111,6 +111,22 @@ def scales_into_quantizers(model: ir.Model) -> None:
         model.graph.remove(node, safe=True)
 
 
+def keep_both_roundings(model: ir.Model) -> None:
+    """Puts a Clip that clips nothing between two roundings on different grids.
+
+    ONNX Runtime makes one of two that stand right behind each other (DoubleQDQPairsRemover), which
+    gives other codes. Behind what the passes above took away they often do.
+    """
+    for node in list(model.graph):
+        source = made_by(node.inputs[0], "DequantizeLinear") if node.inputs else None
+        if node.op_type != "QuantizeLinear" or source is None or scalars(node) == scalars(source):
+            continue
+        first = made_by(source.inputs[0], "QuantizeLinear")
+        in_bytes = first is not None and first.inputs[2].dtype == UINT8  # type: ignore[union-attr]
+        if first is not None and in_bytes and only_reader(first.outputs[0], "DequantizeLinear"):
+            _set_bounds(inserted("Clip", first.outputs[0], model.graph), (0, 255), model.graph)
+
+
 def gates_on_integers(model: ir.Model) -> None:
     """The gate of a hardswish, clamp(x / 6 + 1/2, 0, 1), becomes a Clip of the codes of x.
 
@@ -184,6 +200,7 @@ ONTO_INTEGERS: tuple[Pass, ...] = (
     global_average_pools,
     scales_into_quantizers,
     clip_on_integers,
+    keep_both_roundings,
     gates_on_integers,
     pads_on_integers,
     quantizers_before_depth_to_space,

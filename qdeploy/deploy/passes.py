@@ -7,7 +7,7 @@ import itertools
 import string
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
@@ -16,14 +16,17 @@ from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodes
 
 from qdeploy.deploy.edits import Pass, constant, made_by, unmoved
 from qdeploy.deploy.integer_passes import ONTO_INTEGERS
+from qdeploy.deploy.wide_weights import part_wide_weights
 from qdeploy.onnx_file import MOVERS
 
 UINT8 = ir.DataType.UINT8
+TENSOR = "qdeploy.tensor"
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 
 
 def layer_names(model: ir.Model) -> None:
-    """A product is called after the module that holds its weight, the second one "fc (2)".
+    """A product is called after the module that holds its weight, the second one "fc (2)"; an activation
+    as `tensor_names` noted.
 
     Precondition: weights are still called "layers.0.conv1.weight"; other products get no name.
     torch.onnx merges equal weights, so a weight that was met before may be another module's.
@@ -35,7 +38,34 @@ def layer_names(model: ir.Model) -> None:
         if module and seen[module] and caller and not f"{module}.".startswith(f"{caller}."):
             module = caller
         seen[module] += 1
-        node.name = f"{module} ({seen[module]})" if module and seen[module] > 1 else module
+        name = f"{module} ({seen[module]})" if module and seen[module] > 1 else module
+        node.name = node.metadata_props.get(TENSOR, name)
+
+
+def tensor_names(model: ir.Model, names: Sequence[str]) -> None:
+    """Notes at each DequantizeLinear of an activation what the converted network calls its quantizer.
+
+    names   of the quantizers, in the order that the network runs them. Precondition: the graph is not
+            optimised yet, so it has them all, in that order.
+    """
+    activations = [node for node in model.graph if is_activation(node)]
+    for node, name in zip(activations, names, strict=True):
+        node.metadata_props[TENSOR] = name
+
+
+def is_activation(node: ir.Node) -> bool:
+    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+    return codes is not None and codes.producer() is not None
+
+
+def named_tensors(model: ir.Model) -> dict[str, str]:
+    """Where the codes of each activation that has a name are in the graph, and no names from now on."""
+    found = {}
+    for node in model.graph:
+        if node.op_type == "DequantizeLinear" and node.name:
+            found[node.name] = str(node.inputs[0].name)  # type: ignore[union-attr]
+            node.name = ""
+    return found
 
 
 def _holder_of_weight(product: ir.Node) -> str:
@@ -129,7 +159,7 @@ def share_initialisers(model: ir.Model) -> None:
 
 
 def short_names(model: ir.Model) -> None:
-    """Values get names of one to three letters; inputs, outputs and products keep theirs."""
+    """Values get names of one to three letters; inputs, outputs, products and activations keep theirs."""
     graph = model.graph
     kept = {value.name for value in (*graph.inputs, *graph.outputs)}
     names = (name for name in _letters() if name not in kept)
@@ -139,7 +169,7 @@ def short_names(model: ir.Model) -> None:
         value.name = next(names)
         graph.initializers.add(value)
     for node in graph:
-        if node.op_type not in PRODUCTS:
+        if node.op_type not in (*PRODUCTS, "DequantizeLinear"):
             node.name = ""
         for value in node.outputs:
             if value.name not in kept or not value.is_graph_output():
@@ -174,9 +204,9 @@ BEFORE_PACKING: tuple[Pass, ...] = (
     unfold_float_weights,
     guard_float_layers,
     share_initialisers,
+    part_wide_weights,
 )
 AFTER_PACKING: tuple[Pass, ...] = (
-    share_initialisers,
     drop_default_attributes,
     strip_metadata,
     short_names,

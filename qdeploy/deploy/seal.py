@@ -22,6 +22,15 @@ def seal(model: onnx.ModelProto) -> None:
     model.metadata_props.add(key=KEY, value=content_hash(model, Path()))
 
 
+def stamp(model: onnx.ModelProto, key: str, value: str) -> None:
+    """Writes one more entry into the metadata of a sealed model, and seals it anew."""
+    kept = [entry for entry in model.metadata_props if entry.key not in (KEY, key)]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    model.metadata_props.add(key=key, value=value)
+    seal(model)
+
+
 def is_intact(model: onnx.ModelProto, folder: Path) -> bool | None:
     """Whether the model is as it was sealed; None if it never was. folder: where it lies."""
     sealed = next((entry.value for entry in model.metadata_props if entry.key == KEY), None)

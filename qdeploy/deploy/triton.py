@@ -14,7 +14,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from qdeploy.deploy.inspect import Contents, Port, inspect
+from qdeploy.deploy.contents import Contents, Port
+from qdeploy.deploy.inspect import inspect
 from qdeploy.deploy.target import find_target
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import files_of

@@ -21,6 +21,7 @@ from qdeploy.layers.fake_quantize import (
     sign_of,
 )
 from qdeploy.layers.precision import in_float32
+from qdeploy.layers.transparent import MayBeTransparent
 
 NO_DATA = (
     "an activation quantizer has seen no data, so it has no range: train the prepared "
@@ -28,7 +29,7 @@ NO_DATA = (
 )
 
 
-class ActivationQuantizer(nn.Module, ABC):
+class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
     """Rounds one activation tensor, per tensor, to unsigned codes.
 
     A method subclasses it and writes `qparams`, `observe` if its range is measured, and `relax`
@@ -84,6 +85,8 @@ class ActivationQuantizer(nn.Module, ABC):
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
         does_relu = self.does_relu and self.training
+        if self.transparent:
+            return x.relu() if does_relu else x
         if (self.training or self.calibrating) and self.observing:
             (self.observe_relu_of if does_relu else self.observe)(x.detach())
         if not self.training:

@@ -128,13 +128,14 @@ def affine_range(
     """Scale and nudged zero point of a range (Jacob et al., CVPR 2018, section 3).
 
     The range is widened to include 0, so that 0 is exact. zero is an integer code in
-    low..high, as float32. An empty range gets a tiny scale instead of a division by zero.
+    low..high, as float32. An empty range gets a tiny scale instead of a division by zero, and 0 in
+    its middle: a branch that starts at 0 has a gradient, where a ReLU has none.
     """
     low_value, high_value = low_value.clamp(max=0), high_value.clamp(min=0)
     tiny = torch.finfo(torch.float32).tiny * (high - low)
     scale = (high_value - low_value).clamp(min=tiny) / (high - low)
     zero = torch.round(low - low_value / scale).clamp(low, high)
-    return scale, zero
+    return scale, torch.where(low_value == high_value, (low + high + 1) // 2, zero)
 
 
 def gate_range(scale: Tensor, zero: Tensor, low: int, high: int) -> tuple[Tensor, Tensor]:

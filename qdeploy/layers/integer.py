@@ -5,21 +5,28 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from qdeploy.grid import Grid, QTensor
-from qdeploy.layers import operators
+from qdeploy.errors import QdeployError
+from qdeploy.grid import Grid, QTensor, per_channel
+from qdeploy.layers import kernels, operators
 from qdeploy.layers.bias import rounded_to_keep_codes, spread_factor, with_room_for_bias
+from qdeploy.layers.exact_product import ExactProduct
 from qdeploy.layers.fake_quantize import SIGN_STEP
+from qdeploy.layers.kernels import Step
 from qdeploy.layers.product import Product
+
+INT32 = 2**31
 
 
 class IntegerActivation(nn.Module):
     """Scale, zero point and grid of one activation tensor.
 
     saturates   False for values that are on the grid already
+    rounded     whether what it reads stands on its step, since a kernel gave it
     """
 
     scale: Tensor
     zero: Tensor
+    rounded = False
 
     def __init__(self, scale: Tensor, zero: Tensor, grid: Grid, saturates: bool = True) -> None:
         super().__init__()
@@ -30,15 +37,29 @@ class IntegerActivation(nn.Module):
         self.register_buffer("zero", zero.detach().to(storage).cpu().clone())
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.rounded and not torch.compiler.is_exporting():
+            return self.clipped(x)
         everything = 0, torch.iinfo(self.zero.dtype).max
         low, high = (self.grid.lowest, self.grid.highest) if self.saturates else everything
         result: Tensor = operators.quantize_dequantize(x, self.scale, self.zero, low, high)
         return result
 
+    def clipped(self, x: Tensor) -> Tensor:
+        """Values that stand on the step, on the grid."""
+        if not self.saturates or (self.grid.lowest, self.grid.highest) == (0, kernels.HIGHEST):
+            return x
+        scale, zero = self.step
+        return x.clamp((self.grid.lowest - zero) * scale, (self.grid.highest - zero) * scale)
+
     @property
-    def step(self) -> tuple[float, int]:
+    def step(self) -> Step:
         """Scale and zero point."""
-        return self.scale.item(), int(self.zero.item())
+        return Step(self.scale.item(), int(self.zero.item()))
+
+    @property
+    def rounding(self) -> Step:
+        """The step that the file rounds to, before it clips or takes a sign."""
+        return self.step
 
     @property
     def has_8_bits(self) -> bool:
@@ -63,6 +84,10 @@ class IntegerSign(IntegerActivation):
         result: Tensor = operators.sign(x)
         return result
 
+    @property
+    def rounding(self) -> Step:
+        return Step(SIGN_STEP, int(self.zero.item()))
+
     def thresholds(self, rectified: bool) -> Tensor:
         return torch.tensor([-SIGN_STEP / 2], dtype=torch.float64)  # as sign_of has it
 
@@ -83,6 +108,8 @@ class IntegerLayer(nn.Module):
     bias: Tensor
     bias_scale: Tensor
     bias_zero: Tensor
+    multiplier: Tensor
+    out: Step | None = None
 
     def __init__(
         self,
@@ -115,8 +142,19 @@ class IntegerLayer(nn.Module):
             codes = rounded_to_keep_codes(codes, thresholds / step[:, None], self.spread)
         self.register_buffer("bias", codes.round().to(torch.int32))
         self.register_buffer("bias_zero", torch.zeros_like(self.bias))
+        self.source = source.step
+        centred = self.codes.to(torch.int32) - per_channel(self.zero, self.codes)
+        low, high = (end - self.source.zero for end in (source.grid.lowest, source.grid.highest))
+        self.exact = ExactProduct(product, centred, self.bias, self.spread, low, high)
+        if self.exact.largest >= INT32:
+            raise QdeployError(
+                f"the products of a {kind} may add up to {self.exact.largest:,}, and kernels add up in "
+                f"int32, to {INT32:,}: give the layer fewer bits or fewer inputs"
+            )
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.has_kernel and not torch.compiler.is_exporting():
+            return self.by_kernel(x)
         weight = operators.dequantize(self.codes, self.scale, self.zero)
         bias = self.bias
         if self.in_integers:
@@ -126,6 +164,24 @@ class IntegerLayer(nn.Module):
             rows = self.product(x.flatten(0, -2), weight, bias)
             return rows.unflatten(0, x.shape[:-1])
         return self.product(x, weight, bias)
+
+    @property
+    def has_kernel(self) -> bool:
+        """Whether an integer kernel computes it; no convolution has one that gives floats."""
+        return self.in_integers and (self.out is not None or self.product.channel_axis == -1)
+
+    def round_to(self, out: Step) -> None:
+        """Its kernel gives codes of this step from now on, and no floats."""
+        self.out = out
+        self.register_buffer("multiplier", self.bias_scale / self.bias_scale.new_tensor(out.scale))
+
+    def by_kernel(self, x: Tensor) -> Tensor:
+        """The values that QLinearConv or QGemm gives of values x."""
+        sums = self.exact(kernels.centred(x, self.source))
+        if self.out is None:
+            return kernels.scaled(sums, self.product.over_outputs(self.bias_scale, sums))
+        multiplier = self.product.over_outputs(self.multiplier, sums)
+        return kernels.requantized(sums, multiplier, self.out.zero).mul_(self.out.scale)
 
     def extra_repr(self) -> str:
         bias = "int32" if self.in_integers else "float32"

@@ -31,9 +31,11 @@ def deviation(norm: BatchNorm) -> Tensor:
 def gamma_beta(norm: _BatchNorm) -> tuple[Tensor, Tensor]:
     """Gain and shift after normalising, [out] each; 1 and 0 for a norm without them."""
     assert norm.running_mean is not None
-    gamma = torch.ones_like(norm.running_mean) if norm.weight is None else norm.weight
-    beta = torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias
-    return gamma, beta
+    gamma, beta = norm.weight, norm.bias
+    return (
+        torch.ones_like(norm.running_mean) if gamma is None else gamma,
+        torch.zeros_like(norm.running_mean) if beta is None else beta,
+    )
 
 
 def gain_of(norm: BatchNorm) -> Tensor:
@@ -155,20 +157,23 @@ def move_statistics(norm: BatchNorm, mean: Tensor, variance: Tensor) -> None:
 class ChannelAffine(_BatchNorm):
     """y * weight + bias, [C] each: a BatchNorm whose statistics stay 0 and 1, so that it folds as one.
 
+    constants   gives weight and bias, computed anew from parameters that train; [C], [1] or numbers
     axis        of the channels in y
-    A parameter stays one and trains on; a tensor is kept as a buffer.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, axis: int) -> None:
-        super().__init__(len(weight), eps=0.0)
+    def __init__(self, constants: nn.Module, channels: int, axis: int) -> None:
+        super().__init__(channels, eps=0.0, affine=False)
+        self.constants = constants
         self.axis = axis
-        for name, value in (("weight", weight), ("bias", bias)):
-            if not isinstance(value, nn.Parameter):
-                delattr(self, name)
-                self.register_buffer(name, value.detach().clone())
-            else:
-                setattr(self, name, nn.Parameter(value.detach().clone(), value.requires_grad))
         super().train(False)
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        return self.running_var * self.constants()[0]
+
+    @property
+    def bias(self) -> Tensor:  # type: ignore[override]
+        return self.running_mean + self.constants()[1]
 
     def train(self, mode: bool = True) -> Self:
         return self

@@ -34,6 +34,10 @@ class Product(ABC):
     @abstractmethod
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
+    def over_outputs(self, values: Tensor, y: Tensor) -> Tensor:
+        """values [out] shaped to broadcast over y, which it gives."""
+        return values if self.channel_axis == -1 else values.reshape(1, -1, *[1] * (y.ndim - 2))
+
     @property
     def shipped(self) -> Product:
         """The product without what only training needs, such as a gradient of its own."""
@@ -166,6 +170,9 @@ class TiledConvolution(Product):
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.pixel_shuffle(F.conv2d(x, weight, bias), self.size)
+
+    def over_outputs(self, values: Tensor, y: Tensor) -> Tensor:
+        return super().over_outputs(values[:: self.size**2], y)
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,13 @@ from qdeploy.layers.norm import (
     shift_of,
 )
 from qdeploy.layers.product import Product, product_of
+from qdeploy.layers.transparent import MayBeTransparent
 from qdeploy.layers.weight import WeightQuantizer
 
 Fold = Literal["none", "one-conv", "two-conv"]
 
 
-class QuantizedLayer(nn.Module):
+class QuantizedLayer(MayBeTransparent, nn.Module):
     """A Conv or Linear, joined with the BatchNorm that follows it.
 
     layer       the float layer: one of WEIGHT_LAYERS
@@ -58,7 +59,8 @@ class QuantizedLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.kind = type(layer).__name__
-        self.product = product or product_of(layer)
+        self.float_product = product_of(layer)
+        self.product = product or self.float_product
         self.bias = layer.bias
         self.norm = norm
         self.quantizer = quantizer
@@ -69,15 +71,19 @@ class QuantizedLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         norm = self.norm
         if norm is None or self.fold == "none":
-            y = self.product(x, self.quantizer(), self.bias)
+            y = self.multiply(x, self.quantizer(), self.bias)
             return y if norm is None else norm(y)
         # Calibration re-estimates the norm's statistics with the weights in evaluation mode.
         if not norm.training or (self.training and self._norm_is_frozen()):
             return frozen(self, norm, x)
         return one_conv(self, norm, x) if self.fold == "one-conv" else two_conv(self, norm, x)
 
+    def multiply(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        product = self.float_product if self.transparent else self.product
+        return product(x, weight, bias)
+
     def _norm_is_frozen(self) -> bool:
-        if self.freeze_bn is None:
+        if self.freeze_bn is None or self.transparent:
             return False
         self.steps += 1
         return bool(self.steps > self.freeze_bn)
@@ -103,14 +109,14 @@ class QuantizedLayer(nn.Module):
 
 def frozen(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:
     """The folded layer with running statistics: evaluation, and training after freeze_bn."""
-    return layer.product(x, layer.quantizer(gain_of(norm)), shift_of(norm, layer.bias))
+    return layer.multiply(x, layer.quantizer(gain_of(norm)), shift_of(norm, layer.bias))
 
 
 def one_conv(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:
     gain = gain_of(norm)
     # A dead channel (gamma 0) is quantized as if gamma were 1: its statistics and its gradient live on.
     gain = torch.where(gain == 0, 1 / deviation(norm), gain).detach()
-    y = layer.product(x, layer.quantizer(gain), None)
+    y = layer.multiply(x, layer.quantizer(gain), None)
     y = y / over_channels(gain, y)
     return norm(y if layer.bias is None else y + over_channels(layer.bias, y))
 
@@ -118,7 +124,7 @@ def one_conv(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:
 def two_conv(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:
     sigma_running = deviation(norm)  # before this step's update
     weight = layer.quantizer(gain_of(norm))
-    y = layer.product(x, layer.quantizer.latent, layer.bias)
+    y = layer.multiply(x, layer.quantizer.latent, layer.bias)
     mean, variance = batch_moments(y)
     # The module itself updates its running statistics; only that side effect is wanted.
     with torch.no_grad():
@@ -126,5 +132,5 @@ def two_conv(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:
     sigma = torch.sqrt(variance + norm.eps)
     gamma, beta = gamma_beta(norm)
     shift = beta + gamma * (-mean if layer.bias is None else layer.bias - mean) / sigma
-    y = layer.product(x, weight, None)
+    y = layer.multiply(x, weight, None)
     return y * over_channels(sigma_running / sigma, y) + over_channels(shift, y)

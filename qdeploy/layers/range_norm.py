@@ -9,6 +9,7 @@ import math
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -17,6 +18,7 @@ from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gamma_beta, move_statistics
 from qdeploy.layers.precision import widened
+from qdeploy.layers.transparent import MayBeTransparent
 
 RangeConstant = Literal["paper", "code"]
 
@@ -30,7 +32,7 @@ NUMERATORS: dict[RangeConstant, float] = {
 SMALLEST_CHUNK = 16
 
 
-class RangeBatchNorm(_BatchNorm):
+class RangeBatchNorm(MayBeTransparent, _BatchNorm):
     """y = gamma (x - mean) / sqrt(d^2 + eps) + beta with d = C(n) times the mean range of chunks.
 
     The values of a channel, batch and positions in one row, are cut into `chunks` chunks whose
@@ -39,7 +41,8 @@ class RangeBatchNorm(_BatchNorm):
     sqrt(2 ln n), see NUMERATORS.
 
     running_var is the running d^2, so that evaluation, folding and calibration are those of a
-    BatchNorm, and so is `momentum`: the weight of the new batch, None for a plain mean.
+    BatchNorm, and so is `momentum`: the weight of the new batch, None for a plain mean. While it
+    is transparent it is the BatchNorm that `range_norm` made it of, and keeps its statistics.
 
     Errors: QdeployError in training on a single value per channel.
     """
@@ -60,6 +63,9 @@ class RangeBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(x)
         self._check_input_dim(x)
+        if self.transparent:
+            gamma = self.weight / ratio_of(self.constant) if self.affine else None
+            return F.batch_norm(x, None, None, gamma, self.bias, True, 0.0, self.eps)
         # Half precision would do for a range, but not for the mean of many values.
         values = widened(x).movedim(1, -1)
         columns = values.flatten(0, -2)  # no copy of what is stored channels last
@@ -161,6 +167,11 @@ class RangeSyncBatchNorm(RangeBatchNorm, nn.SyncBatchNorm):
 RANGE_NORMS = (RangeBatchNorm1d, RangeBatchNorm2d, RangeBatchNorm3d, RangeSyncBatchNorm)
 
 
+def ratio_of(constant: RangeConstant) -> float:
+    """What gamma is multiplied by where Range BN takes the place of a BatchNorm."""
+    return NUMERATORS[constant] / NUMERATORS["code"]
+
+
 def range_norm(norm: BatchNorm, chunks: int, constant: RangeConstant) -> BatchNorm:
     """A Range BN that starts where the trained `norm` stands and evaluates to the same.
 
@@ -183,8 +194,10 @@ def range_norm(norm: BatchNorm, chunks: int, constant: RangeConstant) -> BatchNo
     made.load_state_dict(norm.state_dict())
     if made.affine:
         assert made.running_var is not None
-        ratio = NUMERATORS[constant] / NUMERATORS["code"]
+        ratio = ratio_of(constant)
         with torch.no_grad():
             made.weight.mul_(ratio)
             made.running_var.add_(norm.eps).mul_(ratio**2).sub_(norm.eps)
+        made.weight.requires_grad_(norm.weight.requires_grad)
+        made.bias.requires_grad_(norm.bias.requires_grad)
     return made.train(norm.training)

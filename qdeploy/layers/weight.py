@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from qdeploy.grid import Grid, QTensor
 from qdeploy.grid import per_channel as per_channel  # where methods of other packages look for it
+from qdeploy.layers.fake_quantize import straight_through
 from qdeploy.layers.precision import in_float32
+from qdeploy.layers.transparent import MayBeTransparent
 
 
 def signs(values: Tensor) -> Tensor:
@@ -18,15 +20,19 @@ def signs(values: Tensor) -> Tensor:
     return torch.where(values >= 0, 1.0, -1.0)
 
 
-class WeightQuantizer(nn.Module, ABC):
+class WeightQuantizer(MayBeTransparent, nn.Module, ABC):
     """Searches for the integers of one layer's weight.
 
     A method subclasses it and writes two functions of the latent parameter. In evaluation mode
     the layer multiplies by the collapsed weight: what is evaluated is what is shipped.
+
+    origin   the float weight [out, ...] that it was made of, where `latent` is something else;
+             `prepare` sets it
     """
 
     grid: Grid
     latent: nn.Parameter
+    origin: Tensor | None = None  # no buffer: only the check of `prepare` and tests need it
 
     @abstractmethod
     def relax(self, latent: Tensor) -> Tensor:
@@ -39,11 +45,21 @@ class WeightQuantizer(nn.Module, ABC):
     @in_float32
     def forward(self, gain: Tensor | None = None) -> Tensor:
         """The weight [out, ...]; `gain` [out] multiplies the latent first (BatchNorm folding)."""
+        if self.transparent:
+            return self._unrounded(gain)
         latent = self.scaled_latent(gain)
         return self.relax(latent) if self.training else self.collapse(latent).dequantize()
 
     def scaled_latent(self, gain: Tensor | None) -> Tensor:
         return self.latent if gain is None else self.latent * per_channel(gain, self.latent)
+
+    def _unrounded(self, gain: Tensor | None) -> Tensor:
+        latent = self.scaled_latent(gain)
+        if self.origin is None:
+            return latent
+        weight = self.origin.to(latent)
+        weight = weight if gain is None else weight * per_channel(gain, weight)
+        return straight_through(weight, self.relax(latent))
 
     def float_weight(self, gain: Tensor | None = None) -> Tensor | None:
         """The float weight [out, ...] that is rounded, times `gain` [out]; None if there is none.

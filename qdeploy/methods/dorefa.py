@@ -10,7 +10,7 @@ The levels of 2 to 7 bits are the odd integers -(2^k - 1) .. 2^k - 1, over 2^k -
 kernel holds the 256 levels of 8 bits, -255 .. 255, so 8 and 16 bits have one step fewer, 2^k - 2 in place
 of 2^k - 1: the levels are c / 127 with c = -127 .. 127 and c / 32767 with c = -32767 .. 32767. They
 have an exact zero. 8 bits run in integer kernels; 16 bits are half the bytes of float32 and run
-in float.
+in float. Under reduce_range 7 bits are c / 63 in the same way.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class TanhWeight(WeightQuantizer):
         super().__init__()
         self.latent = nn.Parameter(site.weight.detach().clone())
         self.bits = bits
-        self.grid = Grid.odd(bits) if bits < 8 else Grid.signed(bits, narrow=True)
+        most_odd = 6 if site.reduce_range else 7
+        self.grid = Grid.odd(bits) if bits <= most_odd else Grid.signed(bits, narrow=True)
         self.normalized = site.normalized
 
     def relax(self, latent: Tensor) -> Tensor:

@@ -48,10 +48,13 @@ class WeightSite:
     """Where a weight stands: its float values [out, ...], and whether a BatchNorm follows.
 
     A BatchNorm absorbs any scale of the weight; without one the method must carry the scale.
+
+    reduce_range   7 bits mean codes within -64..64, as sums of int16 need them
     """
 
     weight: Tensor
     normalized: bool
+    reduce_range: bool = False
 
 
 @dataclass(frozen=True)

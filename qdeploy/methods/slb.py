@@ -148,6 +148,7 @@ class SlbWeight(WeightQuantizer):
         self.grid = Grid.odd(bits)
         self.options = options
         self.temperature = options.t_start_val
+        self.trains = True
         self.register_buffer(
             "codes", torch.tensor(self.grid.codes, dtype=torch.int8), persistent=False
         )
@@ -192,11 +193,14 @@ class SlbWeight(WeightQuantizer):
 
     def set_progress(self, epoch: int, epochs: int) -> None:
         total = self.options.epoch_size or epochs + self.options.has_trained_epoch
+        searched = self.searching
         self.temperature = temperature(
             epoch + 1 + self.options.has_trained_epoch, total, self.options
         )
-        self.latent.requires_grad_(self.searching)
-        if not self.searching:
+        if searched and not self.searching:
+            self.trains = self.latent.requires_grad  # unless the weight is frozen
+        if searched != self.searching:
+            self.latent.requires_grad_(self.trains and self.searching)
             self.latent.grad = None  # an optimizer skips what has no gradient
 
     def progress(self) -> dict[str, float]:

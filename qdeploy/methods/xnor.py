@@ -59,7 +59,7 @@ class XnorWeight(WeightQuantizer):
     """latent: the float weight [out, in, ...], value sign(W) mean|W| with the mean per filter.
 
     W is the latent `confined`. As in the published code, a training step really moves the latent
-    there; evaluation and `collapse` confine a copy.
+    there, unless it is frozen; evaluation and `collapse` confine a copy.
     """
 
     def __init__(self, site: WeightSite, bits: int, options: XnorOptions) -> None:
@@ -69,6 +69,8 @@ class XnorWeight(WeightQuantizer):
         self.latent = nn.Parameter(site.weight.detach().clone())
 
     def relax(self, latent: Tensor) -> Tensor:
+        if not latent.requires_grad:
+            return binarize(confined(latent), self.options.gradient)
         with torch.no_grad():
             latent.copy_(confined(latent))
         return binarize(latent, self.options.gradient)

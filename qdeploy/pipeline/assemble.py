@@ -89,7 +89,9 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
         quantize.layers,
         first_last_float=quantize.first_last_float,
         equalize=quantize.equalize,
+        reduce_range=quantize.reduce_range,
         leaves=quantize.leaves,
+        check=quantize.check,
         **quantize.options,
     )
     if recipe.train.epochs == 0 and recipe.calibrate.correct_bias:

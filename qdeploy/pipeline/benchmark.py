@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qdeploy.benchmark import BenchmarkResult, benchmark_files, open_session
+from qdeploy.benchmark.inputs import OPEN_SIZE
+from qdeploy.deploy.inspect import inspect
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.recipe import DataSection, validated
@@ -29,15 +31,20 @@ def benchmark(
     provider: str = "auto",
     threads: int = 1,
     batch_sizes: Sequence[int] = (1,),
+    size: int = OPEN_SIZE,
     dataset: str | None = None,
     data_root: Path | None = None,
 ) -> tuple[BenchmarkResult, list[FileAccuracy]]:
     """Size, load time, latency and placement of each file; accuracy too where a data set is named.
 
-    Speed-ups are against the first file. Errors: QdeployError for files that are no networks, a
-    provider that is not there, and data sets as open_data has them.
+    Speed-ups are against the first file. size: of axes that a file leaves open, but for the batch.
+    Errors: QdeployError for files that are no networks, a provider that is not there, and data sets as
+    open_data has them.
     """
-    result = benchmark_files(models, provider, threads, batch_sizes)
+    result = benchmark_files(models, provider, threads, batch_sizes, size=size)
+    labelled = zip(models, result.placements, strict=True)
+    found = tuple(inspect(path).saturation(placed.file) for path, placed in labelled)
+    result = replace(result, saturation=found)
     if dataset is None:
         return result, []
     return result, [

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,12 +18,14 @@ from torch import Tensor, fx, nn
 
 import qdeploy
 from qdeploy.benchmark import benchmark_files
+from qdeploy.benchmark.machine import this_machine
 from qdeploy.benchmark.providers import choose, works
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Batches, Normalisation
-from qdeploy.deploy.export import finished, to_onnx
+from qdeploy.deploy.export import finished, finished_with_tensors, to_onnx
 from qdeploy.deploy.inspect import inspect
 from qdeploy.deploy.pixels import take_pixels
+from qdeploy.deploy.seal import stamp
 from qdeploy.deploy.target import Target, find_target
 from qdeploy.deploy.triton import write_repository
 from qdeploy.errors import QdeployError
@@ -37,14 +39,12 @@ from qdeploy.preparation.trace import trace
 from qdeploy.proof import outputs
 from qdeploy.proof.description import describe, information_bound
 from qdeploy.proof.gates import check_gates
-from qdeploy.proof.tensors import trace_layers
+from qdeploy.proof.tensors import ComparedNetwork
 from qdeploy.recipe import ExportSection, Recipe
-from qdeploy.record import Accuracies, Dataset, Delivery, Record, Sizes, TensorDifference
+from qdeploy.record import Accuracies, Dataset, Delivery, Exactness, Record, Sizes
 from qdeploy.report.write import write_report
 from qdeploy.run import RunFolder
 from qdeploy.training.device import pick_device
-
-TRACED_IMAGES = 256
 
 
 @dataclass(frozen=True)
@@ -112,11 +112,18 @@ def measured(
     target = find_target(section.target)
     provider = provider_for(target, conditions.provider)
     runtime, classifiers = runtimes(target, file, provider, trained.pixels)
-    predictions = predict(trained, integers, classifiers, conditions)
-    accuracy = Accuracies(*(predictions.accuracy(name) for name in ("float", "trained", "onnx")))
+    compared = compared_network(trained, integers, files, provider, conditions)
+    predictions = predict(trained, integers, compared, classifiers, conditions)
+    forms = ("float", "trained", "onnx", "prepared")
+    accuracy = Accuracies(*(predictions.accuracy(form) for form in forms))
+    exactness = compared.result() if compared is not None else None
+    if exactness is not None:
+        stamp(files.model, "qdeploy.proof", proof_text(exactness))
+        write(files.model, file)
     agreement = predictions.agreement("trained", "onnx")
     timed = benchmark_files([trained.run.float_model, file], provider)
-    layers = describe(integers, inspect(file).layers)
+    contents = inspect(file)
+    layers = describe(integers, contents.layers)
     size = sizes(trained, files, file, information_bound(integers, layers))
     return Record(
         name=trained.recipe.name,
@@ -135,8 +142,9 @@ def measured(
         layers=layers,
         latency=timed.latency,
         placements=timed.placements,
-        gates=check_gates(section, accuracy, agreement, size.onnx),
+        gates=check_gates(section, accuracy, agreement, exactness, size.onnx),
         training=tuple(dict(epoch.row()) for epoch in trained.history),
+        checked=trained.network.checked if isinstance(trained.network, PreparedNetwork) else None,
         delivery=Delivery(
             target=section.target,
             input=files.input,
@@ -144,7 +152,19 @@ def measured(
             runtime=runtime,
             agreement=predictions.agreement("onnx", "runtime") if runtime else None,
         ),
+        exactness=exactness,
+        saturation=contents.saturation(timed.placements[-1].file),
     )
+
+
+def proof_text(exactness: Exactness) -> str:
+    """What the file says of its own proof."""
+    found = {
+        "codes": exactness.compared,
+        "differing": exactness.differing,
+        "inputs": exactness.samples,
+    }
+    return json.dumps(found | {"processor": this_machine().cpu}, separators=(",", ":"))
 
 
 def sizes(trained: TrainedRun, files: Files, file: Path, bound: int) -> Sizes:
@@ -157,22 +177,12 @@ def sizes(trained: TrainedRun, files: Files, file: Path, bound: int) -> Sizes:
     )
 
 
-def trace_run(
-    path: Path, checkpoint: Which = "last", conditions: Conditions = Conditions()
-) -> list[TensorDifference]:
-    """Compares every quantized tensor of the file with that of its integers in PyTorch, on test images."""
-    trained = load_run(RunFolder(path), checkpoint, conditions.data_root, conditions.device)
-    if not isinstance(trained.network, PreparedNetwork):
-        raise QdeployError(f"{path} is a float run: it has no quantized tensors to compare")
-    images = torch.cat([images.cpu() for images, _ in first(trained.data.test, TRACED_IMAGES)])
-    return trace_layers(convert(trained.network), images, conditions.provider)
-
-
-def record_json(record: Record, traced: Sequence[TensorDifference] | None) -> str:
-    """The record as JSON, with the trace of its layers under "trace" if there is one."""
-    if traced is None:
+def record_json(record: Record, traced: bool) -> str:
+    """The record as JSON; traced: with its tensors under "trace" as well."""
+    if not traced:
         return record.to_json()
-    trace = [asdict(difference) for difference in traced]
+    tensors = record.exactness.tensors if record.exactness is not None else ()
+    trace = [asdict(difference) for difference in tensors]
     return json.dumps({**json.loads(record.to_json()), "trace": trace}, indent=2)
 
 
@@ -197,13 +207,15 @@ def integers_of(trained: TrainedRun) -> fx.GraphModule:
 class Files:
     """The exported network, the same with int8 codes, and the float network.
 
-    input   how images go into the exported one, as Delivery has it
+    input    how images go into the exported one, as Delivery has it
+    tensors  {quantizer of the converted network: the tensor of its codes in the exported one}
     """
 
     model: onnx.ModelProto
     int8: onnx.ModelProto
     float: onnx.ModelProto
     input: str
+    tensors: dict[str, str]
 
 
 def build(trained: TrainedRun, integers: nn.Module) -> Files:
@@ -214,8 +226,10 @@ def build(trained: TrainedRun, integers: nn.Module) -> Files:
     image = "float32"
     if trained.recipe.export.input == "uint8":
         image = take_pixels(graph, trained.data.mean, trained.data.std)
+    model, tensors = finished_with_tensors(graph, find_target(target).packs, metadata)
     return Files(
-        model=finished(graph, find_target(target).packs, metadata),
+        model=model,
+        tensors=tensors,
         int8=finished(graph, False, metadata),
         float=finished(reference, False, metadata),
         input=image,
@@ -279,16 +293,36 @@ def runtimes(
     return name, {**classifiers, "runtime": outputs.of_runtime(run, pixels)}
 
 
+def compared_network(
+    trained: TrainedRun,
+    integers: fx.GraphModule,
+    files: Files,
+    provider: str,
+    conditions: Conditions,
+) -> ComparedNetwork | None:
+    """The integers beside their file, where ONNX Runtime computes it as they do; else None."""
+    if not files.tensors or not find_target(trained.recipe.export.target).is_onnx_runtime:
+        return None
+    # A copy: what goes to the device stays there.
+    network = copy.deepcopy(integers).to(pick_device(conditions.device))
+    return ComparedNetwork(network, files.model, files.tensors, provider)
+
+
 def predict(
     trained: TrainedRun,
     integers: nn.Module,
+    compared: ComparedNetwork | None,
     classifiers: dict[str, outputs.Classifier],
     conditions: Conditions,
 ) -> outputs.Predictions:
-    """The integers in PyTorch, the file and, if it is trained, the float network, on the test set."""
+    """Every form of the network on the test set: of the float one only if it is trained."""
     torch_device = pick_device(conditions.device)
-    # A copy: what goes to the device stays there.
-    networks = {"trained": outputs.of_network(copy.deepcopy(integers), torch_device)}
+    if compared is not None:
+        networks = {"trained": outputs.of_compared(compared, trained.pixels)}
+    else:
+        networks = {"trained": outputs.of_network(copy.deepcopy(integers), torch_device)}
+    if isinstance(trained.network, PreparedNetwork):
+        networks["prepared"] = outputs.of_network(copy.deepcopy(trained.network), torch_device)
     if trained.float_is_trained:
         networks["float"] = outputs.of_network(trained.float_network, torch_device)
     images = first(trained.data.test, conditions.samples)

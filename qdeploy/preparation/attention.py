@@ -82,6 +82,9 @@ def linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
         weight.shape[1], weight.shape[0], bias is not None, weight.device, weight.dtype
     )
     layer.load_state_dict({"weight": weight} | ({} if bias is None else {"bias": bias}))
+    layer.weight.requires_grad_(weight.requires_grad)
+    if bias is not None:
+        layer.bias.requires_grad_(bias.requires_grad)
     return layer
 
 

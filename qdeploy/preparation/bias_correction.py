@@ -101,9 +101,13 @@ def restore_moments(
     with each_output(prepared, correct):
         for inputs in batches:
             prepared(*inputs)
-    for name, found in corrections.items():
-        factors, shifts = zip(*found, strict=True)
-        change_output(layers[name], torch.stack(factors).mean(0), torch.stack(shifts).mean(0))
+    together: dict[nn.Module, list[str]] = {}  # a norm that has joined several layers changes once
+    for name in corrections:
+        together.setdefault(layers[name].norm or layers[name], []).append(name)
+    for names in together.values():
+        factors, shifts = zip(*(one for name in names for one in corrections[name]), strict=True)
+        layer = layers[names[0]]
+        change_output(layer, torch.stack(factors).mean(0), torch.stack(shifts).mean(0))
 
 
 def change_output(layer: QuantizedLayer, factor: Tensor, shift: Tensor) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import MovingRange, calibration
 from qdeploy.layers.modes import evaluation_mode
+from qdeploy.preparation.batches import Batch, inputs_of_batches
 from qdeploy.preparation.bias_correction import float_moments, restore_moments
 from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 from qdeploy.preparation.ranges import MEAN, check_ranges, measured
@@ -22,7 +22,7 @@ from qdeploy.preparation.trace import described
 @torch.no_grad()
 def calibrate(
     prepared: nn.Module,
-    batches: Iterable[Tensor | tuple[Tensor, ...]],
+    batches: Iterable[Batch],
     ranges: str = MEAN,
     *,
     percentile: float = 99.99,
@@ -34,7 +34,7 @@ def calibrate(
     Those are the weights of evaluation mode: a hard 1-bit weight is tens of times larger than the
     soft weight it was trained as, and statistics of the one are wrong for the other. Changes
     buffers, steps that are yet to be learned and, to correct biases, biases. Each of `batches`
-    is [N, C, H, W], or a tuple that starts with what forward takes.
+    is [N, C, H, W], a tuple that starts with what forward takes, or a mapping that has it by name.
 
     ranges        "mean" of the batches' extremes, as in training; of all values seen "minmax",
                   "percentile", "mse" or "entropy" (see ranges.py). A range that a method sets or
@@ -45,15 +45,17 @@ def calibrate(
     correct_bias  makes each layer's mean output, and its deviation if it has a norm, what it was
                   in float (see bias_correction.py); all batches are kept in memory
 
-    Errors: QdeployError if `batches` is empty or one tensor, one of them is not what forward takes,
+    Errors: QdeployError if `batches` is empty or one batch, one of them is not what forward takes,
     a range is not known, a value is not finite, or biases are to be corrected after a method
     without float weights.
     """
+    if not any(isinstance(module, PreparedNetwork) for module in prepared.modules()):
+        raise QdeployError(
+            f"calibrate takes what qdeploy.prepare returned; {type(prepared).__name__} holds none of it"
+        )
     check_ranges(ranges, percentile)
     batch_norm = batch_norm or is_searching(prepared)
-    if isinstance(batches, Tensor):
-        raise QdeployError("calibrate takes batches, not one tensor: give it a list, [x]")
-    inputs = started(inputs_of(batch, prepared) for batch in batches)
+    inputs: Iterable[tuple[Tensor, ...]] = inputs_of_batches(batches, prepared)
     if not correct_bias:
         observe(prepared, inputs, ranges, percentile, batch_norm)
         return
@@ -91,22 +93,6 @@ def run(prepared: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             f"the network does not take a calibration batch of {described(inputs)}: {error}. Give "
             "batches like the example input of prepare, as float32 tensors"
         ) from error
-
-
-def started(batches: Iterable[tuple[Tensor, ...]]) -> Iterable[tuple[Tensor, ...]]:
-    """The same batches. Errors: QdeployError if there is none."""
-    remaining = iter(batches)
-    try:
-        first = next(remaining)
-    except StopIteration:
-        raise QdeployError("calibrate was given no batches; give it at least one") from None
-    return itertools.chain([first], remaining)
-
-
-def inputs_of(batch: Tensor | tuple[Tensor, ...], prepared: nn.Module) -> tuple[Tensor, ...]:
-    """As many tensors as forward takes; labels may follow them."""
-    arguments = prepared.arguments if isinstance(prepared, PreparedNetwork) else 1
-    return (batch,) if isinstance(batch, Tensor) else tuple(batch[:arguments])
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from typing import overload
 
 import torch
@@ -17,6 +18,7 @@ from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gain_of, shift_of
 from qdeploy.layers.product import Convolution
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.inside import unwrapped, with_prepared_replaced
+from qdeploy.preparation.integer_kernels import onto_kernels, source_activation
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.read_weights import as_constants
@@ -25,6 +27,7 @@ from qdeploy.preparation.trace import (
     float_inputs,
     insert_after,
     is_tuple,
+    module_calls,
     only_reader,
     replace,
     shape_of,
@@ -46,22 +49,36 @@ def convert(prepared: nn.Module) -> nn.Module:
     """
     network = unwrapped(prepared)
     if isinstance(network, PreparedNetwork):
+        if network.searching:
+            warnings.warn(still_searching(network), stacklevel=2)
         return integers_of(network)
     return with_prepared_replaced(network, integers_of).cpu().eval()
 
 
 def integers_of(prepared: PreparedNetwork) -> fx.GraphModule:
+    """The integers of today, also while a search goes on."""
     network = copy.deepcopy(prepared.network).cpu().eval()
     network.delete_all_unused_submodules()  # those of training alone
     as_constants(network)
     integer_activations(network)
     without_silent_operators(network)
     requantize_after_movers(network)
+    one_name_a_place(network)
     integer_layers(network)
     integer_norms(network)
+    onto_kernels(network)
     network.graph.lint()
     network.recompile()
     return network
+
+
+def still_searching(prepared: PreparedNetwork) -> str:
+    stand = ", ".join(f"{name} {value:.3g}" for name, value in prepared.progress.items())
+    return (
+        f"the search for weights is not over ({stand}): what ships is the likeliest weight so far, and "
+        "the network has trained with others. Train to the end; a loop of your own calls "
+        "prepared.set_progress(epoch, epochs) before every epoch, counted from 0"
+    )
 
 
 def integer_activations(network: fx.GraphModule) -> None:
@@ -93,26 +110,24 @@ def requantize_after_movers(network: fx.GraphModule) -> None:
             insert_after(node, f"moved.{node.name}", network)
 
 
-def source_activation(node: fx.Node, network: fx.GraphModule) -> IntegerActivation | None:
-    """The quantizer that made this value; None if it is not quantized."""
-    # The parts that chunk, split and unbind give are quantized where they are taken out.
-    while is_tuple(node):
-        node = node.all_input_nodes[0]
-    module = called_module(node, network)
-    return module if isinstance(module, IntegerActivation) else None
+def one_name_a_place(network: fx.GraphModule) -> None:
+    """Calls a layer or a norm by another name at each place: each reads values of another step."""
+    for name, (_, *others) in module_calls(network).items():
+        module = network.get_submodule(name)
+        if not isinstance(module, (QuantizedLayer, *BATCH_NORMS)):
+            continue
+        taken = {taken for taken, _ in network.named_modules(remove_duplicate=False)}
+        numbered = (f"{name}_{number}" for number in itertools.count(2))
+        for node in others:
+            node.target = next(other for other in numbered if other not in taken)
+            network.add_submodule(node.target, module)
 
 
 def integer_layers(network: fx.GraphModule) -> None:
-    """Replaces each quantized layer, once for each place that calls it: its bias step differs."""
-    places = [(node, called_module(node, network)) for node in network.graph.nodes]
-    taken = {name for name, _ in network.named_modules()}
-    for node, layer in places:
+    for node in network.graph.nodes:
+        layer = called_module(node, network)
         if not isinstance(layer, QuantizedLayer):
             continue
-        if isinstance(called_module(node, network), IntegerLayer):  # it has a place already
-            numbered = (f"{node.target}_{number}" for number in itertools.count(2))
-            node.target = next(name for name in numbered if name not in taken)
-            taken.add(node.target)
         source = source_activation(node.all_input_nodes[0], network)
         product, weight, bias = layer.product.shipped.for_integer_kernel(*layer.integers())
         integers = product.has_integer_kernel and weight.codes.dtype == torch.int8
@@ -145,6 +160,8 @@ def integer_norms(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
         norm = called_module(node, network)
         if type(norm) not in BATCH_NORMS or len(shape_of(node)) < 3:
+            continue
+        if norm.running_var is None:  # normalises by its own batch, also here
             continue
         source = source_activation(node.all_input_nodes[0], network)
         if source is None or not source.has_8_bits or not is_rounded(node, network):

@@ -7,13 +7,13 @@ from torch import fx
 from qdeploy.layers.activation import ActivationQuantizer, DeferredReLU
 from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.trace import float_inputs, module_calls
-from qdeploy.preparation.vocabulary import GETITEM, is_clip, is_relu, operator_of
+from qdeploy.preparation.vocabulary import GETITEM, bounds_of, is_relu, operator_of
 
 
 def clips_first(network: fx.GraphModule) -> None:
     """Rewrites relu(move(x)) as move(relu(x)), the same values, so that a ReLU joins its Conv."""
     for node in list(network.graph.nodes):
-        if not is_clip(node, network):
+        if bounds_of(node, network) is None:  # a bound that is a tensor may be of fewer channels
             continue
         while _can_pass(node, mover := node.all_input_nodes[0], network):
             source = mover.all_input_nodes[0]

@@ -102,7 +102,7 @@ def at_least(sizes: Tensor) -> Tensor:
 def divide_outputs(giver: Any, by: Tensor) -> None:
     """Divides what a layer or a BatchNorm gives by `by`, [C]."""
     if isinstance(giver, BATCH_NORMS) and not giver.affine:
-        giver.weight, giver.bias = map(nn.Parameter, gamma_beta(giver))
+        giver.weight, giver.bias = (nn.Parameter(part, False) for part in gamma_beta(giver))
         giver.affine = True
     giver.weight.div_(per_channel(by, giver.weight))
     if giver.bias is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, fx, nn
 
@@ -20,7 +20,11 @@ class PreparedNetwork(nn.Module):
 
     In training mode it multiplies by relaxed weights, in evaluation mode by those that ship.
     `print(prepared)` shows every setting.
+
+    checked   whether `prepare` has compared it with the float network
     """
+
+    checked = False
 
     def __init__(
         self, network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]
@@ -29,6 +33,14 @@ class PreparedNetwork(nn.Module):
         self.in_training = split(network)
         self.network = network
         self.settings = dict(settings)
+        self.always_in_evaluation = [name for name, m in network.named_modules() if not m.training]
+
+    def train(self, mode: bool = True) -> Self:
+        """As the user's own train() may have it, modules that were in evaluation stay so in training."""
+        super().train(mode)
+        for name in self.always_in_evaluation:
+            self.network.get_submodule(name).training = False
+        return self
 
     def forward(self, *inputs: Tensor) -> Any:
         if self.training and self.in_training is not None:

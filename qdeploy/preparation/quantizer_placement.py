@@ -9,7 +9,9 @@ One rule: every float tensor is quantized once, where it is made, except
 - what only adds constants to the network's input or multiplies it by them, up to the last of them;
 - the gate of a hardswish, which stands on the grid of what it reads;
 - the network's output, unless a convolution makes it, which has no integer kernel with a float
-  result; and tensors that only float layers read.
+  result; and tensors that only float layers read;
+- what is made of parameters alone;
+- values that must not be rounded to 0 (small_values.py), but in front of layers.
 
 It gives ONNX Runtime what its integer kernels need: quantization after Conv [+ BatchNorm]
 [+ ReLU], on both inputs of an Add and after it, and a shared scale through pooling and concat.
@@ -26,8 +28,10 @@ from torch import fx
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm
 from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.preparation.rewrites import constant_values, factor
+from qdeploy.preparation.channel_affines import constant_values
+from qdeploy.preparation.rewrites import factor
 from qdeploy.preparation.sizes import made_of_sizes
+from qdeploy.preparation.small_values import small_values
 from qdeploy.preparation.trace import (
     called_module,
     float_inputs,
@@ -41,6 +45,7 @@ from qdeploy.preparation.vocabulary import (
     GETITEM,
     HARDSIGMOID,
     MULTIPLY,
+    POWER,
     SOFTMAX,
     SUBTRACT,
     gives_non_negative,
@@ -48,10 +53,9 @@ from qdeploy.preparation.vocabulary import (
     keeps_non_negative,
     moves,
     operator_of,
-    writes_in_place,
 )
 
-ARITHMETIC = (ADD, SUBTRACT, MULTIPLY, DIVIDE)
+ARITHMETIC = (ADD, SUBTRACT, MULTIPLY, DIVIDE, POWER)
 
 
 def is_mover(node: fx.Node, network: fx.GraphModule) -> bool:
@@ -68,13 +72,21 @@ def is_mover(node: fx.Node, network: fx.GraphModule) -> bool:
 class SharedTensor:
     """Nodes whose values stand on one grid."""
 
-    producers: list[fx.Node]  # where values are made: a quantizer goes after each
-    readers: list[fx.Node]  # operators that compute with a value
+    producers: list[fx.Node]  # where values are made
+    readers: list[fx.Node]  # operators that compute with a rounded value
+    is_rounded_where_made: bool = True  # or else where it is read
 
     @property
     def is_input(self) -> bool:
         """Whether the network's input is part of it."""
         return any(node.op == "placeholder" for node in self.producers)
+
+    @property
+    def places(self) -> list[tuple[fx.Node, list[fx.Node] | None]]:
+        """The nodes that a quantizer goes after, each with who reads it then; None: everybody."""
+        if self.is_rounded_where_made:
+            return [(node, None) for node in self.producers]
+        return [(node, self.readers) for node in places_before(self.readers)]
 
 
 def shared_tensors(
@@ -95,10 +107,12 @@ def shared_tensors(
 
     def is_rounded(tensor: SharedTensor) -> bool:
         if not tensor.readers:  # but the output
-            return all(is_convolution(node, network) for node in tensor.producers)
+            made_by_convolutions = all(is_convolution(node, network) for node in tensor.producers)
+            return tensor.is_rounded_where_made and made_by_convolutions
         return not raw.issuperset(tensor.readers) and not all(map(is_float_layer, tensor.readers))
 
-    shared = [_shared_tensor(group, network) for group in unique]
+    small = small_values(network)
+    shared = [_shared_tensor(group, small, network) for group in unique]
     # What has no producers is a parameter, moved.
     return [tensor for tensor in shared if tensor.producers and is_rounded(tensor)]
 
@@ -110,7 +124,8 @@ def raw_inputs(network: fx.GraphModule) -> set[fx.Node]:
     for node in network.graph.nodes:
         values = [source for source in float_inputs(node) if source not in constants]
         affine = len(values) == 1 and (
-            operator_of(node, network) in ARITHMETIC
+            operator_of(node, network) in (ADD, SUBTRACT, MULTIPLY, DIVIDE)
+            or is_clip(node, network)
             or isinstance(called_module(node, network), BATCH_NORMS)
         )
         from_input = bool(values) and found.issuperset(values)
@@ -121,7 +136,7 @@ def raw_inputs(network: fx.GraphModule) -> set[fx.Node]:
 
 def is_hard_gate(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether it is the gate of a hardswish, as rewrites.py writes it."""
-    return operator_of(node, network) is HARDSIGMOID and not writes_in_place(node, network)
+    return operator_of(node, network) is HARDSIGMOID
 
 
 def is_convolution(node: fx.Node, network: fx.GraphModule) -> bool:
@@ -141,21 +156,33 @@ def is_nonnegative(tensor: SharedTensor, network: fx.GraphModule) -> bool:
         read: list[Any] = float_inputs(node)
         if operator_of(node, network) in ARITHMETIC:  # numbers among them may be negative
             read = [*node.args, *(v for name, v in node.kwargs.items() if name != "alpha")]
-        return bool(read) and all(isinstance(x, fx.Node) and nonnegative(x) for x in read)
+        return bool(read) and all(
+            nonnegative(x) if isinstance(x, fx.Node) else isinstance(x, int | float) and x >= 0
+            for x in read
+        )
 
     return all(map(nonnegative, tensor.producers))
 
 
 def quantizable_tensors(network: fx.GraphModule) -> Iterator[fx.Node]:
-    """Float tensors that are computed of values, but those on the way to a ReLU or a softmax."""
-    tables = made_of_sizes(network)
+    """Float tensors that are computed of inputs' values, but not those on the way to a ReLU or a softmax."""
+    computed = made_of_inputs(network) - made_of_sizes(network)
     for node in network.graph.nodes:
-        if node.op in ("get_attr", "output") or node in tables or not is_float_tensor(node):
+        if node.op == "output" or node not in computed or not is_float_tensor(node):
             continue
         if is_tuple(node) and not is_mover(node, network):
             continue  # its parts are quantized where they are taken out
         if not is_hard_gate(node, network) and not _is_passed_on(node, network):
             yield node
+
+
+def made_of_inputs(network: fx.GraphModule) -> set[fx.Node]:
+    """What depends on an input; all else is made of parameters, and a number in the file."""
+    found: set[fx.Node] = set()
+    for node in network.graph.nodes:
+        if node.op == "placeholder" or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
+    return found
 
 
 def _is_passed_on(node: fx.Node, network: fx.GraphModule) -> bool:
@@ -170,10 +197,13 @@ def _is_passed_on(node: fx.Node, network: fx.GraphModule) -> bool:
         return True
     layer, norm = called_module(node, network), called_module(reader, network)
     folds = isinstance(layer, WEIGHT_LAYERS) and isinstance(norm, BatchNorm)
+    folds = folds and norm.track_running_stats
     return folds or factor(reader, network) is not None
 
 
-def _shared_tensor(group: list[fx.Node], network: fx.GraphModule) -> SharedTensor:
+def _shared_tensor(
+    group: list[fx.Node], small: set[fx.Node], network: fx.GraphModule
+) -> SharedTensor:
     producers = [node for node in group if not is_mover(node, network)]
     readers = [
         user
@@ -183,4 +213,12 @@ def _shared_tensor(group: list[fx.Node], network: fx.GraphModule) -> SharedTenso
         if user.op != "output" and (is_float_tensor(user) or is_tuple(user))
         if not is_mover(user, network)
     ]
-    return SharedTensor(producers, readers)
+    if small.isdisjoint(group):
+        return SharedTensor(producers, readers)
+    layers = [node for node in readers if isinstance(called_module(node, network), QuantizedLayer)]
+    return SharedTensor(producers, layers, is_rounded_where_made=False)
+
+
+def places_before(readers: list[fx.Node]) -> list[fx.Node]:
+    """What these layers read."""
+    return list(dict.fromkeys(reader.all_input_nodes[0] for reader in readers))

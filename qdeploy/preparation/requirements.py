@@ -47,7 +47,7 @@ def check_input(model: nn.Module, inputs: Sequence[Tensor]) -> None:
         module.register_forward_hook(lambda *_: running.pop() and None)
     try:
         with torch.no_grad():
-            model.eval()(*inputs)
+            model.eval()(*map(torch.clone, inputs))
     except Exception as error:
         shapes = " and ".join(str(list(x.shape)) for x in inputs)
         where = f" in {running[-1]}" if running and running[-1] else ""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
 from qdeploy import methods
-from qdeploy.errors import QdeployError
+from qdeploy.errors import QdeployError, did_you_mean
 from qdeploy.methods import Method, Options
 from qdeploy.recipe import validated
 
@@ -45,6 +45,15 @@ def layer_settings(
     checked = validated(found.options, options, f"options of method {method!r}")
     checked.check(act_bits)
     return LayerSettings(method, found, weight_bits, act_bits, checked)
+
+
+def check_names(method: str, options: Iterable[str], settings: Iterable[str]) -> None:
+    """Errors: QdeployError for an option that the method has not, but prepare under a similar name."""
+    own = methods.find(method).options.model_fields
+    for name in set(options) - set(own):
+        hint = did_you_mean(name, [*own, *settings])
+        if hint and hint == did_you_mean(name, settings):
+            raise QdeployError(f"neither prepare nor method {method!r} has {name}.{hint}")
 
 
 def _check_bits(method: str, name: str, bits: int, allowed: Sequence[int], more: str = "") -> None:

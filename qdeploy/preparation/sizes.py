@@ -28,9 +28,10 @@ from torch.fx.node import has_side_effect, map_aggregate
 
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.constructors import made
+from qdeploy.preparation.in_place import WritingProxy
 from qdeploy.preparation.interpreter import Interpreter
 from qdeploy.preparation.one_node import one_node
-from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy, ValueProxy
+from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy
 
 TORCH = Path(torch.__file__).parent
 SIZE_METHODS = (
@@ -152,7 +153,7 @@ class SizedTracer(NetworkTracer):
         """One for each example batch; torch.fx sets `root` and `graph` when it begins to trace."""
         made = [Interpreter(self.root, False, self.graph) for _ in self.examples]
         for interpreter, batch in zip(made, self.examples, strict=True):
-            interpreter.args_iter = iter(batch)
+            interpreter.args_iter = (x.clone() for x in batch)
         return made
 
     def placeholder(self, node: fx.Node) -> fx.Proxy:
@@ -228,7 +229,7 @@ class Sizes(tuple[Any, ...]):
         return Sizes(part) if isinstance(index, slice) else part
 
 
-class SizedProxy(ValueProxy):
+class SizedProxy(WritingProxy):
     """A placeholder that knows the sizes of what it stands for."""
 
     tracer: SizedTracer

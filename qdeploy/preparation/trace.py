@@ -6,13 +6,16 @@ import copy
 import traceback
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.functional_modules import dropouts_as_modules, norms_as_modules
+from qdeploy.preparation.in_place import without_writes
 from qdeploy.preparation.interpreter import Interpreter
 from qdeploy.preparation.modes import join_modes
 from qdeploy.preparation.parametrizations import folded_copy
@@ -33,8 +36,26 @@ WAYS_OUT = (
 
 
 def as_inputs(example_input: Inputs) -> tuple[Tensor, ...]:
-    """One tensor for each argument of forward."""
-    return (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
+    """One tensor for each argument of forward; NumPy's arrays as tensors, its doubles as float32.
+
+    Errors: QdeployError for what is neither.
+    """
+    alone = isinstance(example_input, Tensor | np.ndarray)
+    parts = (example_input,) if alone else tuple(example_input)
+    for part in parts:
+        if not isinstance(part, Tensor | np.ndarray):
+            raise QdeployError(
+                f"a network takes tensors or NumPy arrays, not {type(part).__name__}: give one, or a "
+                "tuple with one for each argument of forward"
+            )
+    return tuple(_as_tensor(part) for part in parts)
+
+
+def _as_tensor(part: Any) -> Tensor:
+    if isinstance(part, Tensor):
+        return part
+    tensor = torch.from_numpy(part)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def described(inputs: Sequence[object]) -> str:
@@ -122,7 +143,9 @@ def traced(model: nn.Module, inputs: Sequence[Tensor], leaves: Iterable[str]) ->
         ) from error
     # A pickled network is traced again where it is loaded, with torch.fx's own tracer.
     graph._tracer_cls = None
-    return fx.GraphModule(root, graph, type(model).__name__)
+    network = fx.GraphModule(root, graph, type(model).__name__)
+    without_writes(network, inputs)
+    return network
 
 
 def graph_of(

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.utils import _pytree as pytree
 
 from qdeploy.preparation.constructors import constructors_seen
+from qdeploy.preparation.in_place import WritingProxy
 from qdeploy.preparation.one_node import one_node
 
 
@@ -110,7 +111,7 @@ class NetworkTracer(fx.Tracer):
         return proxy
 
     def placeholder(self, node: fx.Node) -> fx.Proxy:
-        return ValueProxy(node, self)
+        return WritingProxy(node, self)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         found = super().getattr(attr, attr_val, parameter_proxy_cache)
@@ -137,23 +138,7 @@ def is_plain_norm(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and type(module).forward in forwards
 
 
-@one_node
-def written(tensor: Tensor, index: Any, value: Any) -> Tensor:
-    """A copy of the tensor with other values in a part of it."""
-    tensor = tensor.clone()
-    tensor[index] = value
-    return tensor
-
-
-class ValueProxy(fx.Proxy):
-    """A placeholder that can be written into: it then stands for the tensor that comes of it."""
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        made = self.tracer.create_proxy("call_function", written, (self, index, value), {})
-        vars(self).update(vars(made))
-
-
-class ParameterProxy(ValueProxy):
+class ParameterProxy(WritingProxy):
     """A placeholder for a parameter: all that is no value is known of it."""
 
     KNOWN = ("shape", "ndim", "dtype", "device", "size", "dim", "numel", "requires_grad")

@@ -3,6 +3,7 @@
 `operator_of` finds the row of a node in a traced graph, whichever way the network spells it. The
 functions below the table answer what depends on the arguments of the call. A new spelling is one
 more entry in its row, and tests/preparation/test_vocabulary.py runs every row in every spelling.
+Spellings in place have no entry: in_place.py writes them out.
 """
 
 from __future__ import annotations
@@ -39,8 +40,6 @@ class Operator:
 
     name: str
     spellings: tuple[Any, ...]  # functions, names of methods, and types of modules
-    in_place: tuple[Any, ...] = ()  # those that write to their input whatever they are given
-    inplace: Argument | None = None  # what makes any of the others do so
     moves: bool = False  # every value it gives is one that it read, or a 0 if it `inserts_zeros`
     inserts_zeros: bool = False
     keeps_channels: bool = False  # they stay the second axis, and each is made of itself alone
@@ -66,89 +65,106 @@ def average(name: str, *spellings: Any, **more: Any) -> Operator:
 def dropout(name: str, *spellings: Any, module: type[nn.Module]) -> Operator:
     """In training it scales the values that stay."""
     return mover(
-        name, module, *spellings, inplace=Argument("inplace", 3, False), inserts_zeros=True,
-        keeps_channels=True, silent=True, module=module,
+        name, module, *spellings, inserts_zeros=True, keeps_channels=True, silent=True, module=module
     )  # fmt: skip
 
-
-INPLACE = Argument("inplace", 1, False)
-SECOND_INPLACE = Argument("inplace", 2, False)
 
 # A row that preparation asks for has a name of its own, as ADD has.
 OPERATORS = (
     # Clips.
     Operator(
-        "relu", (nn.ReLU, DeferredReLU, F.relu, torch.relu, "relu"),
-        (torch.relu_, "relu_"), INPLACE, bounds=(0.0, inf), keeps_channels=True,
+        "relu", (nn.ReLU, DeferredReLU, F.relu, torch.relu, "relu"), bounds=(0.0, inf), keeps_channels=True,
     ),
-    Operator("relu6", (nn.ReLU6, F.relu6), (), INPLACE, bounds=(0.0, 6.0), keeps_channels=True),
+    Operator("relu6", (nn.ReLU6, F.relu6), bounds=(0.0, 6.0), keeps_channels=True),
     Operator(
-        "hardtanh", (nn.Hardtanh, F.hardtanh), (F.hardtanh_,), Argument("inplace", 3, False),
+        "hardtanh", (nn.Hardtanh, F.hardtanh),
         bounds=(Argument("min_val", 1, -1.0), Argument("max_val", 2, 1.0)), keeps_channels=True,
     ),
     Operator(
         "clamp", (torch.clamp, torch.clip, "clamp", "clip"),
-        (torch.clamp_, torch.clip_, "clamp_", "clip_"),
         bounds=(Argument("min", 1), Argument("max", 2)), keeps_channels=True,
     ),
     Operator(
-        "clamp_min", (torch.clamp_min, "clamp_min"), (torch.clamp_min_, "clamp_min_"),
+        "clamp_min", (torch.clamp_min, "clamp_min"),
         bounds=(Argument("min", 1), inf), keeps_channels=True,
     ),
     Operator(
-        "clamp_max", (torch.clamp_max, "clamp_max"), (torch.clamp_max_, "clamp_max_"),
+        "clamp_max", (torch.clamp_max, "clamp_max"),
         bounds=(-inf, Argument("max", 1)), keeps_channels=True,
     ),
     # Other activations.
     Operator(
-        "leaky_relu", (nn.LeakyReLU, F.leaky_relu), (F.leaky_relu_,), SECOND_INPLACE,
+        "leaky_relu", (nn.LeakyReLU, F.leaky_relu),
         homogeneous=True, keeps_non_negative=True, keeps_channels=True,
     ),
-    Operator(
+    SIGMOID := Operator(
         "sigmoid", (nn.Sigmoid, torch.sigmoid, F.sigmoid, torch.special.expit, "sigmoid"),
-        (torch.sigmoid_, "sigmoid_"), non_negative=True, keeps_channels=True,
+        non_negative=True, keeps_channels=True,
     ),
     HARDSIGMOID := Operator(
-        "hardsigmoid", (nn.Hardsigmoid, F.hardsigmoid), (), INPLACE, non_negative=True, keeps_channels=True,
+        "hardsigmoid", (nn.Hardsigmoid, F.hardsigmoid), non_negative=True, keeps_channels=True,
     ),
-    Operator("silu", (nn.SiLU, F.silu), (), INPLACE, gate=torch.sigmoid, keeps_channels=True),
-    Operator("hardswish", (nn.Hardswish, F.hardswish), (), INPLACE, gate=F.hardsigmoid, keeps_channels=True),
+    Operator("silu", (nn.SiLU, F.silu), gate=torch.sigmoid, keeps_channels=True),
+    Operator("hardswish", (nn.Hardswish, F.hardswish), gate=F.hardsigmoid, keeps_channels=True),
     SOFTMAX := Operator(
         "softmax", (nn.Softmax, nn.Softmax2d, torch.softmax, torch.special.softmax, F.softmax, "softmax"),
         non_negative=True,
     ),
     # Arithmetic.
     ADD := Operator(
-        "add", (operator.add, torch.add, "add"), (operator.iadd, "add_"), keeps_non_negative=True
+        "add", (operator.add, torch.add, "add"), keeps_non_negative=True
     ),
     SUBTRACT := Operator(
         "subtract", (operator.sub, torch.sub, torch.subtract, "sub", "subtract"),
-        (operator.isub, "sub_", "subtract_"),
     ),
     MULTIPLY := Operator(
-        "multiply", (operator.mul, torch.mul, torch.multiply, "mul", "multiply"),
-        (operator.imul, "mul_", "multiply_"), keeps_non_negative=True,
+        "multiply", (operator.mul, torch.mul, torch.multiply, "mul", "multiply"), keeps_non_negative=True,
     ),
     DIVIDE := Operator(
         "divide",
         (operator.truediv, torch.div, torch.divide, torch.true_divide, "div", "divide", "true_divide"),
-        (operator.itruediv, "div_", "divide_", "true_divide_"),
+        keeps_non_negative=True,
     ),
     MATRIX_PRODUCT := Operator(
         "matmul",
         (operator.matmul, torch.matmul, torch.bmm, torch.mm, "matmul", "bmm", "mm", "__matmul__"),
     ),
-    # Averages.
-    average(
+    POWER := Operator("power", (operator.pow, torch.pow, "pow"), keeps_non_negative=True),
+    # Functions of one value.
+    ABSOLUTE := Operator(
+        "absolute", (operator.abs, torch.abs, torch.absolute, "abs", "absolute"),
+        non_negative=True, homogeneous=True, keeps_channels=True,
+    ),
+    SQUARE := Operator("square", (torch.square, "square"), non_negative=True),
+    Operator("exponential", (torch.exp, "exp"), non_negative=True),
+    Operator("softplus", (nn.Softplus, F.softplus), non_negative=True),
+    SQUARE_ROOT := Operator("square_root", (torch.sqrt, "sqrt"), keeps_non_negative=True),
+    RECIPROCAL := Operator(
+        "reciprocal", (torch.reciprocal, "reciprocal"), keeps_non_negative=True
+    ),
+    RECIPROCAL_ROOT := Operator(
+        "reciprocal_root", (torch.rsqrt, "rsqrt"), keeps_non_negative=True
+    ),
+    LOGARITHM := Operator(
+        "logarithm", (torch.log, torch.log2, torch.log10, "log", "log2", "log10")
+    ),
+    # Averages and other figures of many values.
+    AVERAGE := average(
         "avg_pool", nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
         keeps_channels=True,
     ),
-    average(
+    ADAPTIVE_AVERAGE := average(
         "adaptive_avg_pool", nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
         F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, keeps_channels=True,
     ),
     average("bilinear", nn.UpsamplingBilinear2d, keeps_channels=True),
-    average("mean", torch.mean, "mean"),
+    MEAN := average("mean", torch.mean, "mean"),
+    SUM := average("sum", torch.sum, "sum"),
+    NORM := average(
+        "norm", torch.norm, torch.linalg.norm, torch.linalg.vector_norm, "norm", non_negative=True
+    ),
+    DEVIATION := average("deviation", torch.std, "std", non_negative=True),
+    VARIANCE := Operator("variance", (torch.var, "var"), non_negative=True),
     # Movers that change no shape.
     mover("identity", nn.Identity, TrainingOnly, keeps_channels=True, silent=True),
     mover("by_mode", by_mode, keeps_channels=True),
@@ -165,6 +181,7 @@ OPERATORS = (
         "max_pool", nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d,
         torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, keeps_channels=True,
     ),
+    mover("amax", torch.amax, "amax"),
     mover(
         "adaptive_max_pool", nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
         F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d, keeps_channels=True,
@@ -209,7 +226,7 @@ OPERATORS = (
     *(Operator(function.__name__, (function,), module=layer) for function, layer in FUNCTIONS.items()),
 )  # fmt: skip
 
-ROWS = {spelling: row for row in OPERATORS for spelling in (*row.spellings, *row.in_place)}
+ROWS = {spelling: row for row in OPERATORS for spelling in row.spellings}
 UNKNOWN = Operator("unknown", ())  # what the table has no row for, so that nothing is said of it
 
 
@@ -234,13 +251,6 @@ def argument(node: fx.Node, network: fx.GraphModule, wanted: Argument) -> Any:
     return node.kwargs.get(wanted.name, wanted.default)
 
 
-def writes_in_place(node: fx.Node, network: fx.GraphModule) -> bool:
-    row = operator_of(node, network)
-    if spelling_of(node, network) in row.in_place:
-        return True
-    return row.inplace is not None and bool(argument(node, network, row.inplace))
-
-
 def bounds_of(node: fx.Node, network: fx.GraphModule) -> tuple[float, float] | None:
     """What a clip clips to, without a bound an infinity; None for other nodes and bounds of tensors."""
     bounds = operator_of(node, network).bounds
@@ -254,8 +264,14 @@ def bounds_of(node: fx.Node, network: fx.GraphModule) -> tuple[float, float] | N
 
 
 def is_clip(node: fx.Node, network: fx.GraphModule) -> bool:
-    """Whether it clips to numbers, as a ReLU does."""
-    return bounds_of(node, network) is not None
+    """Whether it clips all values alike, as a ReLU does: to numbers, or to tensors of one number."""
+    bounds = operator_of(node, network).bounds
+    given = [argument(node, network, b) for b in bounds or () if isinstance(b, Argument)]
+    return bounds is not None and all(
+        bound.meta["tensor_meta"].shape.numel() == 1
+        for bound in given
+        if isinstance(bound, fx.Node) and "tensor_meta" in bound.meta
+    )
 
 
 def is_relu(node: fx.Node, network: fx.GraphModule) -> bool:
@@ -272,8 +288,13 @@ def moves(node: fx.Node, network: fx.GraphModule) -> bool:
 
 def gives_non_negative(node: fx.Node, network: fx.GraphModule) -> bool:
     """Whether no value of it is negative, whatever it reads."""
-    bounds = bounds_of(node, network)
-    return operator_of(node, network).non_negative if bounds is None else min(bounds) >= 0
+    row, bounds = operator_of(node, network), bounds_of(node, network)
+    if row is MULTIPLY:
+        return node.args[:1] == node.args[1:]  # x * x
+    if row is POWER:
+        exponent = argument(node, network, Argument("exponent", 1))
+        return isinstance(exponent, int | float) and exponent % 2 == 0
+    return row.non_negative if bounds is None else min(bounds) >= 0
 
 
 def keeps_non_negative(node: fx.Node, network: fx.GraphModule) -> bool:

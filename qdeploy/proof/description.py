@@ -11,9 +11,10 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
-from qdeploy.deploy.inspect import FileLayer
+from qdeploy.deploy.contents import FileLayer
+from qdeploy.layers.exact_product import ExactProduct
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm
-from qdeploy.preparation.convert import source_activation
+from qdeploy.preparation.integer_kernels import source_activation
 from qdeploy.preparation.trace import called_module
 from qdeploy.record import ShippedLayer
 
@@ -120,7 +121,7 @@ def _float_values(module: nn.Module) -> int:
     """Parameters and floating statistics that a module itself holds, quantized ones left out."""
     if isinstance(module, IntegerNorm):
         return module.scale.numel() + module.bias.numel()
-    if isinstance(module, IntegerLayer | IntegerActivation):
+    if isinstance(module, IntegerLayer | IntegerActivation | ExactProduct):
         return 0
     tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     return sum(tensor.numel() for tensor in tensors if tensor.is_floating_point())

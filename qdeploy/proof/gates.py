@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from qdeploy.recipe import ExportSection
-from qdeploy.record import Accuracies, Agreement, Gate
+from qdeploy.record import Accuracies, Agreement, Exactness, Gate
 
 
 def check_gates(
-    section: ExportSection, accuracy: Accuracies, agreement: Agreement | None, size: int
+    section: ExportSection,
+    accuracy: Accuracies,
+    agreement: Agreement | None,
+    exactness: Exactness | None,
+    size: int,
 ) -> tuple[Gate, ...]:
     """The gates that are set, in the order of the recipe's keys; what was not measured does not pass.
 
@@ -17,6 +21,7 @@ def check_gates(
     measured = {
         "max_drop": top1_drop(accuracy),
         "min_agreement": None if agreement is None else agreement.top1,
+        "max_differing": None if exactness is None else exactness.differing,
         "max_size": size,
     }
     found = []

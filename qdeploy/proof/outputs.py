@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qdeploy.benchmark.runtime import Images
 from qdeploy.layers.modes import full_float32
+from qdeploy.proof.tensors import ComparedNetwork
 from qdeploy.record import Accuracy, Agreement
 
 Logits = npt.NDArray[np.float32]
@@ -68,6 +69,19 @@ def of_network(network: nn.Module, device: torch.device | str) -> Classifier:
     def classify(images: Tensor) -> Logits:
         with full_float32():
             logits: Logits = network(images.to(device)).float().cpu().numpy()
+        return logits
+
+    return classify
+
+
+def of_compared(
+    network: ComparedNetwork, pixels: Callable[[Tensor], Tensor] | None = None
+) -> Classifier:
+    """The integers in PyTorch, compared with their file on the way; pixels: see `of_runtime`."""
+
+    def classify(images: Tensor) -> Logits:
+        fed = None if pixels is None else [pixels(images.cpu()).numpy()]
+        logits: Logits = network([images], fed)[0].float().cpu().numpy()
         return logits
 
     return classify

@@ -1,59 +1,163 @@
-"""Which layer breaks: every quantized tensor of the file against that of the integers in PyTorch.
+"""The file's codes against those of the integers in PyTorch, tensor by tensor.
 
-A file can disagree with its network although each layer is right, because a float sum on a
-rounding tie tips over and later layers amplify it. So both run on the same images, and each
-quantized tensor is compared in steps of its own grid.
+Each tensor is judged for itself: behind it PyTorch goes on with the file's codes, so that a code that
+differs makes no others differ. Where none does, that is PyTorch's own run.
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from torch import Tensor, fx
 
 from qdeploy.benchmark.runtime import open_session
-from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.layers.integer import IntegerActivation
-from qdeploy.preparation.trace import called_module
+from qdeploy.layers.modes import full_float32
+from qdeploy.preparation.integer_kernels import comes_from_kernels
+from qdeploy.preparation.trace import called_module, float_inputs
 from qdeploy.preparation.vocabulary import is_clip
-from qdeploy.record import TensorDifference
+from qdeploy.record import Exactness, TensorDifference
 
-Values = npt.NDArray[np.float32]
+Array = npt.NDArray[Any]
 
 
-def trace_layers(
-    integers: fx.GraphModule, images: Tensor, provider: str = "auto"
-) -> list[TensorDifference]:
-    """Runs what `convert` returned and its ONNX file on `images` [N, C, H, W].
+class ComparedNetwork:
+    """The integers in PyTorch, run beside their file; counts the codes that differ.
 
-    The file is exported once more with every quantized tensor as an output beside the logits;
-    ONNX Runtime's integer kernels stay as they are.
+    integers  what `convert` returned, on its device
+    file      what it was exported to
+    tensors   {quantizer of the integers: the tensor of its codes in the file}
     """
-    scales = quantized_tensors(integers)
-    exposed = copy.deepcopy(integers).cpu()
-    expose(exposed, list(scales))
-    with torch.inference_mode():
-        _, *expected = exposed(images.cpu())
-    proto = finished(to_onnx(exposed, images, ["logits", *scales]), True, {})
-    session = open_session(proto.SerializeToString(), provider)
-    _, *found = session.inference.run(None, {"input": images.cpu().numpy()})
-    return [
-        compare(label(name, integers), ours.numpy(), values, scale)
-        for (name, scale), ours, values in zip(scales.items(), expected, found, strict=True)
-    ]
+
+    def __init__(
+        self,
+        integers: fx.GraphModule,
+        file: onnx.ModelProto,
+        tensors: Mapping[str, str],
+        provider: str = "auto",
+    ) -> None:
+        self.integers = integers.eval()
+        images = {value.name for value in file.graph.input}
+        there = {name: tensor for name, tensor in tensors.items() if tensor not in images}
+        self.tensors = {name: there[name] for name in tensors_to_compare(integers, there)}
+        self.counts = {name: Count() for name in self.tensors}
+        self.outputs = len(file.graph.output)
+        self.session = open_session(with_outputs(file, self.tensors.values()), provider)
+        self.samples = 0
+
+    @torch.inference_mode()
+    def __call__(
+        self, tensors: Sequence[Tensor], fed: Sequence[Array] | None = None
+    ) -> tuple[Any, list[Array]]:
+        """What the integers give of a batch, and the outputs of the file.
+
+        fed   what the file is given, if it takes something else than the network
+        """
+        outputs, codes = self.run_file([x.cpu().numpy() for x in tensors] if fed is None else fed)
+        device = next(self.integers.buffers()).device
+        given = [x.to(device) for x in tensors]
+        judge = Judge(self.integers, codes, self.counts)
+        self.samples += len(given[0])
+        with full_float32():
+            result = judge.run(*given)
+            return result if judge.all_equal else self.integers(*given), outputs
+
+    def run_file(self, fed: Sequence[Array]) -> tuple[list[Array], dict[str, Array]]:
+        """The file's own outputs, and {quantizer: its codes}."""
+        names = (value.name for value in self.session.inference.get_inputs())
+        found = self.session.inference.run(None, dict(zip(names, fed, strict=True)))
+        outputs, codes = found[: self.outputs], found[self.outputs :]
+        return outputs, dict(zip(self.tensors, codes, strict=True))
+
+    def result(self) -> Exactness:
+        """What was counted so far."""
+        from_kernels = comes_from_kernels(self.integers)
+        return Exactness(
+            samples=self.samples,
+            tensors=tuple(
+                TensorDifference(
+                    name=label(name, self.integers),
+                    elements=count.elements,
+                    share=count.differing / max(1, count.elements),
+                    max_steps=count.max_steps,
+                    differing=count.differing,
+                    integer=from_kernels[name],
+                )
+                for name, count in self.counts.items()
+            ),
+        )
 
 
-def quantized_tensors(integers: fx.GraphModule) -> dict[str, float]:
-    """Node and scale of each place where values are rounded, in the order of the graph."""
-    modules = ((node.name, called_module(node, integers)) for node in integers.graph.nodes)
-    return {
-        name: module.scale.item()
-        for name, module in modules
-        if isinstance(module, IntegerActivation) and module.saturates
-    }
+@dataclass
+class Count:
+    """Of one tensor over all batches."""
+
+    elements: int = 0
+    differing: int = 0
+    max_steps: int = 0
+
+
+class Judge(fx.Interpreter):
+    """Runs the integers on a batch, and on the file's codes from each tensor on that it has judged."""
+
+    def __init__(
+        self, network: fx.GraphModule, codes: Mapping[str, Array], counts: Mapping[str, Count]
+    ) -> None:
+        super().__init__(network)
+        self.codes = codes
+        self.counts = counts
+        self.all_equal = True
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        return value if n.name not in self.codes else self.judged(n.name, str(n.target), value)
+
+    def judged(self, name: str, module: str, value: Tensor) -> Tensor:
+        """The file's values of the tensor, once they are compared."""
+        step, count = self.fetch_quantizer(module).step, self.counts[name]
+        codes = torch.from_numpy(self.codes[name].astype(np.float32)).to(value.device)
+        found = codes.sub_(step.zero).mul_(step.scale).reshape(value.shape)
+        count.elements += value.numel()
+        if not torch.equal(value, found):
+            steps = ((value - found) / step.scale).round().abs()
+            count.differing += int((steps > 0).sum())
+            count.max_steps = max(count.max_steps, int(steps.max()))
+            self.all_equal = False
+        return found
+
+    def fetch_quantizer(self, module: str) -> IntegerActivation:
+        quantizer = self.module.get_submodule(module)
+        assert isinstance(quantizer, IntegerActivation)
+        return quantizer
+
+
+def with_outputs(file: onnx.ModelProto, tensors: Iterable[str]) -> bytes:
+    """The file with these tensors as outputs behind its own; ONNX Runtime finds their types."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(file)
+    copy.graph.output.extend(onnx.ValueInfoProto(name=tensor) for tensor in tensors)
+    return copy.SerializeToString()
+
+
+def tensors_to_compare(integers: fx.GraphModule, there: Container[str]) -> list[str]:
+    """The quantizers, in the order of the graph, whose codes the file holds.
+
+    Of values that were only moved, those whose source it does not hold: it pads codes, say.
+    """
+    found: list[str] = []
+    for node in integers.graph.nodes:
+        quantizer = called_module(node, integers)
+        if isinstance(quantizer, IntegerActivation) and node.name in there:
+            sources = {source.name for source in float_inputs(node.all_input_nodes[0])}
+            if quantizer.saturates or not sources.issubset(found):
+                found.append(node.name)
+    return found
 
 
 def label(name: str, network: fx.GraphModule) -> str:
@@ -65,18 +169,6 @@ def label(name: str, network: fx.GraphModule) -> str:
 
 
 def _maker(node: fx.Node) -> str:
-    return str(node.target) if node.op in ("call_module", "placeholder") else node.name
-
-
-def expose(network: fx.GraphModule, names: list[str]) -> None:
-    """Adds the named nodes to what the network returns."""
-    nodes = {node.name: node for node in network.graph.nodes}
-    output = next(node for node in network.graph.nodes if node.op == "output")
-    output.args = ((output.args[0], *(nodes[name] for name in names)),)
-    network.recompile()
-
-
-def compare(name: str, expected: Values, found: Values, scale: float) -> TensorDifference:
-    """Differences in whole steps of `scale`."""
-    steps = np.abs(np.rint((expected - found) / scale)).astype(np.int64)
-    return TensorDifference(name, steps.size, float((steps > 0).mean()), int(steps.max()))
+    if node.op not in ("call_module", "placeholder"):
+        return node.name
+    return str(node.target).removeprefix("kernels.")

@@ -194,10 +194,12 @@ class QuantizeSection(Section):
     act_bits          None, "float" in TOML, leaves the activations in float
     first_last_float  leaves the first and the last layer in float, whatever `layers` says
     equalize          first rescales the channels of each tensor to the same range
+    reduce_range      7-bit weights where x86 without VNNI could not add up 8-bit ones
     options           the method's own settings, which the method validates
     layers            from a glob of layer names to "float" or to what differs there
     leaves            globs of modules that stay whole and in float, such as those that torch.fx
                       cannot trace
+    check             compares the prepared network with the float one before it trains
     """
 
     method: str
@@ -205,9 +207,11 @@ class QuantizeSection(Section):
     act_bits: ActBits = 8
     first_last_float: bool = False
     equalize: bool = False
+    reduce_range: bool = True
     options: dict[str, Any] = {}
     layers: dict[str, LayerSetting] = {}
     leaves: list[str] = []
+    check: bool = True
 
 
 class CalibrateSection(Section):
@@ -303,11 +307,13 @@ class ExportSection(Section):
 
     `target`: the runtime that the file is for. `input`: the images that it takes, normalised ones
     or pixels. `max_drop`: points of top-1 accuracy lost against float. `min_agreement`: share (0..1) of
-    images with the same top-1 as the integers in PyTorch. `max_size`: bytes of the file.
+    images with the same top-1 as the integers in PyTorch. `max_differing`: codes of integer kernels
+    that may differ from these integers. `max_size`: bytes of the file.
     """
 
     target: TargetName = "cpu"
     input: Literal["float32", "uint8"] = "float32"
     max_drop: NonNegativeFloat | None = None
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    max_differing: NonNegativeInt | None = None
     max_size: PositiveInt | None = None

@@ -7,12 +7,20 @@ from collections.abc import Iterator
 from qdeploy.deploy.target import find_target
 from qdeploy.deploy.targets import available
 from qdeploy.record import Record
+from qdeploy.report.processors import warning
 from qdeploy.report.words import percent, significant, times
 
 
 def advice(record: Record) -> tuple[str, ...]:
     """The target and how the file was found to do there; a way out where int8 is slower than float."""
-    return (*_input(record), *_gates(record), *_target(record), *_runtime(record), *_slower(record))
+    return (
+        *_input(record),
+        *_gates(record),
+        *_target(record),
+        *_runtime(record),
+        *_saturating(record),
+        *_slower(record),
+    )
 
 
 def _input(record: Record) -> Iterator[str]:
@@ -46,6 +54,11 @@ def _runtime(record: Record) -> Iterator[str]:
             f"{percent(delivery.agreement.top1)} of {delivery.agreement.samples:,} images; largest "
             f"logit difference {significant(delivery.agreement.max_logit_difference)}."
         )
+
+
+def _saturating(record: Record) -> Iterator[str]:
+    if record.saturation is not None and record.saturation.layers:
+        yield warning(record.saturation, record.machine)
 
 
 def _slower(record: Record) -> Iterator[str]:

@@ -11,7 +11,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from qdeploy.deploy.inspect import Contents, FileLayer, Port, Quantized
+from qdeploy.deploy.contents import Contents, FileLayer, Port, Quantized
+from qdeploy.report.processors import saturating
 from qdeploy.report.words import significant, size
 
 SEALS = {
@@ -57,6 +58,10 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     yield "Format", f"opset {domains}, IR {contents.ir_version}"
     yield "Input", ", ".join(map(_port, contents.inputs))
     yield "Output", ", ".join(map(_port, contents.outputs))
+    saturation = contents.saturation(contents.file)
+    if saturation.quantized:
+        layers = f": {', '.join(saturation.layers)}" if saturation.layers else ""
+        yield "Processors", f"{saturating(saturation)}{layers}"
     yield "Recipe", _flat(contents.recipe) or UNKNOWN
     yield "Origin", _flat(contents.origin) or UNKNOWN
     for key in ("qdeploy.normalisation", "qdeploy.classes"):

@@ -11,6 +11,7 @@ from typing import Any
 from qdeploy.record import Complexity, Kernel, LayerWork, Record, ShippedLayer
 from qdeploy.report.charts import bars, histogram
 from qdeploy.report.curves import run_curves
+from qdeploy.report.processors import processors
 from qdeploy.report.section import Chart, Section
 from qdeploy.report.words import (
     NOT_MEASURED,
@@ -19,6 +20,7 @@ from qdeploy.report.words import (
     kernels,
     milliseconds,
     percent,
+    plural,
     provider,
     significant,
     size,
@@ -55,13 +57,16 @@ def gates(record: Record) -> Section:
 
 @section
 def accuracy(record: Record) -> Section:
-    trio = record.accuracy
-    networks = {"float": trio.float, "trained": trio.trained, "ONNX": trio.onnx}
+    forms = record.accuracy
+    networks = {
+        "float": forms.float, "prepared": forms.prepared, "trained": forms.trained, "ONNX": forms.onnx,
+    }  # fmt: skip
     top1 = {name: found.top1 if found else None for name, found in networks.items()}
     top5 = {name: found.top5 if found else None for name, found in networks.items()}
     return Section(
         "Accuracy",
-        f"On the {record.dataset.test_samples:,} test images of {record.dataset.title}.",
+        f"On the {record.dataset.test_samples:,} test images of {record.dataset.title}. Prepared is the "
+        "training network in evaluation, trained the integers that it ends in.",
         ("Network", "Top-1", "Top-5"),
         tuple((name, percent(top1[name]), percent(top5[name])) for name in networks),
         charts=lambda: _bars(top1, percent, "ONNX"),
@@ -106,11 +111,46 @@ def agreement(record: Record) -> Section:
         percent(found.top1), significant(found.max_logit_difference),
         significant(found.mean_logit_difference),
     ),)  # fmt: skip
+    unchecked = (
+        " The network that trained was not compared with the float one (quantize.check = false)."
+    )
     return Section(
         "Agreement",
-        f"The ONNX file against the {tested} in PyTorch, which training tested.",
+        f"The ONNX file against the {tested} in PyTorch, which training tested."
+        + (unchecked if record.checked is False else ""),
         ("", "Images", "In another class", "Agreement", "Largest difference", "Mean difference"),
         rows,
+    )
+
+
+PROVEN = (
+    "Each tensor is compared for itself, with the integers in PyTorch that training tested. What "
+    "integer kernels made is proven where none differs; what float operators made is close."
+)
+
+
+@section
+def exactness(record: Record) -> Section:
+    found = record.exactness
+    tensors = () if found is None else found.tensors
+    return Section(
+        "Exactness",
+        ""
+        if found is None
+        else f"{found}, of {found.samples:,} images on {record.machine.cpu}. {PROVEN}",
+        ("Tensor", "Made by", "Codes", "Differ", "By at most"),
+        tuple(
+            (
+                tensor.name,
+                "integer kernels" if tensor.integer else "float operators",
+                f"{tensor.elements:,}",
+                f"{tensor.differing:,}",
+                plural(tensor.max_steps, "step"),
+            )
+            for tensor in tensors
+        ),
+        folds="tensors",
+        shown=bool(tensors),
     )
 
 
@@ -226,6 +266,12 @@ def complexity(record: Record) -> Section:
     )
 
 
+PROVEN = (
+    "Each tensor is compared for itself, with the integers in PyTorch that training tested. What "
+    "integer kernels made is proven where none differs; what float operators made is close."
+)
+
+
 @section
 def codes(record: Record) -> Section:
     coded = [layer for layer in record.layers if layer.levels]
@@ -290,6 +336,17 @@ def quantization(record: Record) -> Section:
         "Every setting that was in force.",
         text=record.settings,
         appendix=("The recipe", json.dumps(record.recipe, indent=2)),
+    )
+
+
+@section
+def other_processors(record: Record) -> Section:
+    return Section(
+        "Processors",
+        "What the file gives elsewhere.",
+        ("Processor", "What it gives"),
+        tuple(processors(record)),
+        words=True,
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from qdeploy.record import FLOAT_BITS, Accuracy, Complexity, Placement, Record, Sizes
+from qdeploy.record import FLOAT_BITS, Accuracy, Complexity, Exactness, Placement, Record, Sizes
 from qdeploy.report.words import (
     NOT_MEASURED,
     kernels,
@@ -31,6 +31,7 @@ def headlines(record: Record) -> tuple[Headline, ...]:
     return (
         _accuracy(record),
         _agreement(record),
+        *_exact(record.exactness),
         _size(record.size),
         _macs(record.complexity),
         _speed(record),
@@ -91,6 +92,13 @@ def _agreement(record: Record) -> Headline:
         f"largest logit difference {significant(found.max_logit_difference)}, "
         f"mean {significant(found.mean_logit_difference)}",
     )
+
+
+def _exact(found: Exactness | None) -> tuple[Headline, ...]:
+    if found is None or not found.tensors:
+        return ()
+    number, _, rest = str(found).partition(" ")
+    return (Headline("Exact", number, rest),)
 
 
 def _size(sizes: Sizes) -> Headline:

@@ -13,6 +13,7 @@ from rich.text import Text
 from qdeploy.record import BenchmarkResult, Latency, Placement, Record, TensorDifference
 from qdeploy.report.advice import advice
 from qdeploy.report.comparison import Run, epochs, figures, method
+from qdeploy.report.processors import warning
 from qdeploy.report.sections import KERNEL_COLUMNS, kernel_row
 from qdeploy.report.summary import computing, covered, exceptions, headlines
 from qdeploy.report.words import exact, plural, provider, significant, size, times
@@ -136,14 +137,20 @@ def _setting(result: BenchmarkResult) -> str:
     """All files of a benchmark run in one setting: "1 thread, CPU provider, on AMD EPYC"."""
     first = result.latency[0]
     on_cpu = first.provider.startswith("CPU")
-    device = result.machine.cpu if on_cpu else result.machine.gpu or "GPU"
+    machine = result.machine
+    sets = f" ({', '.join(machine.instructions)})" if machine.instructions else ""
+    device = f"{machine.cpu}{sets}" if on_cpu else machine.gpu or "GPU"
     return f"{plural(first.threads, 'thread')}, {provider(first.provider)} provider, on {device}"
 
 
 def _placements(result: BenchmarkResult) -> str:
     lines = []
+    warnings = {
+        found.file: warning(found, result.machine) for found in result.saturation if found.layers
+    }
     for placed in result.placements:
         known = f"{covered(placed)}; " if placed.coverage is not None else ""
         lines.append(f"{placed.file}  {known}{computing(placed)}")
-        lines += [f"  {line}" for line in exceptions(placed)]
+        told = (*exceptions(placed), warnings.get(placed.file))
+        lines += [f"  {line}" for line in told if line]
     return "\n".join(lines)

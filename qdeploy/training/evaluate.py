@@ -13,7 +13,7 @@ from qdeploy import processes
 from qdeploy.layers.modes import evaluation_mode, full_float32
 from qdeploy.metrics import Metrics
 from qdeploy.preparation.calibrate import calibrate
-from qdeploy.preparation.convert import convert
+from qdeploy.preparation.convert import integers_of
 from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 
 
@@ -45,7 +45,7 @@ def as_shipped(network: nn.Module) -> nn.Module:
     """
     if not isinstance(network, PreparedNetwork):
         return network
-    return convert(network).to(next(network.parameters()).device)
+    return integers_of(network).to(next(network.parameters()).device)
 
 
 def hits_of(logits: Tensor, labels: Tensor) -> Tensor:

@@ -2,18 +2,15 @@
 
 import numpy as np
 import pytest
-from graphs import float_network, integer_network, network
-from onnx import helper
+from graphs import float_network, integer_network
 
 from qdeploy.benchmark import open_session
 from qdeploy.benchmark.latency import (
     FEWEST_ROUNDS,
     WARM_UP_RUNS,
     measure,
-    random_images,
     run_in_turns,
 )
-from qdeploy.errors import QdeployError
 
 
 class Clock:
@@ -83,14 +80,3 @@ def test_rows_hold_percentiles_throughput_and_speedup(monkeypatch):
         assert row.p99_ms == pytest.approx(ordered[38] + 0.61 * (ordered[39] - ordered[38]))
         assert row.images_per_second == pytest.approx(16 * 40 / (own.sum() / 1e3))
         assert row.speedup == pytest.approx(np.median(times[0]) / np.median(own))
-
-
-def test_random_images_have_the_size_that_the_file_declares():
-    images = random_images(open_session(float_network().SerializeToString(), "cpu"), batch=5)
-    assert (images.shape, images.dtype) == ((5, 3, 8, 8), np.float32)
-
-
-def test_an_open_image_size_is_refused():
-    model = network([helper.make_node("Relu", ["x"], ["y"])], {}, images=("n", 3, "h", "w"))
-    with pytest.raises(QdeployError, match="only the batch may be open"):
-        random_images(open_session(model.SerializeToString(), "cpu"), batch=1)

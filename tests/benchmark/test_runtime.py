@@ -80,7 +80,11 @@ def test_a_folder_or_an_absent_file_is_refused(tmp_path):
             open_session(path, "cpu")
 
 
-def test_a_network_that_takes_no_images_is_refused():
-    model = network([helper.make_node("Relu", ["x"], ["y"])], {}, images=("n", 7))
-    with pytest.raises(QdeployError, match=r"tensor\(float\) \[n, 7\].*\[N, C, H, W\]"):
-        open_session(model.SerializeToString(), "cpu")
+def test_images_alone_are_refused_by_a_network_that_takes_more():
+    model = network([helper.make_node("Add", ["x", "z"], ["y"])], {}, images=("n", 7))
+    model.graph.input.append(helper.make_tensor_value_info("z", 1, ("n", 7)))
+    session = open_session(model.SerializeToString(), "cpu")
+    with pytest.raises(QdeployError, match=r"x tensor\(float\) \[n, 7\], z .*one input"):
+        session.run(np.zeros((1, 7), np.float32))
+    one, other = np.ones((2, 2, 7), np.float32)
+    np.testing.assert_array_equal(session.run_on({"x": one, "z": other}), [one + other])

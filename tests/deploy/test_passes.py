@@ -352,3 +352,19 @@ def test_rounding_moves_before_the_layout_in_squares():
     after = rewritten(before, integer_passes.quantizers_before_depth_to_space)
     assert kinds(after) == ["Conv", "QuantizeLinear", "DepthToSpace", "DequantizeLinear"]
     same_values(before, after)
+
+
+@pytest.mark.parametrize(("scale", "clips"), [(0.021, 1), (0.03, 0)])
+def test_two_roundings_on_different_grids_stay_two(scale, clips):
+    before = graph(
+        f"""
+        <float s = {{0.03}}, uint8 z = {{128}}, float t = {{{scale}}}, uint8 w = {{128}}>
+        {{ a = QuantizeLinear (x, s, z)  b = DequantizeLinear (a, s, z)
+          c = QuantizeLinear (b, t, w)  y = DequantizeLinear (c, t, w) }}""",
+        "float[N, C, H, W] y",
+    )
+    after = rewritten(before, integer_passes.keep_both_roundings)
+    assert kinds(after).count("Clip") == clips
+    np.testing.assert_array_equal(values(after), values(before, plain=True))
+    if clips:
+        assert (values(before) != values(before, plain=True)).any()  # what ONNX Runtime makes of it

@@ -25,8 +25,9 @@ from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import gain_of
 from qdeploy.layers.product import product_of
-from qdeploy.methods import ActivationSite
-from qdeploy.preparation.prepare import quantized_layer
+from qdeploy.layers.transparent import transparent
+from qdeploy.methods import ActivationSite, WeightSite
+from qdeploy.preparation.quantized_weights import quantized_layer, quantizer_of
 from qdeploy.preparation.settings import layer_settings
 
 WIDTHS = [(name, bits) for name in methods.available() for bits in methods.find(name).weight_bits]
@@ -106,9 +107,14 @@ def settings(name, bits, options):
 def quantized(name, bits, options, case, with_norm, seed=0):
     """(the quantized layer, the float layer it was made of, a batch of inputs)."""
     layer, norm, x = build(case, seed)
-    joined = norm if with_norm else None
-    made = quantized_layer(copy.deepcopy(layer), joined, settings(name, bits, options))
+    made = joined(copy.deepcopy(layer), norm if with_norm else None, settings(name, bits, options))
     return made, layer, x
+
+
+def joined(layer, norm, chosen):
+    quantizer = quantizer_of(WeightSite(layer.weight, norm is not None), chosen)
+    norm = None if norm is None else chosen.method.norm(norm, chosen.options)
+    return quantized_layer(layer, norm, chosen, quantizer)
 
 
 def gain_in_the_weight(layer):
@@ -174,12 +180,42 @@ def test_the_latent_gets_a_finite_gradient_that_is_not_zero(name, bits, options,
         assert torch.isfinite(parameter.grad).all()
 
 
+@every_variant_on_layers
+@with_and_without_norm
+def test_transparent_it_computes_and_learns_as_in_float(name, bits, options, case, with_norm):
+    """Outputs, and the gradients of inputs, bias and norm; that of the weight where it is the latent."""
+    made, layer, x = quantized(name, bits, options, case, with_norm)
+    norm = norm_for(layer) if with_norm else nn.Identity()
+    network = nn.Sequential(layer, norm)
+    for training in (False, True):
+        ours, theirs = (x.clone().requires_grad_() for _ in range(2))
+        with transparent(made):
+            y = made.train(training)(ours)
+        wanted = network.train(training)(theirs)
+        torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
+        weights = torch.randn(y.shape)
+        for module, output in ((made, y), (network, wanted)):
+            module.zero_grad()
+            (output * weights).sum().backward()
+        pairs = [(ours, theirs), (made.bias, layer.bias)]
+        if with_norm:
+            pairs += [(made.norm.weight, norm.weight), (made.norm.bias, norm.bias)]
+        if made.quantizer.origin is None:
+            pairs.append((made.quantizer.latent, layer.weight))
+        assert made.quantizer.latent.grad.any()
+        for mine, other in pairs:
+            if (
+                mine is not None and other.grad.abs().max() > 1e-4
+            ):  # but a bias that a norm takes away
+                assert torch.cosine_similarity(mine.grad.flatten(), other.grad.flatten(), 0) > 0.99
+
+
 @every_variant
 def test_a_float_weight_with_dead_channels_can_be_trained(name, bits, options):
     """All-zero channels, with no BatchNorm: no division by their range, size or deviation."""
     layer, _, x = build("conv2d-bias")
     nn.init.zeros_(layer.weight[:3])
-    made = quantized_layer(layer, None, settings(name, bits, options))
+    made = joined(layer, None, settings(name, bits, options))
     y = made.train()(x)
     (y * torch.randn_like(y)).sum().backward()
     assert made.quantizer.latent.grad.abs().max() < 1e4

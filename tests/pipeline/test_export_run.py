@@ -54,10 +54,11 @@ def run(exported, tmp_path):
 def test_what_training_measures_at_few_bits_is_what_the_file_does(method, bits, tmp_path):
     """Rounded biases tip codes of few bits over; training must not find that out too late."""
     few = [f"quantize.method={method}", f"quantize.weight_bits={bits}", f"quantize.act_bits={bits}"]
-    short = ["quantize.layers={}", "train.float_epochs=0", "train.epochs=2"]
+    short = ["quantize.layers={}", "train.float_epochs=0", "train.epochs=2", "quantize.check=false"]
     settings = [part for setting in (*few, *short) for part in ("--set", setting)]
     succeeds("train", RECIPE, *settings, "-o", tmp_path / "run")
     printed = json.loads(succeeds("export", tmp_path / "run", "--json"))
+    assert printed["checked"] is False
     assert printed["accuracy"]["onnx"]["top1"] == metrics(tmp_path / "run")[-1]["test_top1"]
     assert printed["agreement"]["top1"] == 1
 
@@ -207,6 +208,7 @@ class TestOptions:
         assert printed == json.loads((run / "report.json").read_text())
         assert printed["dataset"]["test_samples"] == 50
         assert printed["agreement"]["samples"] == 50
+        assert printed["checked"] is True
         assert [line["epoch"] for line in printed["training"]] == [1, 2]
         assert printed["recipe"]["export"]["max_size"] is None, "the file does not know its gates"
         assert [(gate["name"], gate["limit"], gate["passed"]) for gate in printed["gates"]] == [

@@ -74,7 +74,7 @@ class TestTheRunFolder:
     def test_the_log_shows_every_setting(self, uninterrupted):
         log = (uninterrupted / "log.txt").read_text()
         assert "conv1: slb w1a8 (" in log
-        assert "fc3: simqat w8a8 (" in log
+        assert "fc3: simqat w7a8 (" in log
         assert "t_start_time=0.2" in log
         assert "scikit-learn digits, 1437 images" in log
 

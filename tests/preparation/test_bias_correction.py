@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from networks import awkward_norms, build, images
+from networks import Network, awkward_norms, build, images
 from torch import nn
 
 import qdeploy
@@ -125,6 +125,22 @@ def test_a_layer_that_is_called_twice_is_corrected_for_both():
     torch.manual_seed(0)
     prepared = calibrated(build("called_twice"), [batch()], correct_bias=True)
     assert prepared(batch()).isfinite().all()
+
+
+def test_a_norm_that_two_layers_share_is_corrected_once():
+    """Two copies of one layer need the same correction, and so does the norm behind both."""
+    layer, norm = nn.Conv2d(3, 6, 3, bias=False), nn.BatchNorm2d(6)
+    torch.manual_seed(0)
+    parts = {"a": layer, "b": copy.deepcopy(layer), "norm": norm}
+    shared = Network(lambda self, x: self.norm(self.a(x)) + self.norm(self.b(x)), **parts)
+    alone = nn.Sequential(layer, norm)
+    found, expected = (
+        calibrated(awkward_norms(network).eval(), [batch()], correct_bias=True)
+        for network in (shared, alone)
+    )
+    ours, theirs = (prepared.network.get_submodule(n).norm for prepared, n in ((found, "a"), (expected, "0")))  # fmt: skip
+    torch.testing.assert_close(ours.weight, theirs.weight)
+    torch.testing.assert_close(ours.bias, theirs.bias)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import NETWORKS, Network, build, conv, images
+from networks import NETWORKS, Network, awkward_norms, build, conv, images
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -94,7 +94,6 @@ def test_a_norm_alone_behind_its_layer_is_joined():
     ("function", "parts"),
     [
         (lambda self, x: self.norm(y := self.conv(x)) + y, {}),
-        (lambda self, x: self.norm(self.conv(x)) + self.norm(self.other(x)), {"other": conv()}),
         (lambda self, x: self.norm(self.conv(x)) + self.conv(x), {}),
         (lambda self, x: self.norm(F.relu(self.conv(x))), {}),
         (
@@ -102,13 +101,37 @@ def test_a_norm_alone_behind_its_layer_is_joined():
             {"bare": nn.BatchNorm2d(6, track_running_stats=False)},
         ),
     ],
-    ids=["two readers", "norm called twice", "layer called twice", "relu between", "no statistics"],
+    ids=["two readers", "layer called twice", "relu between", "no statistics"],
 )
 def test_other_norms_stay_where_they_are(function, parts):
     network = Network(function, conv=conv(), norm=nn.BatchNorm2d(6), **parts)
     assert joined(network) == set()
     norms = [m for m in prepared_of(network).modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 1
+
+
+@pytest.mark.parametrize("method", ["simqat", "int8_training"])
+def test_a_norm_joins_every_layer_that_it_alone_reads(method):
+    """Of three layers, of one that is called twice, and beside a place where it stays."""
+
+    def forward(self, x):
+        y = self.norm(self.a(x)) + self.norm(self.b(x)) + self.norm(self.b(x.flip(2)))
+        return self.head(self.norm(F.relu(y)))
+
+    network = awkward_norms(
+        Network(forward, a=conv(), b=conv(), norm=nn.BatchNorm2d(6), head=conv(6, 2))
+    )
+    prepared = prepared_of(network, method)
+    layers = dict(prepared.quantized_layers())
+    assert layers["a"].norm is layers["b"].norm is prepared.network.norm
+    assert layers["head"].norm is None
+    for given in (prepared, network):
+        given.train()(images())
+    assert prepared.network.norm.num_batches_tracked == network.norm.num_batches_tracked == 4
+    qdeploy.calibrate(prepared, [images()])
+    with torch.no_grad():
+        expected, found = prepared.eval()(images()), qdeploy.convert(prepared)(images())
+    assert (found - expected).abs().max() < 0.02 * expected.abs().max()
 
 
 def test_a_norm_over_another_axis_than_the_linear_outputs_stays():

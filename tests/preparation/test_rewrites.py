@@ -1,6 +1,6 @@
 """Rewrites keep what a network computes, and modules kept whole stay as they are."""
 
-import copy
+import itertools
 import re
 import warnings
 from pathlib import Path
@@ -17,6 +17,7 @@ import qdeploy
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import GateRange
 from qdeploy.layers.norm import ChannelAffine
+from qdeploy.layers.transparent import transparent
 from qdeploy.preparation.attention import OpenAttention, with_open_attention
 from qdeploy.preparation.prepare import rewritten
 from qdeploy.preparation.trace import trace
@@ -101,10 +102,86 @@ def test_the_scale_of_a_layer_folds_and_still_trains():
     prepared = prepared_float(single, images(2))
     ((_, layer),) = prepared.quantized_layers()
     prepared(images()).sum().backward()
-    assert isinstance(layer.norm.weight, nn.Parameter)
-    assert layer.norm.weight.grad.abs().min() > 0
+    assert isinstance(layer.norm, ChannelAffine)
+    assert prepared.network.gamma.grad.abs().min() > 0
     for model in (prepared.eval(), qdeploy.convert(prepared)):
         close(model(images()), single(images()))
+
+
+class Gated(nn.Module):
+    """EfficientDet's: an activation of weights that are learned, divided by their sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights, self.relu = nn.Parameter(torch.tensor([0.4, 1.5])), nn.ReLU()
+
+    def forward(self, x, y):
+        weights = self.relu(self.weights)
+        weights = weights / (weights.sum() + 1e-4)
+        return weights[0] * x + weights[1] * y
+
+
+def residual(self, x):
+    y = self.conv(x)
+    return y + self.alpha * self.same(F.relu(y))
+
+
+def normalised_by_hand(self, x):
+    inverse = (self.gain**2 + 1e-5).sqrt()[None, :, None, None]
+    return 1 - ((self.conv(x) - self.mean.reshape(-1, 1, 1)) / inverse * self.two + self.alpha)
+
+
+LEARNED = {
+    "ReZero": residual,
+    "frozen statistics that train": normalised_by_hand,
+    "a temperature": lambda self, x: self.conv(x) * self.alpha.exp(),
+    "weights of a sum": lambda self, x: self.gated(self.conv(x), self.other(x)),
+    "behind a ReLU": lambda self, x: F.relu(self.conv(x)) * self.gain[:, None, None],
+}
+
+
+def network_with_constants(name):
+    torch.manual_seed(0)
+    network = Network(
+        lambda self, x: self.fc(LEARNED[name](self, x).mean((2, 3))),
+        conv=conv(), same=conv(6), other=conv(), fc=nn.Linear(6, 5), gated=Gated(),
+        alpha=nn.Parameter(torch.tensor([0.3])), gain=nn.Parameter(torch.linspace(-1, 2, 6)),
+        mean=nn.Parameter(torch.linspace(-1, 1, 6)),
+    ).eval()  # fmt: skip
+    network.register_buffer("two", torch.tensor(2.0))
+    return network
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_what_is_learned_beside_layers_trains_on_and_folds_at_convert(name):
+    network = network_with_constants(name)
+    prepared = qdeploy.prepare(network, images(2), "simqat")
+    with transparent(prepared):
+        for model in (network, prepared):
+            model(images()).square().mean().backward()
+    learned = [
+        (parameter, prepared.network.get_parameter(name))
+        for name, parameter in network.named_parameters()
+        if parameter.ndim == 1 and parameter.grad is not None and not name.endswith("bias")
+    ]
+    assert learned
+    for parameter, kept in learned:
+        torch.testing.assert_close(kept.grad, parameter.grad, atol=1e-5, rtol=1e-3)
+    with torch.no_grad():  # as a step of training would
+        for parameter in itertools.chain(*learned):
+            parameter.mul_(1.5).sub_(0.7)
+    qdeploy.calibrate(prepared, [images()], ranges="minmax")
+    close(qdeploy.convert(prepared)(images()), network(images()))
+
+
+@pytest.mark.parametrize("method", ["simqat", "dorefa", "pact", "lsq", "int8_training", "ternary"])
+def test_a_branch_that_starts_at_0_gets_a_gradient(method):
+    network = network_with_constants("ReZero")
+    nn.init.zeros_(network.alpha)
+    bits = 2 if method == "ternary" else 8
+    prepared = qdeploy.prepare(network, images(2), method, bits).train()
+    prepared(images()).square().mean().backward()
+    assert prepared.network.alpha.grad.abs() > 0
 
 
 def test_stochastic_depth_drops_in_training_alone():
@@ -211,33 +288,3 @@ def test_the_gate_of_a_hardswish_is_a_clamp_of_the_codes_it_reads(low, high):
     values = (codes - zero) * scale
     gate = (codes.clamp(zero - steps, zero + steps) - (zero - steps)) * scale / 6
     torch.testing.assert_close(gate, F.hardsigmoid(values), atol=1e-5, rtol=0)
-
-
-def test_an_inplace_activation_that_others_see_stays_whole():
-    network = Network(
-        lambda self, x: self.fc((F.silu(y := self.conv(x), inplace=True) + y).flatten(1)),
-        conv=conv(), fc=nn.Linear(384, 5),
-    )  # fmt: skip
-    expected = copy.deepcopy(network)(images())
-    close(prepared_float(network, images(2))(images()), expected)
-
-
-class FixedGainTrainedShift(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.register_buffer("gain", torch.linspace(-1, 2, 6).reshape(6, 1, 1))
-        self.shift = nn.Parameter(torch.linspace(0, 1, 6).reshape(6, 1, 1))
-
-    def forward(self, x):
-        return x * self.gain + self.shift
-
-
-def test_a_trained_shift_behind_a_fixed_gain_folds_too_and_trains_on():
-    network = nn.Sequential(nn.Conv2d(3, 6, 3), FixedGainTrainedShift())
-    written = rewritten(trace(network, images(2)), images(2))
-    (affine,) = (m for m in written.modules() if isinstance(m, ChannelAffine))
-    assert isinstance(affine.bias, nn.Parameter)
-    assert affine.bias.requires_grad
-    assert not any(node.op == "call_function" for node in written.graph.nodes)
-    with torch.no_grad():
-        torch.testing.assert_close(written(images()), network(images()))

@@ -3,7 +3,6 @@
 A new row or spelling is tested without another line, unless its call needs arguments: see `CALLS`.
 """
 
-import inspect
 import math
 import re
 from dataclasses import dataclass, field
@@ -44,6 +43,7 @@ CALLS = {
     "clamp_min": Call(args=(-0.4,)),
     "clamp_max": Call(args=(0.7,)),
     "softmax": Call(args=(1,)),
+    "power": Call(args=(2,)),
     **dict.fromkeys(("add", "subtract", "multiply", "divide"), Call(args=SECOND)),
     "matmul": Call((2, 8, 8), args=(MATRIX.repeat(2, 1, 1),)),
     "avg_pool": Call(args=(2,), module=(2,)),
@@ -99,16 +99,14 @@ SPELLED = {
 
 @dataclass
 class Form:
-    """A row in one spelling; what in place says to functions and modules that do either."""
+    """A row in one spelling."""
 
     row: Operator
     spelling: object
-    in_place: bool = False
-    kwargs: dict = field(default_factory=dict)
 
     def __str__(self):
         name = getattr(self.spelling, "__name__", self.spelling)
-        return f"{self.row.name}-{name}{'-inplace' if self.kwargs else ''}"
+        return f"{self.row.name}-{name}"
 
     @property
     def call(self):
@@ -119,11 +117,10 @@ class Form:
         """Calls the operator on a tensor."""
         call, spelling = self.call, self.spelling
         if isinstance(spelling, type):
-            return spelling(*call.module, **self.kwargs).eval()
-        kwargs = call.kwargs | self.kwargs
+            return spelling(*call.module).eval()
         if isinstance(spelling, str):
-            return lambda x: getattr(x, spelling)(*call.args, **kwargs)
-        return lambda x: spelling([x, x] if call.several else x, *call.args, **kwargs)
+            return lambda x: getattr(x, spelling)(*call.args, **call.kwargs)
+        return lambda x: spelling([x, x] if call.several else x, *call.args, **call.kwargs)
 
     @property
     def traced(self):
@@ -161,22 +158,7 @@ def traced(function):
     return network.graph.output_node().all_input_nodes[0], network
 
 
-def takes_inplace(spelling):
-    try:
-        return "inplace" in inspect.signature(spelling).parameters
-    except (TypeError, ValueError):  # names of methods, and functions written in C
-        return False
-
-
-def forms():
-    for row in OPERATORS:
-        yield from (Form(row, spelling) for spelling in row.spellings)
-        yield from (Form(row, spelling, True) for spelling in row.in_place)
-        for spelling in filter(takes_inplace, row.spellings):
-            yield Form(row, spelling, True, {"inplace": True})
-
-
-FORMS = list(forms())
+FORMS = [Form(row, spelling) for row in OPERATORS for spelling in row.spellings]
 
 
 def each(wanted=lambda row: True):
@@ -185,7 +167,7 @@ def each(wanted=lambda row: True):
 
 
 def test_no_spelling_stands_in_two_rows():
-    assert len(ROWS) == sum(len(row.spellings) + len(row.in_place) for row in OPERATORS)
+    assert len(ROWS) == sum(len(row.spellings) for row in OPERATORS)
     assert len({row.name for row in OPERATORS}) == len(OPERATORS)
 
 
@@ -195,20 +177,6 @@ def test_it_is_found_in_a_traced_graph(form):
     assert operator_of(node, network) is form.row
     assert vocabulary.moves(node, network) == form.row.moves
     assert vocabulary.is_clip(node, network) == (form.row.bounds is not None)
-
-
-@each()
-def test_it_writes_to_its_input_in_place_and_not_elsewhere(form):
-    x = form.input()
-    before = x.clone()
-    values = form.function(x)
-    assert torch.equal(x, before) == (not form.in_place or form.row.silent)
-    if form.in_place:
-        assert torch.equal(values, x)
-    assert (form.row.inplace is not None) >= bool(form.kwargs)
-    node, network = form.traced
-    if node.target == form.spelling or node.op == "call_module":  # tracing loses `operator.iadd`
-        assert vocabulary.writes_in_place(node, network) == form.in_place
 
 
 @each(lambda row: row.bounds is None)

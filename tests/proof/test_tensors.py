@@ -1,55 +1,57 @@
-"""The layer trace: nothing to find where files agree, and a planted error where it was planted."""
+"""Codes of the file against those of the integers in PyTorch: none differs, and planted errors show alone."""
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from exported_networks import calibrated
-from networks import build, images
+from networks import Network, build, conv, images
 from torch import nn
 
-from qdeploy.deploy.export import to_onnx
-from qdeploy.preparation.convert import convert
-from qdeploy.proof import tensors as layer_trace
-from qdeploy.proof.tensors import compare, trace_layers
-
-
-def test_steps_and_shares_by_hand():
-    expected = np.array([0.0, 0.5, 1.0, 1.5, -0.5], np.float32)
-    found = np.array([0.0, 0.5001, 1.5, 0.0, -0.5], np.float32)
-    difference = compare("relu", expected, found, 0.5)
-    assert difference.name == "relu"
-    assert difference.elements == 5
-    assert difference.share == 0.4
-    assert difference.max_steps == 3
-    assert compare("same", expected, expected, 0.5).share == 0
-    assert compare("same", expected, expected, 0.5).max_steps == 0
+import qdeploy
+from qdeploy.deploy.export import finished_with_tensors, to_onnx
+from qdeploy.proof.tensors import ComparedNetwork
 
 
 @pytest.fixture(scope="module")
 def residual():
-    return convert(calibrated(build("residual")))
+    return qdeploy.convert(calibrated(build("residual")))
+
+
+def compared(integers, exported=None):
+    """The integers beside the file of another network, or of their own."""
+    graph = to_onnx(integers if exported is None else exported, images(2))
+    proto, tensors = finished_with_tensors(graph, True, {})
+    return ComparedNetwork(copy.deepcopy(integers), proto, tensors, "cpu")
+
+
+def exactness(integers, exported=None, count=8):
+    network = compared(integers, exported)
+    network([images(count)])
+    return network.result()
 
 
 def test_tensors_come_in_the_order_of_the_network_in_the_users_words(residual):
-    found = trace_layers(residual, images(8), "cpu")
-    assert [d.name for d in found] == [
+    found = exactness(residual)
+    assert [d.name for d in found.tensors] == [
         "x", "stem.0, stem_2", "conv1, relu", "conv2", "projection", "add, relu_1", "same.0",
         "add_1, relu_2", "pool",
     ]  # fmt: skip
-    assert [d.elements for d in found] == [
+    assert [d.elements for d in found.tensors] == [
         8 * n for n in (192, 448, 224, 144, 144, 144, 144, 144, 9)
     ]
-    assert all(d.max_steps <= 1 and d.share < 0.001 for d in found), "the integers are the file's"
+    assert found.compared == sum(d.elements for d in found.tensors)
+    assert found.differing == 0
 
 
-def corrupted(name, change):
-    def broken(network, *arguments):
-        change(network.get_submodule(name))
-        return to_onnx(network, *arguments)
-
-    return broken
+def test_batches_add_up(residual):
+    network = compared(residual)
+    outputs = [network([images(count, seed=count)]) for count in (3, 5)]
+    assert network.result().samples == 8
+    assert network.result().compared == exactness(residual).compared
+    for count, (result, in_file) in zip((3, 5), outputs, strict=True):
+        assert torch.equal(result, residual(images(count, seed=count)))
+        assert torch.equal(result, torch.from_numpy(in_file[0]))
 
 
 def scaled(layer):
@@ -62,31 +64,61 @@ def shifted(layer):
 
 @pytest.mark.parametrize("change", [scaled, shifted])
 @pytest.mark.parametrize("name", ["conv1", "conv2"])
-def test_a_planted_error_shows_first_where_it_was_planted(residual, name, change, monkeypatch):
-    monkeypatch.setattr(layer_trace, "to_onnx", corrupted(name, change))
-    found = trace_layers(residual, images(8), "cpu")
-    first = next(d for d in found if d.max_steps > 1)
-    assert first.name.split(",")[0] == name
-    assert first.share > 0.2
+def test_a_planted_error_shows_where_it_was_planted_and_nowhere_else(residual, name, change):
+    broken = copy.deepcopy(residual)
+    change(broken.get_submodule(name))
+    found = exactness(residual, broken)
+    (wrong,) = [d for d in found.tensors if d.differing]
+    assert wrong.name.split(",")[0] == name
+    assert wrong.share > 0.2
+    assert wrong.max_steps > 1
+    assert found.differing == wrong.differing == round(wrong.share * wrong.elements)
 
 
-def test_identical_networks_differ_nowhere():
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 5))
-    with torch.no_grad():  # powers of two: no value stands near a rounding tie
-        network[0].weight.copy_(torch.tensor([1.0, 2, 4, 1]).reshape(4, 1, 1, 1).expand(4, 3, 1, 1))
-        network[0].bias.zero_()
-    prepared = calibrated(network)
-    for quantizer in prepared.network.activations.children():
-        quantizer.minimum.fill_(-1.0 if quantizer is prepared.network.activations.input_1 else 0.0)
-        quantizer.maximum.fill_(
-            254 - 127 * 2 + 255 / 256 - 1 if quantizer.minimum < 0 else 255 / 16
-        )
-    found = trace_layers(convert(prepared), images(4).clamp(-0.5, 0.5), "cpu")
-    assert [(d.share, d.max_steps) for d in found] == [(0, 0), (0, 0)]
+def test_after_a_difference_the_result_is_that_of_the_integers_alone(residual):
+    broken = copy.deepcopy(residual)
+    shifted(broken.get_submodule("conv1"))
+    result, in_file = compared(residual, broken)([images(8)])
+    assert torch.equal(result, residual(images(8)))
+    assert not torch.equal(result, torch.from_numpy(in_file[0]))
 
 
 def test_the_network_is_left_as_it_was(residual):
     before, code = copy.deepcopy(residual.state_dict()), residual.code
-    trace_layers(residual, images(4), "cpu")
+    exactness(residual, count=4)
     assert residual.code == code
     assert all(torch.equal(value, before[name]) for name, value in residual.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("function", "compared_tensors"),
+    [
+        # The file pads codes: what is padded is compared where it has been.
+        (lambda self, x: self.b(nn.functional.pad(self.a(x).relu(), (1, 1, 1, 1))), ["x", "pad"]),
+        # Its rounding joins the factor's.
+        (lambda self, x: self.b(self.a(x).relu() * 0.3), ["x", "mul"]),
+        (lambda self, x: self.b(torch.clamp(self.a(x), -0.5, 0.7)), ["x", "a, clamp"]),
+        (lambda self, x: self.b(nn.functional.hardswish(self.a(x))), ["x", "a", "mul"]),
+        (lambda self, x: self.b(nn.functional.silu(self.a(x))), ["x", "a", "sigmoid", "mul"]),
+        (lambda self, x: self.b(self.a(x).mean((2, 3), keepdim=True)), ["x", "a", "mean"]),
+        (lambda self, x: self.b(self.a(x) + self.a(x).mean((2, 3), keepdim=True)), None),
+    ],
+)
+def test_what_stands_between_a_layer_and_its_rounding(function, compared_tensors):
+    network = Network(function, a=conv(3, 6), b=conv(6, 4))
+    found = exactness(qdeploy.convert(calibrated(network)), count=32)
+    names = [d.name for d in found.tensors]
+    assert compared_tensors is None or names == [*compared_tensors, "b"]
+    assert not found.behind_float
+    assert found.differing == 0
+
+
+def test_what_float_operators_made_is_told_apart():
+    network = Network(
+        lambda self, x: self.b(nn.functional.gelu(self.a(x))), a=conv(3, 6), b=conv(6, 4)
+    )
+    found = exactness(qdeploy.convert(calibrated(network)))
+    assert [d.name for d in found.behind_float] == ["gelu"]
+    assert all(d.max_steps <= 1 and d.share < 1e-3 for d in found.behind_float)
+    assert found.differing == 0
+    assert str(found).startswith("0 of 6,656 codes differ in 3 tensors; behind float operators ")

@@ -67,3 +67,10 @@ def test_trained_means_the_integers_in_pytorch(face):
     text = face(FULL)
     assert "against the integers in PyTorch" in text
     assert not re.search(r"training network|evaluation mode", text)
+
+
+@pytest.mark.parametrize("face", [markdown, report_page])
+def test_a_network_that_was_not_checked_is_named(face):
+    told = "was not compared with the float one"
+    assert told in face(replace(FULL, checked=False))
+    assert told not in face(replace(FULL, checked=True))

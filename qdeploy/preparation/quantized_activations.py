@@ -1,0 +1,85 @@
+"""The activation quantizers of a network: one for each tensor that quantizer_placement.py names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from torch import fx
+
+from qdeploy.errors import QdeployError
+from qdeploy.layers.activation import ActivationQuantizer, GateRange
+from qdeploy.methods import ActivationSite
+from qdeploy.preparation import quantizer_placement as placement
+from qdeploy.preparation.settings import LayerSettings
+from qdeploy.preparation.trace import insert_after
+
+
+def quantize_activations(
+    network: fx.GraphModule, settings: Mapping[str, LayerSettings | None], default: LayerSettings
+) -> None:
+    """Inserts the activation quantizers: one for each tensor that quantizer_placement.py names.
+
+    What low-bit layers and other operators both read is quantized at 8 bits for all readers, and
+    requantized in front of the low-bit layers. The network's input is not: an image has 8 bits.
+    """
+
+    def is_float_layer(node: fx.Node) -> bool:
+        return node.op == "call_module" and settings.get(str(node.target), default) is None
+
+    tensors = placement.shared_tensors(network, is_float_layer)
+    sites = [ActivationSite(placement.is_nonnegative(tensor, network)) for tensor in tensors]
+    for tensor, site in zip(tensors, sites, strict=True):
+        layers = {node: s for node in tensor.readers if (s := settings.get(str(node.target)))}
+        chosen = max(layers.values(), key=lambda layer: layer.act_bits or 32, default=default)
+        if chosen.act_bits is not None:
+            quantize_tensor(tensor, site, list(layers), chosen, network)
+
+
+def quantize_tensor(
+    tensor: placement.SharedTensor,
+    site: ActivationSite,
+    layers: list[fx.Node],
+    chosen: LayerSettings,
+    network: fx.GraphModule,
+) -> None:
+    """layers: those of its readers that are quantized; chosen: the settings that they go by."""
+    assert chosen.act_bits is not None
+    method, bits = chosen.method, max(8, chosen.act_bits)
+    name = f"activations.{tensor.producers[0].name}"
+    # Other operators may read what the layers read, at no fewer than 8 bits.
+    serves_all = method.carrier is None and chosen.act_bits >= 8
+    quantizer: ActivationQuantizer
+    if any(placement.is_hard_gate(reader, network) for reader in tensor.readers):
+        quantizer = GateRange(bits)
+    elif layers and not tensor.is_input and (serves_all or len(layers) == len(tensor.readers)):
+        quantizer = layer_activation(layers, site, chosen)
+    else:
+        if layers and not tensor.is_input:
+            sources = placement.places_before(layers)
+            narrow = layer_activation(layers, site, chosen)
+            narrow.places = len(sources)
+            network.add_submodule(f"{name}_narrow", narrow)
+            for source in sources:
+                insert_after(source, f"{name}_narrow", network, layers)
+        quantizer = (
+            method.carrier(bits, chosen.options)
+            if method.carrier is not None
+            else method.activation(site, bits, chosen.options)
+        )
+    places = tensor.places
+    quantizer.places = len(places)
+    network.add_submodule(name, quantizer)
+    for place, readers in places:
+        insert_after(place, name, network, readers)
+
+
+def layer_activation(
+    layers: Iterable[fx.Node], site: ActivationSite, chosen: LayerSettings
+) -> ActivationQuantizer:
+    """The quantizer of what these layers read; an error of the method names them."""
+    assert chosen.act_bits is not None
+    try:
+        return chosen.method.activation(site, chosen.act_bits, chosen.options)
+    except QdeployError as error:
+        names = ", ".join(str(layer.target) for layer in layers)
+        raise QdeployError(f"{names}: {error}") from None

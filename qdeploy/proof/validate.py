@@ -1,0 +1,120 @@
+"""validate: the proof of a file for a network, data and loop of one's own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from pydantic import TypeAdapter
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from qdeploy.benchmark.machine import this_machine
+from qdeploy.deploy.export import finished_with_tensors, output_names, to_onnx
+from qdeploy.errors import QdeployError
+from qdeploy.onnx_file import read
+from qdeploy.preparation.convert import convert
+from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.trace import Inputs, as_inputs
+from qdeploy.proof.tensors import Array, ComparedNetwork
+from qdeploy.record import Exactness
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """One output of the file against that of the integers in PyTorch.
+
+    largest  difference of two values; 0.0 where they are equal bit for bit.
+    size     of the largest value.
+    """
+
+    name: str
+    largest: float
+    size: float
+
+    def __str__(self) -> str:
+        if self.largest == 0:
+            return f"{self.name}: equal bit for bit"
+        return f"{self.name}: differs by {self.largest:.3g} at most, of {self.size:.3g}"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What `validate` found; `print` it, or take its JSON."""
+
+    file: str
+    processor: str
+    outputs: tuple[OutputDifference, ...]
+    exactness: Exactness
+
+    def __str__(self) -> str:
+        header = f"{self.file} on {self.processor}, {self.exactness.samples:,} inputs"
+        return "\n".join([header, str(self.exactness), *map(str, self.outputs)])
+
+    def to_json(self) -> str:
+        return TypeAdapter(Validation).dump_json(self, indent=2).decode()
+
+
+def validate(
+    network: nn.Module,
+    file: str | Path,
+    batches: Iterable[Inputs],
+    provider: str = "auto",
+) -> Validation:
+    """Compares a file with the network that it was exported from: every code and every output.
+
+    network   what `prepare` or `convert` returned; runs where it is
+    file      what `export` wrote for the target "cpu", of that network and no uint8_input
+    batches   the inputs to compare on: tensors, or tuples for a forward of several
+    provider  where ONNX Runtime runs the file: "auto", "cpu", "cuda"
+
+    Errors: QdeployError for a file that the network does not export to, and for no batches.
+    """
+    device = next(network.buffers()).device
+    integers = convert(network) if isinstance(network, PreparedNetwork) else copy.deepcopy(network)
+    assert isinstance(integers, fx.GraphModule)
+    compared: ComparedNetwork | None = None
+    found: dict[str, OutputDifference] = {}
+    for batch in batches:
+        inputs = as_inputs(batch)
+        if compared is None:
+            tensors = tensors_of(Path(file), integers, inputs)
+            compared = ComparedNetwork(integers.to(device), onnx.load(file), tensors, provider)
+            names = output_names(compared.integers, [x.to(device) for x in inputs])
+        outputs, in_file = compared(inputs)
+        for name, ours, other in zip(names, pytree.tree_leaves(outputs), in_file, strict=True):
+            found[name] = difference(name, ours.cpu().numpy(), other, found.get(name))
+    if compared is None:
+        raise QdeployError("validate was given no batches; give the inputs to compare on")
+    return Validation(str(file), this_machine().cpu, tuple(found.values()), compared.result())
+
+
+def tensors_of(file: Path, integers: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, str]:
+    """Where the file holds the codes of each quantizer, found by exporting the network once more.
+
+    Errors: QdeployError if that gives another graph.
+    """
+    there = read(file).graph.SerializeToString(deterministic=True)
+    graph = to_onnx(integers, tuple(inputs))
+    for packing in (True, False):
+        again, tensors = finished_with_tensors(graph, packing, {})
+        if again.graph.SerializeToString(deterministic=True) == there:
+            return tensors
+    raise QdeployError(
+        f"{file} is not what this network exports to for the target cpu: it was trained or calibrated "
+        "since, exported for another target or with uint8_input, or by another version. Export it again"
+    )
+
+
+def difference(
+    name: str, ours: Array, other: Array, before: OutputDifference | None
+) -> OutputDifference:
+    """The largest of this batch and of those before."""
+    largest, size = float(np.abs(ours - other).max()), float(np.abs(ours).max())
+    if before is not None:
+        largest, size = max(largest, before.largest), max(size, before.size)
+    return OutputDifference(name, largest, size)

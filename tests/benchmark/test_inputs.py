@@ -1,0 +1,82 @@
+"""Files with inputs of any kind and number are timed as they declare them."""
+
+import numpy as np
+import onnx
+import pytest
+from graphs import float_network
+from onnx import TensorProto, helper
+
+from qdeploy.benchmark import benchmark_files, open_session
+from qdeploy.benchmark.inputs import random_inputs
+from qdeploy.errors import QdeployError
+
+
+def takes(**inputs):
+    """A file that gives each of its inputs back; inputs: {name: (type, shape)}."""
+    given = [helper.make_tensor_value_info(name, *what) for name, what in inputs.items()]
+    made = [
+        helper.make_tensor_value_info(f"{name}_", kind, None) for name, (kind, _) in inputs.items()
+    ]
+    nodes = [helper.make_node("Identity", [name], [f"{name}_"]) for name in inputs]
+    graph = helper.make_graph(nodes, "network", given, made)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+
+
+def given(model, *settings):
+    return random_inputs(open_session(model.SerializeToString(), "cpu").inference, *settings)
+
+
+FLOAT = TensorProto.FLOAT
+# The inputs' declared shapes, the batch, and the lengths.
+SHAPES = {
+    "images": ([("n", 3, 8, 8)], 5, [(5, 3, 8, 8)]),
+    "signal": ([("n", 100)], 5, [(5, 100)]),
+    "open size": ([("n", 3, "h", "w")], 2, [(2, 3, 32, 32)]),
+    "nameless": ([(None, 3, None)], 2, [(2, 3, 32)]),
+    "states": ([("batch", 4), (1, "batch", 8)], 3, [(3, 4), (1, 3, 8)]),
+    "sequences first": ([(5, "batch", 4), (1, "batch", 8)], 3, [(5, 3, 4), (1, 3, 8)]),
+    "table": ([("n", 4), (7, 4)], 3, [(3, 4), (7, 4)]),
+    "fixed": ([(2, 3)], 2, [(2, 3)]),
+    "number": ([("n", 4), ()], 3, [(3, 4), ()]),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(name):
+    declared, batch, expected = SHAPES[name]
+    model = takes(**{f"x{i}": (FLOAT, shape) for i, shape in enumerate(declared)})
+    assert [x.shape for x in given(model, batch, 32).values()] == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "highest"),
+    [
+        (TensorProto.UINT8, 255),
+        (TensorProto.INT64, 1),
+        (TensorProto.INT32, 1),
+        (TensorProto.BOOL, 1),
+    ],
+)
+def test_integers_are_bytes_or_numbers_that_every_table_has(kind, highest):
+    (x,) = given(takes(x=(kind, (1, 4000))), 1).values()
+    assert (x.dtype, x.min(), x.max()) == (helper.tensor_dtype_to_np_dtype(kind), 0, highest)
+
+
+def test_a_batch_that_the_file_has_not_is_refused():
+    with pytest.raises(QdeployError, match="batches of 2 alone, not of 1"):
+        given(float_network(images=(2, 3, 8, 8)), 1)
+
+
+def test_words_are_refused():
+    with pytest.raises(QdeployError, match=r"input x is tensor\(string\)"):
+        given(takes(x=(TensorProto.STRING, (1,))), 1)
+
+
+def test_a_file_of_several_inputs_and_open_sizes_is_benchmarked(tmp_path):
+    path = tmp_path / "several.onnx"
+    shapes = {"x": (FLOAT, ("n", 3, "h", "w")), "ids": (TensorProto.INT64, ("n", "l"))}
+    onnx.save(takes(**shapes), path)
+    result = benchmark_files([path], "cpu", batch_sizes=(1, 2), rounds=2, size=16)
+    assert [row.batch for row in result.latency] == [1, 2]
+    assert np.isfinite([row.p50_ms for row in result.latency]).all()
+    assert set(result.placements[0].operators) == {"Identity"}
