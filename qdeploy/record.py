@@ -323,9 +323,14 @@ class TensorDifference:
 
 @dataclass(frozen=True)
 class Exactness:
-    """Every quantized tensor of the file against that of the integers in PyTorch, over `samples` inputs."""
+    """Every quantized tensor of the file against that of the integers in PyTorch.
+
+    samples   how many inputs.
+    provider  of ONNX Runtime that ran the file.
+    """
 
     samples: int
+    provider: str
     tensors: tuple[TensorDifference, ...]
 
     @property

@@ -12,6 +12,7 @@ CPU with small networks and few rounds: whatever would break on the borrowed GPU
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -30,7 +31,7 @@ import torch
 from compare_inference import versions
 from latency import exported
 from plans import ROOT
-from torch import Tensor, nn
+from torch import Tensor, fx
 from trainers import images_of, prepared_for, step_of
 
 import qdeploy
@@ -38,13 +39,14 @@ from qdeploy.benchmark import benchmark_files, this_machine
 from qdeploy.benchmark.latency import run_in_turns
 from qdeploy.benchmark.providers import PROVIDERS, works
 from qdeploy.benchmark.runtime import open_session
-from qdeploy.deploy.export import finished, to_onnx
+from qdeploy.deploy.export import finished_with_tensors, to_onnx
 from qdeploy.files import atomic_write
 from qdeploy.layers.modes import full_float32
-from qdeploy.pipeline.export import Conditions, export_run
+from qdeploy.pipeline.export import export_run
+from qdeploy.pipeline.measure import Conditions
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.proof.tensors import expose, quantized_tensors
+from qdeploy.proof.tensors import tensors_to_compare, with_outputs
 from qdeploy.recipe import Recipe
 
 Figures = dict[str, Any]
@@ -312,32 +314,38 @@ def differing(network: str, shape: tuple[int, ...], given: str, setup: Setup) ->
     assert isinstance(prepared, PreparedNetwork)
     qdeploy.calibrate(prepared, [images], batch_norm=True)
     converted = qdeploy.convert(prepared)
-    scales = quantized_tensors(converted)
-    expose(converted, list(scales))
-    file = finished(to_onnx(converted, images, ["logits", *scales]), True, {}).SerializeToString()
-    found = {"torch on the CPU": in_torch(converted, images, "cpu")}
+    file, tensors = finished_with_tensors(to_onnx(converted, images), True, {})
+    names = tensors_to_compare(converted, tensors)
+    exposed = with_outputs(file, [tensors[name] for name in names])
+    found = {"torch on the CPU": in_torch(converted, images, "cpu", names)}
     if not setup.dry:
-        found["torch on the GPU"] = in_torch(converted, images, "cuda")
+        found["torch on the GPU"] = in_torch(converted, images, "cuda", names)
     for provider in ("cpu", "cuda"):
         if works(provider):
-            session = open_session(file, provider).inference
+            session = open_session(exposed, provider).inference
             found[f"ONNX Runtime, {provider}"] = session.run(None, {"input": images.numpy()})
-    names = list(found)
-    pairs = [(a, b) for i, a in enumerate(names) for b in names[i + 1 :]]
-    return {f"{a} / {b}": differences(found[a], found[b], list(scales.values())) for a, b in pairs}
+    pairs = itertools.combinations(found, 2)
+    return {f"{a} / {b}": differences(found[a], found[b]) for a, b in pairs}
 
 
-def in_torch(converted: nn.Module, images: Tensor, device: str) -> list[Any]:
+def in_torch(converted: fx.GraphModule, images: Tensor, device: str, names: list[str]) -> list[Any]:
+    """Logits, and the codes of the quantizers of these names."""
     network = copy.deepcopy(converted).eval().to(device)
+    run = fx.Interpreter(network, garbage_collect_values=False)
     with torch.inference_mode(), full_float32():
-        logits, *tensors = network(images.to(device))
-    return [tensor.cpu().numpy() for tensor in (logits, *tensors)]
+        logits = run.run(images.to(device))
+    values = {node.name: (node, value) for node, value in run.env.items() if node.name in names}
+    found = []
+    for name in names:
+        node, value = values[name]
+        quantizer: Any = network.get_submodule(str(node.target))
+        scale, zero = quantizer.step
+        found.append((value.cpu() / scale).round().numpy() + zero)
+    return [logits.cpu().numpy(), *found]
 
 
-def differences(a: list[Any], b: list[Any], scales: list[float]) -> Figures:
-    steps = [
-        np.abs(np.rint((x - y) / scale)) for x, y, scale in zip(a[1:], b[1:], scales, strict=True)
-    ]
+def differences(a: list[Any], b: list[Any]) -> Figures:
+    steps = [np.abs(x - y.astype(np.float32)) for x, y in zip(a[1:], b[1:], strict=True)]
     count = sum(step.size for step in steps)
     return {
         "codes": count,

@@ -24,7 +24,8 @@ import qdeploy
 from qdeploy.cli.options import reports_errors
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
-from qdeploy.pipeline.export import Conditions, export_run
+from qdeploy.pipeline.export import export_run
+from qdeploy.pipeline.measure import Conditions
 from qdeploy.pipeline.train import differing, train
 from qdeploy.recipe import Recipe
 from qdeploy.record import Record

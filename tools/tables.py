@@ -57,6 +57,34 @@ def _calibrated(row: dict[str, Any]) -> tuple[str, ...]:
     return (network, f"{row['weight_bits']} bits", *(f"{row['top1'][n]:.2%}" for n in names))
 
 
+def reduced_range(results: list[dict[str, Any]]) -> Rows:
+    """Top-1 and layers that may saturate, as tools/compare_reduce_range.py found them."""
+    head = (
+        "network",
+        "SimQAT W8A8",
+        "float",
+        "8-bit codes",
+        "may saturate",
+        "7-bit codes",
+        "may saturate",
+    )
+    return [
+        head,
+        *(
+            (
+                f"{row['network']}, {row['data']}",
+                row["way"],
+                f"{row['float']:.2%}",
+                f"{row['8 bits']:.2%}",
+                f"{row['8 bits saturate']} of {row['layers']} layers",
+                f"{row['7 bits']:.2%}",
+                f"{row['7 bits saturate']} of {row['layers']}",
+            )
+            for row in results
+        ),
+    ]
+
+
 def _short(operator: str) -> str:
     return operator.rpartition("::")[2]
 
@@ -255,6 +283,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "feeding": ("results/feeding.json", feeding),
     "processes": ("results/feeding.json", processes),
     "calibration": ("results/calibration.json", calibration),
+    "reduce-range": ("results/reduce_range.json", reduced_range),
     "statistics": ("results/statistics.json", statistics),
     "timm": ("results/timm.json", families),
     "timm-in-all": ("results/timm.json", families_in_all),

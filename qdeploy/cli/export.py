@@ -83,7 +83,8 @@ def export(
     as_json: bool,
 ) -> None:
     """Export the trained RUN as ONNX, validate it on the test set and write the report."""
-    from qdeploy.pipeline.export import Conditions, export_run, record_json
+    from qdeploy.pipeline.export import export_run, record_json
+    from qdeploy.pipeline.measure import Conditions
     from qdeploy.report.table import record_table, trace_table
 
     conditions = Conditions(data_root, device, provider, samples)

@@ -15,7 +15,7 @@ CHOICES = (0, 1, None)
 TOLERANCE = 1e-3  # of the mean size of a value: sums over other shapes are rounded otherwise
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def batch_axes(network: nn.Module, inputs: Sequence[Tensor]) -> Axes:
     """The batch axis of each input, 0 or 1; None for what all samples share, such as a table.
 

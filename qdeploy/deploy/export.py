@@ -48,7 +48,7 @@ def export(
     target: str = "cpu",
     uint8_input: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Path:
-    """Writes a network as ONNX, opset 21 and IR 10, with a dynamic batch dimension.
+    """Writes a network as ONNX, opset 21 and IR 10, with an open batch on the axes where it has one.
 
     Takes what `prepare` or `convert` returned, alone or inside another module, or a plain float
     network. packing=False leaves the codes as int8. The input is called "input", the output "logits";

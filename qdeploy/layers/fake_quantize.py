@@ -71,8 +71,8 @@ def passed(grad: Tensor, x: Tensor, below: Tensor, above: Tensor) -> Tensor:
 
 
 def on_host(x: Tensor, value: Tensor) -> bool:
-    """Whether a scalar can be read as a number without waiting for a device."""
-    return x.device.type == "cpu" and value.ndim == 0
+    """Whether a scalar can be read as a number: without waiting for a device, nor while a graph is made."""
+    return x.device.type == "cpu" and value.ndim == 0 and not torch.compiler.is_compiling()
 
 
 def straight_through(rounded: Tensor, smooth: Tensor) -> Tensor:

@@ -2,65 +2,21 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
-import onnx
-import onnxruntime
-import torch
-from torch import Tensor, fx, nn
-
-import qdeploy
-from qdeploy.benchmark import benchmark_files
-from qdeploy.benchmark.machine import this_machine
-from qdeploy.benchmark.providers import choose, works
-from qdeploy.benchmark.runtime import open_session
-from qdeploy.data import Batches, Normalisation
-from qdeploy.deploy.export import finished, finished_with_tensors, to_onnx
-from qdeploy.deploy.inspect import inspect
-from qdeploy.deploy.pixels import take_pixels
-from qdeploy.deploy.seal import stamp
-from qdeploy.deploy.target import Target, find_target
+from qdeploy.benchmark.providers import choose
 from qdeploy.deploy.triton import write_repository
 from qdeploy.errors import QdeployError
-from qdeploy.onnx_file import fits_one_file, stored_bytes, write
-from qdeploy.pipeline.assemble import example_input, settings_text
-from qdeploy.pipeline.trained_run import TrainedRun, Which, load_run
-from qdeploy.preparation.complexity import complexity
-from qdeploy.preparation.convert import convert
-from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.preparation.trace import trace
-from qdeploy.proof import outputs
-from qdeploy.proof.description import describe, information_bound
-from qdeploy.proof.gates import check_gates
-from qdeploy.proof.tensors import ComparedNetwork
-from qdeploy.recipe import ExportSection, Recipe
-from qdeploy.record import Accuracies, Dataset, Delivery, Exactness, Record, Sizes
+from qdeploy.onnx_file import write
+from qdeploy.pipeline.build import build, integers_of
+from qdeploy.pipeline.measure import Conditions, measured
+from qdeploy.pipeline.trained_run import Which, load_run
+from qdeploy.record import Record
 from qdeploy.report.write import write_report
 from qdeploy.run import RunFolder
-from qdeploy.training.device import pick_device
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Where a file is proven, and on how much.
-
-    data_root   where the data sets are, in place of what the recipe says
-    device      where PyTorch runs
-    provider    where ONNX Runtime runs
-    samples     the first so many test images validate; all by default
-    """
-
-    data_root: Path | None = None
-    device: str = "auto"
-    provider: str = "auto"
-    samples: int | None = None
 
 
 def export_run(
@@ -69,7 +25,7 @@ def export_run(
     *,
     changes: Mapping[str, object] | None = None,
     checkpoint: Which = "last",
-    conditions: Conditions = Conditions(),
+    conditions: Conditions | None = None,
     triton: Path | None = None,
 ) -> Record:
     """Exports a run, validates the file on the test set, writes the report into the run folder.
@@ -82,7 +38,7 @@ def export_run(
 
     Errors: QdeployError for a folder that is no trained run, and as the parts have them.
     """
-    run = RunFolder(path)
+    run, conditions = RunFolder(path), conditions or Conditions()
     file = output or run.model
     check_file(file, run)
     choose(conditions.provider)
@@ -98,83 +54,6 @@ def export_run(
         write_repository(file, triton, record.name, record.delivery.target)
     write_report(record, run.path)
     return record
-
-
-def measured(
-    trained: TrainedRun,
-    section: ExportSection,
-    integers: fx.GraphModule,
-    files: Files,
-    file: Path,
-    conditions: Conditions,
-) -> Record:
-    """The record of a file that is written: run on the test set, timed beside the float one, read."""
-    target = find_target(section.target)
-    provider = provider_for(target, conditions.provider)
-    runtime, classifiers = runtimes(target, file, provider, trained.pixels)
-    compared = compared_network(trained, integers, files, provider, conditions)
-    predictions = predict(trained, integers, compared, classifiers, conditions)
-    forms = ("float", "trained", "onnx", "prepared")
-    accuracy = Accuracies(*(predictions.accuracy(form) for form in forms))
-    exactness = compared.result() if compared is not None else None
-    if exactness is not None:
-        stamp(files.model, "qdeploy.proof", proof_text(exactness))
-        write(files.model, file)
-    agreement = predictions.agreement("trained", "onnx")
-    timed = benchmark_files([trained.run.float_model, file], provider)
-    contents = inspect(file)
-    layers = describe(integers, contents.layers)
-    size = sizes(trained, files, file, information_bound(integers, layers))
-    return Record(
-        name=trained.recipe.name,
-        file=timed.placements[-1].file,
-        version=qdeploy.__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=timed.machine,
-        recipe=trained.recipe.model_dump(mode="json"),
-        method=trained.recipe.quantize.method,
-        settings=settings_text(trained.network),
-        dataset=Dataset(trained.data.title, len(predictions.labels)),
-        accuracy=accuracy,
-        agreement=agreement,
-        size=size,
-        complexity=complexity(trained.network, example_input(trained.data)),
-        layers=layers,
-        latency=timed.latency,
-        placements=timed.placements,
-        gates=check_gates(section, accuracy, agreement, exactness, size.onnx),
-        training=tuple(dict(epoch.row()) for epoch in trained.history),
-        checked=trained.network.checked if isinstance(trained.network, PreparedNetwork) else None,
-        delivery=Delivery(
-            target=section.target,
-            input=files.input,
-            activations=target.coarser_steps(integers) if target.coarser_steps else None,
-            runtime=runtime,
-            agreement=predictions.agreement("onnx", "runtime") if runtime else None,
-        ),
-        exactness=exactness,
-        saturation=contents.saturation(timed.placements[-1].file),
-    )
-
-
-def proof_text(exactness: Exactness) -> str:
-    """What the file says of its own proof."""
-    found = {
-        "codes": exactness.compared,
-        "differing": exactness.differing,
-        "inputs": exactness.samples,
-    }
-    return json.dumps(found | {"processor": this_machine().cpu}, separators=(",", ":"))
-
-
-def sizes(trained: TrainedRun, files: Files, file: Path, bound: int) -> Sizes:
-    """What lies on the disk; the int8 twin is only counted, and beyond protobuf's limit not at all."""
-    return Sizes(
-        onnx=stored_bytes(file),
-        float=stored_bytes(trained.run.float_model),
-        int8=files.int8.ByteSize() if fits_one_file(files.int8) else None,
-        bound=bound,
-    )
 
 
 def record_json(record: Record, traced: bool) -> str:
@@ -194,158 +73,3 @@ def check_file(file: Path, run: RunFolder) -> None:
         raise QdeployError(
             f"cannot write {file}: {file.parent} is no folder; make it, or choose another with -o"
         )
-
-
-def integers_of(trained: TrainedRun) -> fx.GraphModule:
-    """The network as it ships; a float one is only traced."""
-    if isinstance(trained.network, PreparedNetwork):
-        return convert(trained.network)
-    return trace(trained.network, example_input(trained.data)).eval()
-
-
-@dataclass(frozen=True)
-class Files:
-    """The exported network, the same with int8 codes, and the float network.
-
-    input    how images go into the exported one, as Delivery has it
-    tensors  {quantizer of the converted network: the tensor of its codes in the exported one}
-    """
-
-    model: onnx.ModelProto
-    int8: onnx.ModelProto
-    float: onnx.ModelProto
-    input: str
-    tensors: dict[str, str]
-
-
-def build(trained: TrainedRun, integers: nn.Module) -> Files:
-    example, metadata = example_input(trained.data), metadata_of(trained)
-    target = trained.recipe.export.target
-    graph = to_onnx(integers, example, target=target)
-    reference = to_onnx(trained.float_network, example)
-    image = "float32"
-    if trained.recipe.export.input == "uint8":
-        image = take_pixels(graph, trained.data.mean, trained.data.std)
-    model, tensors = finished_with_tensors(graph, find_target(target).packs, metadata)
-    return Files(
-        model=model,
-        tensors=tensors,
-        int8=finished(graph, False, metadata),
-        float=finished(reference, False, metadata),
-        input=image,
-    )
-
-
-def metadata_of(trained: TrainedRun) -> dict[str, str]:
-    """What travels in the file: the recipe, the class names, the input's normalisation, the origin."""
-    data = trained.data
-    return {
-        "qdeploy.recipe": portable(trained.recipe).to_toml(defaults=False),
-        "qdeploy.classes": json.dumps(data.classes),
-        "qdeploy.normalisation": json.dumps({"mean": data.mean, "std": data.std}),
-        "qdeploy.origin": json.dumps(origin(trained), separators=(",", ":")),
-    }
-
-
-def origin(trained: TrainedRun) -> dict[str, str]:
-    """The versions that made the file, which fix what the recipe leaves to defaults, and its weights.
-
-    checkpoint  its name, and the first 16 digits of its SHA-256
-    """
-    digest = hashlib.sha256(trained.checkpoint.read_bytes()).hexdigest()
-    return {
-        "checkpoint": f"{trained.checkpoint.name} {digest[:16]}",
-        "qdeploy": qdeploy.__version__,
-        **{module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)},
-    }
-
-
-def portable(recipe: Recipe) -> Recipe:
-    """The recipe without the folders of this machine: the file goes to others."""
-    model, data = recipe.model, recipe.data
-    place, colon, function = model.network.rpartition(":")
-    network = f"{Path(place).name}{colon}{function}" if colon else model.network
-    weights = None if model.weights is None else Path(model.weights).name
-    return recipe.model_copy(
-        update={
-            "model": model.model_copy(update={"network": network, "weights": weights}),
-            "data": data.model_copy(update={"root": None}),
-        }
-    )
-
-
-def provider_for(target: Target, provider: str) -> str:
-    """Where the file is run: if nobody says, on the target's own provider where that works."""
-    if provider == "auto" and target.provider is not None and works(target.provider):
-        return target.provider
-    return provider
-
-
-def runtimes(
-    target: Target, file: Path, provider: str, pixels: Callable[[Tensor], Tensor] | None
-) -> tuple[str | None, dict[str, outputs.Classifier]]:
-    """The file in ONNX Runtime and, if its target has another runtime, in that too, with its name."""
-    session = open_session(file, provider, threads=os.cpu_count() or 1)
-    classifiers = {"onnx": outputs.of_runtime(session.run, pixels)}
-    if target.load is None:
-        return None, classifiers
-    name, run = target.load(file)
-    return name, {**classifiers, "runtime": outputs.of_runtime(run, pixels)}
-
-
-def compared_network(
-    trained: TrainedRun,
-    integers: fx.GraphModule,
-    files: Files,
-    provider: str,
-    conditions: Conditions,
-) -> ComparedNetwork | None:
-    """The integers beside their file, where ONNX Runtime computes it as they do; else None."""
-    if not files.tensors or not find_target(trained.recipe.export.target).is_onnx_runtime:
-        return None
-    # A copy: what goes to the device stays there.
-    network = copy.deepcopy(integers).to(pick_device(conditions.device))
-    return ComparedNetwork(network, files.model, files.tensors, provider)
-
-
-def predict(
-    trained: TrainedRun,
-    integers: nn.Module,
-    compared: ComparedNetwork | None,
-    classifiers: dict[str, outputs.Classifier],
-    conditions: Conditions,
-) -> outputs.Predictions:
-    """Every form of the network on the test set: of the float one only if it is trained."""
-    torch_device = pick_device(conditions.device)
-    if compared is not None:
-        networks = {"trained": outputs.of_compared(compared, trained.pixels)}
-    else:
-        networks = {"trained": outputs.of_network(copy.deepcopy(integers), torch_device)}
-    if isinstance(trained.network, PreparedNetwork):
-        networks["prepared"] = outputs.of_network(copy.deepcopy(trained.network), torch_device)
-    if trained.float_is_trained:
-        networks["float"] = outputs.of_network(trained.float_network, torch_device)
-    images = first(trained.data.test, conditions.samples)
-    return outputs.predict(networks | classifiers, whole_pixels(images, trained))
-
-
-def whole_pixels(
-    batches: Iterable[tuple[Tensor, Tensor]], trained: TrainedRun
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches; where the file takes uint8, rounded to whole pixels if resizing left none."""
-    if trained.pixels is None:
-        yield from batches
-        return
-    normalise = Normalisation(trained.data.mean, trained.data.std, "cpu")
-    for images, labels in batches:
-        yield normalise(normalise.pixels(images.cpu())), labels
-
-
-def first(batches: Batches, samples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `samples` images, or all, in their batches."""
-    left = batches.samples if samples is None else samples
-    for images, labels in batches.epoch(0):
-        if left <= 0:
-            return
-        yield images[:left], labels[:left]
-        left -= len(labels)

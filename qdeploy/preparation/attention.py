@@ -64,7 +64,8 @@ class OpenAttention(nn.Module):
             weights = torch.softmax(torch.matmul(q, k.transpose(-2, -1)) * self.scale, -1)
             x = torch.matmul(self.dropout(weights), v)
         else:
-            x = F.scaled_dot_product_attention(q, k, v, mask)
+            dropout = self.dropout.p if self.training else 0.0
+            x = F.scaled_dot_product_attention(q, k, v, mask, dropout)
         x = self.out_proj(x.transpose(1, 2).flatten(2))
         if weights is not None and average_attn_weights:
             weights = weights.mean(1)

@@ -90,9 +90,13 @@ class Affine:
             row = operator_of(user, self.network)
             if row is PERMUTE:
                 axis = permutation(user).index(axis)
-            elif not row.silent and not self.take_in(user, node, axis):
+            elif not self.is_identity(user) and not self.take_in(user, node, axis):
                 break
             node = user
+
+    def is_identity(self, node: fx.Node) -> bool:
+        """Whether it does nothing; a dropout does, in training."""
+        return isinstance(called_module(node, self.network), nn.Identity)
 
     def take_in(self, node: fx.Node, source: fx.Node, axis: int) -> bool:
         """Whether the node adds a constant to `source`, multiplies by it, or the like."""

@@ -69,8 +69,8 @@ def problem_of(pair: Pair, wanted: Parts, batch: Batch, training: bool) -> str |
     errors = departures(wanted, found)
     if not errors or is_rounding(pair, batch, training):
         return None
-    path, error = next(iter(errors.items()))
-    return f"output{path} differs by {error:.2g} of its largest value"
+    path, largest = next(iter(errors.items()))
+    return f"output{path} differs by {largest:.2g} of its largest value"
 
 
 def listed(kinds: set[str]) -> str:

@@ -6,7 +6,8 @@ from torch import fx
 
 from qdeploy.layers.activation import ActivationQuantizer, DeferredReLU
 from qdeploy.preparation.quantizer_placement import is_mover
-from qdeploy.preparation.trace import float_inputs, module_calls
+from qdeploy.preparation.trace import called_module, float_inputs, is_tuple, module_calls
+from qdeploy.preparation.tracer import TrainingOnly
 from qdeploy.preparation.vocabulary import GETITEM, bounds_of, is_relu, operator_of
 
 
@@ -28,12 +29,16 @@ def _can_pass(clip: fx.Node, mover: fx.Node, network: fx.GraphModule) -> bool:
     """True for an operator that moves one tensor, which nothing but the clip reads."""
     if len(mover.users) != 1 or not is_mover(mover, network):
         return False
+    if isinstance(called_module(mover, network), TrainingOnly):
+        return False  # it may do anything there
     row = operator_of(mover, network)
     # Other bounds may not leave zeros as they are, and are not those of scaled values.
     if row is GETITEM or (row.inserts_zeros and not is_relu(clip, network)):
         return False
     sources = float_inputs(mover)
-    return sources == mover.all_input_nodes[:1] and len(sources[0].users) == 1
+    if sources != mover.all_input_nodes[:1] or is_tuple(sources[0]):
+        return False
+    return len(sources[0].users) == 1
 
 
 def defer_relus(network: fx.GraphModule) -> None:

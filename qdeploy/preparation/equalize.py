@@ -3,7 +3,7 @@
 Nagel et al., ICCV 2019, arXiv 1906.04721, section 4.1. Where nothing but positively homogeneous
 operators, f(x / s) = f(x) / s for s > 0, stand between what gives a tensor and the layer that
 reads it, channel i may be divided by s_i in the one and multiplied in the other: the network
-computes the same.
+computes the same. A ReLU6 is not such an operator: the paper drops it, which changes the function.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -24,14 +25,12 @@ from qdeploy.preparation.trace import called_module, is_tuple, module_calls, onl
 from qdeploy.preparation.vocabulary import (
     FLATTEN,
     RESHAPE,
-    bounds_of,
     is_homogeneous,
     operator_of,
 )
 
 ROUNDS = 20
 SETTLED = 1e-3  # of a factor: what another round would not change
-UNCLIPPED = 3.0  # a reach of which the tails are below 6
 LEAST = 1e-4  # of the largest channel: smaller ones count as so large
 
 
@@ -46,14 +45,10 @@ def equalize(network: fx.GraphModule) -> None:
 
 @dataclass(frozen=True)
 class Pair:
-    """A layer or BatchNorm, and the layer that alone reads what it gives.
-
-    clipped   whether a ReLU6 stands between them
-    """
+    """A layer or BatchNorm, and the layer that alone reads what it gives."""
 
     giver: Any
     reader: Any
-    clipped: bool
 
     def equalize(self) -> float:
         """Divides the giver and multiplies the reader; the largest factor's distance from 1."""
@@ -67,18 +62,12 @@ class Pair:
     def factors(self) -> Tensor:
         """s [C] = sqrt(reach / weight): afterwards a channel and the weights that read it are of
         one size.
-
-        Under a ReLU6 a channel that may reach it keeps its size, and none comes that near to it.
         """
         reach = output_reach(self.giver)
         weight = grouped(self.reader, len(reach)).abs().amax((1, 3)).flatten()
         if not reach.any() or not weight.any():
             return torch.ones_like(reach)
-        factors = (at_least(reach) / at_least(weight)).sqrt()
-        if self.clipped:
-            bounded = factors.maximum(at_least(reach) / UNCLIPPED)
-            factors = torch.where(reach < UNCLIPPED, bounded, 1.0)
-        return factors
+        return (at_least(reach) / at_least(weight)).sqrt()
 
 
 def output_reach(giver: Any) -> Tensor:
@@ -130,9 +119,9 @@ def pairs(network: fx.GraphModule) -> Iterator[Pair]:
         giver = called_module(node, network)
         if node not in alone or not gives_channels(node, giver):
             continue
-        reader, clipped = reader_of(node, network)
-        if reader in alone and not (clipped and not isinstance(giver, BATCH_NORMS)):
-            yield Pair(giver, called_module(reader, network), clipped)
+        reader = reader_of(node, network)
+        if reader in alone:
+            yield Pair(giver, called_module(reader, network))
 
 
 def gives_channels(node: fx.Node, module: nn.Module | None) -> bool:
@@ -153,8 +142,10 @@ def has_channel_weights(module: nn.Module | None, tensor: fx.Node) -> bool:
 
 
 def called_alone(network: fx.GraphModule) -> set[fx.Node]:
-    """Calls of modules that are called once and whose parameters are their own."""
+    """Calls of modules that are called once and whose parameters are theirs alone."""
     owners = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
+    reads = [node for node in network.graph.nodes if node.op == "get_attr"]
+    owners.update(id(attrgetter(str(read.target))(network)) for read in reads)
     return {
         calls[0]
         for name, calls in module_calls(network).items()
@@ -163,19 +154,15 @@ def called_alone(network: fx.GraphModule) -> set[fx.Node]:
     }
 
 
-def reader_of(node: fx.Node, network: fx.GraphModule) -> tuple[fx.Node | None, bool]:
-    """The layer that alone reads `node` through homogeneous operators; whether a ReLU6 clips it."""
-    clipped = False
+def reader_of(node: fx.Node, network: fx.GraphModule) -> fx.Node | None:
+    """The layer that alone reads `node`, through homogeneous operators."""
     while user := only_reader(node):
         if has_channel_weights(called_module(user, network), node):
-            return user, clipped
-        is_relu6 = bounds_of(user, network) == (0, 6)
-        passes = is_relu6 or is_homogeneous(user, network)
-        if not passes or not keeps_channels(user, node, network):
-            break
-        clipped |= is_relu6
+            return user
+        if not is_homogeneous(user, network) or not keeps_channels(user, node, network):
+            return None
         node = user
-    return None, clipped
+    return None
 
 
 def keeps_channels(user: fx.Node, node: fx.Node, network: fx.GraphModule) -> bool:

@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from qdeploy.errors import QdeployError
@@ -57,8 +58,7 @@ def without_writes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     is known that gives the same.
     """
     memory = Memory(network)
-    with evaluation_mode(network):
-        memory.run(*map(torch.clone, inputs))
+    memory.fill(inputs)
     for node in list(network.graph.nodes):
         target = memory.target(node)
         if target is None:
@@ -89,6 +89,13 @@ class Memory(Interpreter):
         super().__init__(network, garbage_collect_values=False)
         self.network = network
         self.written: dict[fx.Node, fx.Node] = {}
+
+    def fill(self, inputs: Sequence[Tensor]) -> None:
+        """Runs it in the mode that it was traced in: in training alone a dropout makes a new tensor."""
+        norms = nn.ModuleList(m for m in self.network.modules() if isinstance(m, _BatchNorm))
+        devices = {x.device for x in inputs if x.is_cuda}
+        with evaluation_mode(norms), torch.random.fork_rng(devices):
+            self.run(*map(torch.clone, inputs))
 
     @torch.no_grad()
     def run_node(self, n: fx.Node) -> Any:

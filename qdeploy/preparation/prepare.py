@@ -26,6 +26,7 @@ from qdeploy.preparation.read_weights import read_from_quantizers
 from qdeploy.preparation.reduce_range import reduce_range as reduced
 from qdeploy.preparation.settings import (
     FLOAT,
+    LayerSettings,
     Override,
     check_names,
     layer_settings,
@@ -39,6 +40,8 @@ from qdeploy.preparation.trace import (
     trace_both_modes,
 )
 from qdeploy.preparation.vocabulary import operator_of
+
+Settings = dict[str, LayerSettings | None]  # by the name of a product; None stays float
 
 
 def prepare(
@@ -77,14 +80,7 @@ def prepare(
     cannot trace or that do not take the example input, for networks without such layers, and where
     the check finds that the prepared network computes something else.
     """
-    if not isinstance(model, nn.Module):
-        given = getattr(model, "__name__", type(model).__name__)
-        raise QdeployError(
-            f"prepare takes a network, not {given}; a function or class that makes one is called first: "
-            f"prepare({given}(), ...)"
-        )
-    if isinstance(model, PreparedNetwork):
-        raise QdeployError("this network is prepared already; give prepare the float network")
+    check_network(model)
     check_names(method, options, inspect.signature(prepare).parameters)
     model = folded_copy(model)
     bits = None if act_bits == FLOAT else act_bits
@@ -99,20 +95,23 @@ def prepare(
     if equalize:
         equalize_channels(network)
     as_in_training(network, model)
-    sites = quantize_weights(network, settings, default)
-    read_from_quantizers(network)
-    everything = settings | dict.fromkeys(other_products(network))
-    quantize_activations(network, everything, default)
-    if reduce_range:
-        everything = reduced(network, everything, sites)
-    deferred_relus.defer_relus(network)
-    network.graph.lint()
-    network.recompile()
-    prepared = PreparedNetwork(network, everything).train(model.training)
+    settings = quantized(network, settings, default, reduce_range)
+    prepared = PreparedNetwork(network, settings).train(model.training)
     if check:
         check_prepared(model, prepared, as_inputs(example_input))
     prepared.checked = check
     return prepared
+
+
+def check_network(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        given = getattr(model, "__name__", type(model).__name__)
+        raise QdeployError(
+            f"prepare takes a network, not {given}; a function or class that makes one is called first: "
+            f"prepare({given}(), ...)"
+        )
+    if isinstance(model, PreparedNetwork):
+        raise QdeployError("this network is prepared already; give prepare the float network")
 
 
 def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
@@ -134,10 +133,26 @@ def as_in_training(network: fx.GraphModule, model: nn.Module) -> None:
 
     A graph has no train() of the user's, which may leave a BatchNorm in evaluation.
     """
-    modules = copy.deepcopy(model).train().named_modules()
-    modes = {name: module.training for name, module in modules}
-    for name, module in network.named_modules():
-        module.training = modes.get(name, True)
+    modules = dict(network.train().named_modules())
+    for name, module in copy.deepcopy(model).train().named_modules():
+        if name in modules and not module.training:
+            modules[name].training = False
+
+
+def quantized(
+    network: fx.GraphModule, settings: Settings, default: LayerSettings, reduce_range: bool
+) -> Settings:
+    """Quantizes weights and activations, in place; the settings as they are then, of all products."""
+    sites = quantize_weights(network, settings, default)
+    read_from_quantizers(network)
+    settings = settings | dict.fromkeys(other_products(network))
+    quantize_activations(network, settings, default)
+    if reduce_range:
+        settings = reduced(network, settings, sites)
+    deferred_relus.defer_relus(network)
+    network.graph.lint()
+    network.recompile()
+    return settings
 
 
 def weight_layers(network: fx.GraphModule) -> dict[str, nn.Module]:

@@ -45,7 +45,7 @@ def quantize_weights(
         for name in names:
             sites[name] = site
             layer, norm = network.get_submodule(name), norms[name]
-            joined = None if norm is None else network.get_submodule(norm)
+            joined: Any = None if norm is None else network.get_submodule(norm)
             made = quantized_layer(layer, joined, quantized[name], quantizer)
             network.set_submodule(name, made)
     redirect_reads(network, norms)

@@ -2,7 +2,8 @@
 
 An 8-bit step is a 255th of the largest value. A denominator or a variance below it would become 0,
 and what it divides infinite. Such values stay in float, and so does what makes them small: the
-terms of a sum, the squares of a mean, the tensor of a norm.
+terms of a sum, the squares of a mean, the tensor of a norm. So does an inverse, which is small beside
+its largest value where it meets large ones.
 """
 
 from __future__ import annotations
@@ -42,14 +43,21 @@ def small_values(network: fx.GraphModule) -> set[fx.Node]:
     """The nodes of a traced network whose values must not be rounded to 0."""
     found: set[fx.Node] = set()
     for node in reversed(network.graph.nodes):
-        readers = list(node.users)
-        if any(
+        if is_inverse(node, network) or any(
             is_singular(reader, node, network)
             or (reader in found and is_small_of_small(reader, node, network))
-            for reader in readers
+            for reader in node.users
         ):
             found.add(node)
     return found
+
+
+def is_inverse(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether it gives the inverse of a value, or of a power of it."""
+    row = operator_of(node, network)
+    if row is DIVIDE:
+        return any(isinstance(numerator, int | float) for numerator in node.args[:1])
+    return row in (RECIPROCAL, RECIPROCAL_ROOT) or (row is POWER and exponent_of(node, network) < 0)
 
 
 def is_singular(reader: fx.Node, node: fx.Node, network: fx.GraphModule) -> bool:
@@ -57,10 +65,13 @@ def is_singular(reader: fx.Node, node: fx.Node, network: fx.GraphModule) -> bool
     row = operator_of(reader, network)
     if row is DIVIDE:
         return reader.args[1:2] == (node,)
-    if row is POWER:
-        exponent = argument(reader, network, Argument("exponent", 1))
-        return isinstance(exponent, int | float) and exponent < 1
-    return row in SINGULAR
+    return row in SINGULAR or (row is POWER and exponent_of(reader, network) < 1)
+
+
+def exponent_of(node: fx.Node, network: fx.GraphModule) -> float:
+    """1 for one that is no number."""
+    exponent = argument(node, network, Argument("exponent", 1))
+    return exponent if isinstance(exponent, int | float) else 1.0
 
 
 def is_small_of_small(reader: fx.Node, node: fx.Node, network: fx.GraphModule) -> bool:
@@ -76,5 +87,5 @@ def is_small_of_small(reader: fx.Node, node: fx.Node, network: fx.GraphModule) -
 
 
 def is_little(value: object) -> bool:
-    """Whether it is an epsilon."""
-    return isinstance(value, float) and abs(value) < 0.01
+    """Whether it is an epsilon: how large the other term becomes is not known here."""
+    return isinstance(value, float) and abs(value) < 1

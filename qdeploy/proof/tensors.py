@@ -80,6 +80,7 @@ class ComparedNetwork:
         from_kernels = comes_from_kernels(self.integers)
         return Exactness(
             samples=self.samples,
+            provider=self.session.providers[0],
             tensors=tuple(
                 TensorDifference(
                     name=label(name, self.integers),

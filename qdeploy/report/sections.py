@@ -11,6 +11,7 @@ from typing import Any
 from qdeploy.record import Complexity, Kernel, LayerWork, Record, ShippedLayer
 from qdeploy.report.charts import bars, histogram
 from qdeploy.report.curves import run_curves
+from qdeploy.report.links import links
 from qdeploy.report.processors import processors
 from qdeploy.report.section import Chart, Section
 from qdeploy.report.words import (
@@ -66,7 +67,7 @@ def accuracy(record: Record) -> Section:
     return Section(
         "Accuracy",
         f"On the {record.dataset.test_samples:,} test images of {record.dataset.title}. Prepared is the "
-        "training network in evaluation, trained the integers that it ends in.",
+        "network that trained, with biases in float; trained is its integers in PyTorch.",
         ("Network", "Top-1", "Top-5"),
         tuple((name, percent(top1[name]), percent(top5[name])) for name in networks),
         charts=lambda: _bars(top1, percent, "ONNX"),
@@ -123,21 +124,23 @@ def agreement(record: Record) -> Section:
     )
 
 
-PROVEN = (
-    "Each tensor is compared for itself, with the integers in PyTorch that training tested. What "
-    "integer kernels made is proven where none differs; what float operators made is close."
-)
+@section
+def proof(record: Record) -> Section:
+    return Section(
+        "Proof",
+        "From the float network to the file, link by link.",
+        ("Link", "Compared", "Found"),
+        tuple(links(record)),
+        words=True,
+    )
 
 
 @section
 def exactness(record: Record) -> Section:
     found = record.exactness
-    tensors = () if found is None else found.tensors
     return Section(
         "Exactness",
-        ""
-        if found is None
-        else f"{found}, of {found.samples:,} images on {record.machine.cpu}. {PROVEN}",
+        "Each tensor of codes in the file against that of the integers in PyTorch, for itself.",
         ("Tensor", "Made by", "Codes", "Differ", "By at most"),
         tuple(
             (
@@ -147,10 +150,10 @@ def exactness(record: Record) -> Section:
                 f"{tensor.differing:,}",
                 plural(tensor.max_steps, "step"),
             )
-            for tensor in tensors
+            for tensor in (found.tensors if found is not None else ())
         ),
         folds="tensors",
-        shown=bool(tensors),
+        shown=found is not None,
     )
 
 

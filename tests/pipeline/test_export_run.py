@@ -13,7 +13,9 @@ import torch
 from command_line import RECIPE, content, digits, fails, logits, metrics, succeeds
 
 from qdeploy.errors import QdeployError
-from qdeploy.pipeline.export import Conditions, build, export_run, integers_of
+from qdeploy.pipeline.build import build, integers_of
+from qdeploy.pipeline.export import export_run
+from qdeploy.pipeline.measure import Conditions
 from qdeploy.pipeline.trained_run import load_run
 from qdeploy.recipe import Recipe
 from qdeploy.run import RunFolder

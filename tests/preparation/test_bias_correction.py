@@ -138,7 +138,7 @@ def test_a_norm_that_two_layers_share_is_corrected_once():
         calibrated(awkward_norms(network).eval(), [batch()], correct_bias=True)
         for network in (shared, alone)
     )
-    ours, theirs = (prepared.network.get_submodule(n).norm for prepared, n in ((found, "a"), (expected, "0")))  # fmt: skip
+    ours, theirs = found.network.a.norm, expected.network.get_submodule("0").norm
     torch.testing.assert_close(ours.weight, theirs.weight)
     torch.testing.assert_close(ours.bias, theirs.bias)
 

@@ -288,3 +288,30 @@ def test_the_gate_of_a_hardswish_is_a_clamp_of_the_codes_it_reads(low, high):
     values = (codes - zero) * scale
     gate = (codes.clamp(zero - steps, zero + steps) - (zero - steps)) * scale / 6
     torch.testing.assert_close(gate, F.hardsigmoid(values), atol=1e-5, rtol=0)
+
+
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x) if self.training else x
+
+
+# prepare's own check compares them in training.
+NOT_IN_TRAINING = {
+    "a shift behind a dropout": lambda self, x: self.dropout(self.conv(x)) + 0.5,
+    "a shift behind noise": lambda self, x: self.noise(self.conv(x)) * 2 + self.alpha,
+    "a ReLU behind noise": lambda self, x: F.relu(self.noise(self.conv(x))),
+    "a ReLU of parts": lambda self, x: F.relu(torch.cat(self.conv(x).chunk(2, 1)[::-1], 1)),
+    "written in evaluation alone": lambda self, x: (y := self.conv(x), self.dropout(y).mul_(2), y)[
+        2
+    ],
+}
+
+
+@pytest.mark.parametrize("name", NOT_IN_TRAINING)
+def test_what_evaluation_passes_by_stays_where_it_is_in_training(name):
+    network = Network(
+        lambda self, x: self.last(NOT_IN_TRAINING[name](self, x)),
+        conv=conv(), dropout=nn.Dropout(0.5), noise=Noise(), last=conv(6),
+        alpha=nn.Parameter(torch.tensor(0.3)),
+    )  # fmt: skip
+    qdeploy.prepare(network, images(2), "simqat")

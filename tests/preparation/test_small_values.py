@@ -19,6 +19,7 @@ SMALL = {
     "normalised by hand": lambda self, y: (
         (d := y - y.mean(1, keepdim=True)) * ((d * d).mean(1, keepdim=True) + 1e-6).rsqrt()
     ),
+    "an inverse": lambda self, y: y * (16 * y).square().sum(1, keepdim=True).add(0.1).rsqrt(),
     "a gate": lambda self, y: y / (torch.sigmoid(16 * self.other(y)) + 1e-4),
     "a root": lambda self, y: (self.other(y).abs() + 1e-6) ** 0.5,
     "a gradient's magnitude": lambda self, y: torch.sqrt(

@@ -6,13 +6,14 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import Network, awkward_norms, conv, images
+from networks import NETWORKS, Network, awkward_norms, build, conv, images
 from torch import nn
 
 import qdeploy
 from qdeploy import methods
 from qdeploy.errors import QdeployError
 from qdeploy.layers.transparent import transparent
+from qdeploy.preparation.same_numbers import same_numbers
 
 FEWEST = [
     (
@@ -41,6 +42,40 @@ def train(prepared, x=None):
         optimizer.zero_grad()
         prepared(images(3) if x is None else x).square().mean().backward()
         optimizer.step()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_transparent_every_parameter_learns_what_it_learned(name):
+    network = build(name).train()
+    prepared = prepared_of(network)
+    outputs = []
+    for given in (prepared, network):
+        with transparent(prepared), same_numbers([torch.device("cpu")]):
+            outputs.append(given(images(3)))
+    weights = torch.randn(outputs[0].shape)
+    for output in outputs:
+        (output * weights).sum().backward()
+    ours = [sorted_with_gradient(p) for p in prepared.parameters() if p.grad is not None]
+    for label, theirs in network.named_parameters():
+        if theirs.grad is None or theirs.grad.abs().max() < 1e-4:  # a bias that a norm takes away
+            continue
+        values, wanted = sorted_with_gradient(theirs)
+        found = [grad for latent, grad in ours if torch.equal(latent, values)]
+        assert any(F.cosine_similarity(grad, wanted, 0) > 0.99 for grad in found), label
+
+
+def sorted_with_gradient(parameter):
+    """Values in ascending order, each with its gradient: a transposed layer's axes change places."""
+    values, order = parameter.detach().flatten().sort()
+    return values, parameter.grad.flatten()[order]
+
+
+@pytest.mark.parametrize("fold", ["one-conv", "two-conv"])
+def test_a_layer_scale_folds_as_the_constants_that_it_is(fold):
+    """It has no statistics of a batch, and its channels may be the last axis."""
+    network = Network(lambda self, x: self.fc(x) * self.scale, fc=nn.Linear(8, 6))
+    network.scale = nn.Parameter(torch.linspace(-1, 1, 6))
+    prepared_of(network, fold=fold)
 
 
 def frozen(module):
@@ -234,3 +269,27 @@ def test_a_search_that_was_never_told_of_its_progress_is_named():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         qdeploy.convert(prepared)
+
+
+class Decoder(nn.Module):
+    """Attention with a mask, and dropout in it."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.3, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(5))
+
+    def forward(self, x):
+        return self.layers(x, self.mask)
+
+
+def test_attention_with_a_mask_drops_out_as_well():
+    """The check of prepare draws the same numbers for both networks."""
+    x = torch.randn(2, 5, 8)
+    prepared = prepared_of(Decoder(), x=x)
+    dropouts = [m for m in prepared.modules() if isinstance(m, nn.Dropout)]
+    for dropout in dropouts:
+        dropout.eval()
+    with transparent(prepared):
+        assert not torch.equal(prepared(x), prepared(x))

@@ -1,14 +1,24 @@
 """Accuracy, agreement and gates, against numbers counted by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from qdeploy.proof.gates import check_gates, top1_drop
+from qdeploy.proof.gates import check_gates, top1_drop, with_promises
 from qdeploy.proof.outputs import Predictions, of_network, predict
 from qdeploy.recipe import ExportSection
-from qdeploy.record import Accuracies, Accuracy, Agreement
+from qdeploy.record import (
+    Accuracies,
+    Accuracy,
+    Agreement,
+    Exactness,
+    Machine,
+    Saturation,
+    TensorDifference,
+)
 
 LABELS = np.array([0, 1, 2, 3])
 
@@ -63,6 +73,15 @@ def test_a_network_is_run_in_evaluation_mode():
 AGREEMENT = Agreement(0.999, 0.1, 0.01, 1000)
 
 
+def exactness(provider="CPUExecutionProvider"):
+    """Three codes of integer kernels differ, and five behind float operators."""
+    tensors = (
+        TensorDifference("conv", 1000, 0.003, 1, 3, True),
+        TensorDifference("gelu", 1000, 0.005, 2, 5, False),
+    )
+    return Exactness(100, provider, tensors)
+
+
 def accuracies(float_top1, trained, onnx):
     made = (None if top1 is None else Accuracy(top1, None) for top1 in (float_top1, trained, onnx))
     return Accuracies(*made)
@@ -88,16 +107,41 @@ def test_the_drop_is_from_the_float_network_or_else_the_trained_one(three, drop)
         ({"min_agreement": 0.9995}, [False]),
         ({"max_size": 5000}, [True]),
         ({"max_size": 4999}, [False]),
+        ({"max_differing": 3}, [True]),
+        ({"max_differing": 2}, [False]),
         ({"max_drop": 2.0, "min_agreement": 1.0, "max_size": 9000}, [True, False, True]),
     ],
 )
 def test_gates(limits, passed):
-    found = check_gates(ExportSection(**limits), accuracies(0.99, 0.99, 0.98), AGREEMENT, 5000)
+    trio = accuracies(0.99, 0.99, 0.98)
+    found = check_gates(ExportSection(**limits), trio, AGREEMENT, exactness(), 5000)
     assert [gate.passed for gate in found] == passed
     assert [gate.name for gate in found] == list(limits)
 
 
 def test_what_was_not_measured_does_not_pass():
-    limits = ExportSection(max_drop=50, min_agreement=0.1)
-    found = check_gates(limits, accuracies(None, None, None), None, 1)
-    assert [(gate.value, gate.passed) for gate in found] == [(None, False), (None, False)]
+    limits = ExportSection(max_drop=50, min_agreement=0.1, max_differing=9)
+    found = check_gates(limits, accuracies(None, None, None), None, None, 1)
+    assert [(gate.value, gate.passed) for gate in found] == [(None, False)] * 3
+
+
+MACHINE = Machine("a processor", 2, None, "Linux", "3.11", "1.31", ("AVX2",), saturates=True)
+
+
+@pytest.mark.parametrize(
+    ("provider", "machine", "layers", "limit"),
+    [
+        ("CPUExecutionProvider", MACHINE, (), 0),
+        ("CPUExecutionProvider", MACHINE, ("fc",), None),
+        ("CPUExecutionProvider", replace(MACHINE, saturates=False), ("fc",), 0),
+        ("CPUExecutionProvider", replace(MACHINE, instructions=("NEON",)), (), None),
+        ("CUDAExecutionProvider", MACHINE, (), None),
+    ],
+)
+def test_no_code_may_differ_where_the_kernels_are_known(provider, machine, layers, limit):
+    saturation = Saturation("model.onnx", layers, 9)
+    found = with_promises(ExportSection(), exactness(provider), machine, saturation)
+    assert found.max_differing == limit
+    assert with_promises(ExportSection(), None, machine, saturation).max_differing is None
+    own = with_promises(ExportSection(max_differing=7), exactness(provider), machine, saturation)
+    assert own.max_differing == 7

@@ -12,6 +12,7 @@ from qdeploy.record import (
     Complexity,
     Coverage,
     Dataset,
+    Exactness,
     Gate,
     Kernel,
     Latency,
@@ -22,6 +23,7 @@ from qdeploy.record import (
     Record,
     ShippedLayer,
     Sizes,
+    TensorDifference,
 )
 
 SHAPES = {
@@ -134,7 +136,10 @@ FULL = Record(
     settings="conv1  slb, 1 bit (-1, 1), per channel\nconv2  slb, 1 bit (-1, 1), per channel",
     dataset=Dataset("scikit-learn's digits", 360),
     accuracy=Accuracies(
-        float=Accuracy(0.9861, 1.0), trained=Accuracy(0.9833, 0.9972), onnx=Accuracy(0.9831, 0.9971)
+        float=Accuracy(0.9861, 1.0),
+        trained=Accuracy(0.9833, 0.9972),
+        onnx=Accuracy(0.9831, 0.9971),
+        prepared=Accuracy(0.9834, 0.9972),
     ),
     agreement=Agreement(359 / 360, 0.01234, 0.00131, 360),
     size=Sizes(onnx=16_480, float=467_800, int8=123_456, bound=14_700),
@@ -163,6 +168,14 @@ FULL = Record(
     ),
     gates=(Gate("max-drop", 0.5, 0.3, True), Gate("max-size", 16_000, 16_480, False)),
     training=epochs(20),
+    exactness=Exactness(
+        360,
+        CPU,
+        (
+            TensorDifference("conv1, relu", 1_693_440, 0.0, 0, 0, True),
+            TensorDifference("gelu", 43_200, 2 / 43_200, 1, 2, False),
+        ),
+    ),
 )
 
 BARE = replace(
@@ -176,6 +189,7 @@ BARE = replace(
     placements=(),
     gates=(),
     training=(),
+    exactness=None,
 )
 
 DEEP = replace(
