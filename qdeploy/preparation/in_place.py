@@ -74,7 +74,17 @@ def without_writes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
             return
         for value in stale:
             value.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: node < user)
+    views_as_reshapes(network.graph)
     network.recompile()
+
+
+def views_as_reshapes(graph: fx.Graph) -> None:
+    """A view asks for a layout in memory; where nothing writes, a reshape gives the same of any."""
+    for node in graph.find_nodes(op="call_method", target="view"):
+        if not any(isinstance(argument, torch.dtype) for argument in node.args):
+            node.target = "reshape"
+    for node in graph.find_nodes(op="call_method", target="view_as"):
+        node.target = "reshape_as"
 
 
 def read_behind(value: fx.Node, node: fx.Node) -> bool:
