@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import operator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,17 +111,20 @@ class OpenEncoder(nn.Module):
 
 def with_open_attention(model: nn.Module) -> nn.Module:
     """A copy whose attention and encoders are written out; the model where it has none."""
-    found = [name for name, module in model.named_modules() if can_open(module)]
+    modules = model.named_modules(remove_duplicate=False)
+    found = [name for name, module in modules if can_open(module)]
     if not found:
         return model
     model = copy.deepcopy(model)
+    written: dict[nn.Module, nn.Module] = {}  # one for all the names that a module has
     for name in reversed(found):  # what an encoder holds comes before it
-        whole = model.get_submodule(name)
-        encoder = isinstance(whole, nn.TransformerEncoder)
-        written = (OpenEncoder if encoder else OpenAttention)(whole).train(whole.training)  # type: ignore[arg-type]
+        whole: Any = model.get_submodule(name)
+        if whole not in written and can_open(whole):
+            kind = OpenEncoder if isinstance(whole, nn.TransformerEncoder) else OpenAttention
+            written[whole] = kind(whole).train(whole.training)
         if not name:
-            return written
-        model.set_submodule(name, written)
+            return written[whole]
+        model.set_submodule(name, written.get(whole, whole))
     return model
 
 

@@ -170,13 +170,17 @@ def test_a_one_sided_range_is_widened_to_zero(low_value, high_value, scale, zero
     assert got[1].item() == zero
 
 
-def test_an_empty_range_has_a_positive_scale_and_gives_zeros():
-    for low, high in ((0, 255), (-8, 7)):
+def test_an_empty_range_has_a_positive_scale_and_gives_zeros_with_a_gradient():
+    """0 is its middle code: at the end of a range the gradient would be that of a ReLU, which is 0."""
+    for low, high, middle in ((0, 255, 128), (-8, 7, 0)):
         scale, zero = affine_range(scalar(0), scalar(0), low, high)
         assert scale > 0
-        assert zero == low
-        rounded = fake_quantize(torch.zeros(4, requires_grad=True), scale, zero, low, high)
+        assert zero == middle
+        x = torch.zeros(4, requires_grad=True)
+        rounded = fake_quantize(x, scale, zero, low, high)
+        rounded.sum().backward()
         assert torch.equal(rounded, torch.zeros(4))
+        assert torch.equal(x.grad, torch.ones(4))
     assert symmetric_range(scalar(0), -8, 7) > 0
 
 

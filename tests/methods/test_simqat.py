@@ -39,6 +39,7 @@ def reference(weight, bits, symmetric, per_channel, narrow):
     scale = np.maximum(scale, TINY)
     if not symmetric:
         zero = np.clip(np.rint(low - lowest / scale), low, high)
+        zero = np.where(lowest == highest, (low + high + 1) // 2, zero)  # all zeros: the middle
     codes = np.clip(np.rint(rows / scale[:, None]) + zero[:, None], low, high)
     return codes.reshape(weight.shape), scale, zero
 

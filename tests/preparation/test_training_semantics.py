@@ -271,6 +271,25 @@ def test_a_search_that_was_never_told_of_its_progress_is_named():
         qdeploy.convert(prepared)
 
 
+class Universal(nn.Module):
+    """One block under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.second = self.first
+
+    def forward(self, x):
+        x = x + self.first(x, x, x)[0]
+        return x + self.second(x, x, x)[0]
+
+
+def test_attention_that_has_two_names_is_one():
+    prepared, count = prepared_of(Universal(), x=torch.randn(2, 5, 8)), Universal().parameters()
+    assert sum(p.numel() for p in prepared.parameters()) == sum(p.numel() for p in count)
+    assert all(settings is not None for settings in prepared.settings.values())
+
+
 class Decoder(nn.Module):
     """Attention with a mask, and dropout in it."""
 
