@@ -74,9 +74,12 @@ def validate(
 
     Errors: QdeployError for a file that the network does not export to, and for no batches.
     """
-    device = next(network.buffers()).device
     integers = convert(network) if isinstance(network, PreparedNetwork) else copy.deepcopy(network)
-    assert isinstance(integers, fx.GraphModule)
+    if not isinstance(integers, fx.GraphModule):
+        raise QdeployError(
+            f"validate takes what qdeploy.prepare or convert returned, not {type(network).__name__}"
+        )
+    device = next(network.buffers()).device
     compared: ComparedNetwork | None = None
     found: dict[str, OutputDifference] = {}
     for batch in batches:
