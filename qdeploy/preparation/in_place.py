@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.preparation.interpreter import Interpreter
+from qdeploy.preparation.one_node import one_node
 
 # What x += y and the like call, and what they are without the writing.
 AUGMENTED = {
@@ -74,7 +75,17 @@ def without_writes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
             return
         for value in stale:
             value.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: node < user)
+    views_as_reshapes(network.graph)
     network.recompile()
+
+
+def views_as_reshapes(graph: fx.Graph) -> None:
+    """A view asks for a layout in memory; where nothing writes, a reshape gives the same of any."""
+    for node in graph.find_nodes(op="call_method", target="view"):
+        if not any(isinstance(argument, torch.dtype) for argument in node.args):
+            node.target = "reshape"
+    for node in graph.find_nodes(op="call_method", target="view_as"):
+        node.target = "reshape_as"
 
 
 def read_behind(value: fx.Node, node: fx.Node) -> bool:
@@ -212,10 +223,12 @@ def twin_of(target: Any) -> Callable[..., Any] | str | None:
     return getattr(F, plain, None) or getattr(torch, plain, None)
 
 
+@one_node
 def copied(x: Tensor, source: Tensor) -> Tensor:
     return source.expand_as(x).to(x.dtype)
 
 
+@one_node
 def with_item(x: Tensor, index: Any, value: Any) -> Tensor:
     """x after x[index] = value."""
     y = x.clone()
@@ -252,11 +265,13 @@ def scatter_back(node: fx.Node, target: fx.Node, stale: Sequence[fx.Node], memor
         value.replace_all_uses_with(new, delete_user_cb=lambda user: not user < following)
 
 
+@one_node
 def numbered(x: Tensor) -> Tensor:
     """0, 1, 2 ... in the shape of x."""
     return torch.arange(x.numel(), device=x.device).reshape(x.shape)
 
 
+@one_node
 def scattered(x: Tensor, places: Tensor, values: Tensor) -> Tensor:
     """x with the values at these places, counted from 0."""
     return x.flatten().scatter(0, places.flatten(), values.flatten()).reshape(x.shape)

@@ -28,7 +28,7 @@ def folded_copy(model: nn.Module) -> nn.Module:
         warnings.warn(
             f"{', '.join(folded)}: prepare folds what a weight is computed by into the weight, and "
             "training goes on with that",
-            stacklevel=5,
+            stacklevel=3,
         )
     return model
 

@@ -18,6 +18,7 @@ from qdeploy.preparation.attention import open_fused_attention, with_open_attent
 from qdeploy.preparation.channel_affines import channel_affines
 from qdeploy.preparation.check import check_prepared
 from qdeploy.preparation.equalize import equalize as equalize_channels
+from qdeploy.preparation.parametrizations import folded_copy
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantized_activations import quantize_activations
 from qdeploy.preparation.quantized_weights import quantize_weights
@@ -81,6 +82,7 @@ def prepare(
     """
     check_network(model)
     check_names(method, options, inspect.signature(prepare).parameters)
+    model = folded_copy(model)
     bits = None if act_bits == FLOAT else act_bits
     default = layer_settings(method, weight_bits, bits, options)  # type: ignore[arg-type]
     network = rewritten(

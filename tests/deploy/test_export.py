@@ -63,7 +63,7 @@ def test_the_file_computes_what_training_evaluates(name, settings):
     trained = outputs(file.prepared, x)
     few_steps = min(SETTINGS[settings][1:3]) < 8 and "slb" not in settings
     # Where rounding comes last, one value on a tie moves an output by a whole step.
-    steps = 0.1 if name in ("hard_swish", "up_and_down") else 0.03
+    steps = 0.1 if name in ("hard_swish", "up_and_down") else 0.04
     assert np.abs(found - trained).max() < (0.6 if few_steps else steps) * spread(trained)
     assert (found.argmax(1) == trained.argmax(1)).mean() >= (0.9 if few_steps else 0.95)
 

@@ -443,6 +443,8 @@ def test_the_file_agrees_with_the_converted_network(name, bits, acts):
     np.testing.assert_array_equal(*found)
     with torch.no_grad():
         wanted = converted(x).numpy()
+    if max(bits, acts) <= 8:
+        np.testing.assert_array_equal(found[0], wanted)
     reference = ReferenceEvaluator(packed).run(None, {"input": x.numpy()})[0]
     for logits in (found[0], reference):
         # A value on a tie may tip over, and at few bits one step is far.

@@ -96,6 +96,12 @@ def named_output(self, y):
     return self.other(buffer)
 
 
+def a_layout(self, y):
+    z = torch.zeros_like(y)
+    z.copy_(y.transpose(2, 3))
+    return z.view(z.size(0), -1)
+
+
 def numbers(self, y):
     count = y.size(0)
     double = count
@@ -105,7 +111,7 @@ def numbers(self, y):
 
 FORWARDS = [
     between, two_names, nothing_is_returned, twice, a_module_used_again, through_a_view, into_channels,
-    into_a_part, into_a_part_of_a_part, items, masked, other_writers, named_output, numbers,
+    into_a_part, into_a_part_of_a_part, items, masked, other_writers, named_output, a_layout, numbers,
 ]  # fmt: skip
 
 
@@ -159,6 +165,11 @@ def test_a_module_kept_whole_that_writes_to_what_is_read_again_is_named():
     with pytest.raises(QdeployError, match=r"1\.clips .* writes in place to a tensor that is read"):
         trace(network, images(2), ["1.clips"])
     trace(nn.Sequential(conv(), Clips()), images(2), ["1"])
+
+
+def test_a_module_that_gives_back_what_it_wrote_to_is_no_identity():
+    network = nn.Sequential(conv(), Clips()).eval()
+    assert torch.equal(trace(network, images(2))(images()), network(images()))
 
 
 def spellings():
