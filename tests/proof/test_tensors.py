@@ -113,6 +113,24 @@ def test_what_stands_between_a_layer_and_its_rounding(function, compared_tensors
     assert found.differing == 0
 
 
+SOFTMAXES = {
+    "scores": lambda self, x: self.b(self.a(x).softmax(1)),
+    "shared": lambda self, x: self.b(torch.add(y := self.a(x), y.softmax(1))),
+    "moved": lambda self, x: self.b(self.a(x).permute(0, 2, 3, 1).softmax(-1).permute(0, 3, 1, 2)),
+    "pooled": lambda self, x: self.b(nn.functional.max_pool2d(self.a(x), 2).softmax(1)),
+    "a part": lambda self, x: self.b(torch.cat([self.a(x)[:, :2], self.a(x)[:, :4]], 1).softmax(1)),
+}
+
+
+@pytest.mark.parametrize("name", SOFTMAXES)
+def test_a_softmax_computes_in_float_whatever_stands_in_front(name):
+    network = Network(SOFTMAXES[name], a=conv(3, 6), b=conv(6, 4))
+    found = exactness(qdeploy.convert(calibrated(network)), count=32)
+    assert found.differing == 0
+    assert [d.name for d in found.behind_float] == ["softmax"]
+    assert all(d.share < 1e-3 for d in found.behind_float)
+
+
 def test_what_float_operators_made_is_told_apart():
     network = Network(
         lambda self, x: self.b(nn.functional.gelu(self.a(x))), a=conv(3, 6), b=conv(6, 4)
