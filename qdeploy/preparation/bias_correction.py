@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -101,9 +102,9 @@ def restore_moments(
     with each_output(prepared, correct):
         for inputs in batches:
             prepared(*inputs)
-    together: dict[nn.Module, list[str]] = {}  # a norm that has joined several layers changes once
+    together: dict[Any, list[str]] = {}  # what several layers share changes once
     for name in corrections:
-        together.setdefault(layers[name].norm or layers[name], []).append(name)
+        together.setdefault(layers[name].norm or layers[name].bias, []).append(name)
     for names in together.values():
         factors, shifts = zip(*(one for name in names for one in corrections[name]), strict=True)
         layer = layers[names[0]]

@@ -3,7 +3,8 @@
 Nagel et al., ICCV 2019, arXiv 1906.04721, section 4.1. Where nothing but positively homogeneous
 operators, f(x / s) = f(x) / s for s > 0, stand between what gives a tensor and the layer that
 reads it, channel i may be divided by s_i in the one and multiplied in the other: the network
-computes the same. A ReLU6 is not such an operator: the paper drops it, which changes the function.
+computes the same. Here s is a power of two, so that it does so bit for bit. A ReLU6 is not such an
+operator: the paper drops it, which changes the function.
 """
 
 from __future__ import annotations
@@ -30,7 +31,6 @@ from qdeploy.preparation.vocabulary import (
 )
 
 ROUNDS = 20
-SETTLED = 1e-3  # of a factor: what another round would not change
 LEAST = 1e-4  # of the largest channel: smaller ones count as so large
 
 
@@ -39,7 +39,8 @@ def equalize(network: fx.GraphModule) -> None:
     """Equalizes every pair of a traced network, in place, until none changes the others."""
     found = list(pairs(network))
     for _ in range(ROUNDS):
-        if max((pair.equalize() for pair in found), default=0.0) < SETTLED:
+        changed = sum(pair.equalize() for pair in found)
+        if not changed:
             return
 
 
@@ -50,24 +51,24 @@ class Pair:
     giver: Any
     reader: Any
 
-    def equalize(self) -> float:
-        """Divides the giver and multiplies the reader; the largest factor's distance from 1."""
+    def equalize(self) -> bool:
+        """Divides the giver and multiplies the reader; whether that changed anything."""
         factors = self.factors()
         divide_outputs(self.giver, factors)
         weight = self.reader.weight
         by_channel = grouped(self.reader, len(factors))
         weight.copy_((by_channel * factors.reshape(len(by_channel), 1, -1, 1)).reshape_as(weight))
-        return (factors - 1).abs().max().item()
+        return bool((factors != 1).any())
 
     def factors(self) -> Tensor:
-        """s [C] = sqrt(reach / weight): afterwards a channel and the weights that read it are of
-        one size.
+        """s [C]: the power of two next to sqrt(reach / weight), which would make a channel and the
+        weights that read it of one size.
         """
         reach = output_reach(self.giver)
         weight = grouped(self.reader, len(reach)).abs().amax((1, 3)).flatten()
         if not reach.any() or not weight.any():
             return torch.ones_like(reach)
-        return (at_least(reach) / at_least(weight)).sqrt()
+        return torch.exp2((at_least(reach) / at_least(weight)).log2().div(2).round())
 
 
 def output_reach(giver: Any) -> Tensor:

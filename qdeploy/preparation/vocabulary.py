@@ -177,7 +177,7 @@ OPERATORS = (
     mover("convert", "to", "type", "type_as", "float", "cpu", keeps_channels=True),  # float to float
     mover("detach", torch.detach, "detach", keeps_channels=True),
     # Movers over the pixels of each channel.
-    mover(
+    MAX_POOL := mover(
         "max_pool", nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d,
         torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, keeps_channels=True,
     ),
@@ -283,6 +283,8 @@ def moves(node: fx.Node, network: fx.GraphModule) -> bool:
     row = operator_of(node, network)
     if row is INTERPOLATE:
         return _interpolation(node, network).startswith("nearest")
+    if _padding(node, network) == -inf:  # the lowest code, which no maximum is
+        return all(operator_of(user, network) is MAX_POOL for user in node.users)
     return row.moves and _padding(node, network) == 0
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from exported_networks import SETTINGS, calibrated, outputs
-from networks import DEAD_SHIFT, NETWORKS, Network, build, conv, images
+from networks import DEAD_SHIFT, NETWORKS, Network, awkward_norms, build, conv, images
 from torch import fx, nn
+from torch.nn import functional as F
 
 import qdeploy
 from qdeploy.errors import QdeployError
@@ -250,3 +251,19 @@ def test_a_norm_of_its_own_batch_stays_one(affine):
     expected = network(x)
     for model in (prepared.eval(), qdeploy.convert(prepared)):
         assert (model(x) - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_a_norm_at_two_places_reads_the_step_of_each():
+    """Between integers it is a convolution, whose bias counts in steps of what it reads."""
+
+    def forward(self, x):
+        small, large = F.max_pool2d(F.relu(self.a(x)), 2), F.max_pool2d(F.relu(20 * self.b(x)), 2)
+        return self.head(F.relu(self.norm(small)) + F.relu(self.norm(large)))
+
+    parts = {"a": conv(), "b": conv(), "head": conv(6, 2)}
+    network = awkward_norms(Network(forward, norm=nn.BatchNorm2d(6), **parts)).eval()
+    prepared = qdeploy.prepare(network, images(2), "simqat")
+    qdeploy.calibrate(prepared, [images()])
+    converted = qdeploy.convert(prepared)
+    sources = [converted.get_submodule(name).source for name in ("norm", "norm_2")]
+    assert sources[1].scale > 5 * sources[0].scale

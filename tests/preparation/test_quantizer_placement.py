@@ -458,3 +458,19 @@ def test_a_tensor_has_the_bits_of_the_reader_that_wants_most():
 def test_no_value_passes_two_quantizers_in_a_row(name):
     found = quantized_places(build(name))
     assert not [maker for maker in found if maker.startswith("activations")]
+
+
+@pytest.mark.parametrize("rectified", [False, True])
+def test_a_border_of_minus_infinity_in_front_of_a_maximum_is_no_value(rectified):
+    """As timm pads for MaxPool2d(padding="same")."""
+
+    def forward(self, x):
+        y = self.first(x).relu() if rectified else self.first(x)
+        return self.last(F.max_pool2d(F.pad(y, (0, 1, 0, 1), value=-torch.inf), 3, 2))
+
+    torch.manual_seed(0)
+    network = Network(forward, first=conv(3, 6), last=conv(6, 4))
+    prepared = qdeploy.prepare(network, images(4), "simqat")
+    qdeploy.calibrate(prepared, [images()])
+    found, expected = qdeploy.convert(prepared)(images()), network.eval()(images())
+    assert (found - expected).norm() < 0.03 * expected.norm()
