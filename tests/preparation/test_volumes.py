@@ -156,4 +156,4 @@ def test_a_transposed_convolution_between_convolutions_is_that_of_torch(name):
     qdeploy.calibrate(prepared, [images()], "minmax")
     expected = outputs(network, images())
     found = run(export(prepared).packed, images())
-    assert np.abs(found - expected).max() < 0.03 * spread(expected)
+    assert np.abs(found - expected).max() < 0.04 * spread(expected)
