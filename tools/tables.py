@@ -57,6 +57,42 @@ def _calibrated(row: dict[str, Any]) -> tuple[str, ...]:
     return (network, f"{row['weight_bits']} bits", *(f"{row['top1'][n]:.2%}" for n in names))
 
 
+def exactness(results: dict[str, Any]) -> Rows:
+    """Codes that differ, as tools/exactness.py counted them."""
+    rows: Rows = [
+        ("network", "width", "codes", "tensors", "differ", "behind float operators", "logits")
+    ]
+    for row in results["files"]:
+        name = row["network"], row["width"]
+        if "error" in row:
+            rows.append((*name, f"refused: {row['error']}", "", "", "", ""))
+            continue
+        behind = "none"
+        if row["behind_float"]:
+            steps = f", by {row['behind_float_steps']}" if row["behind_float_steps"] else ""
+            behind = f"{row['behind_float_differing']:,} of {row['behind_float']:,}{steps}"
+        off = row["largest_logit_difference"]
+        logits = "equal bit for bit" if off == 0 else f"{off:.1e} of {row['largest_logit']:.1f}"
+        counted = f"{row['codes']:,}", str(row["tensors"]), f"{row['differing']:,}"
+        rows.append((*name, *counted, behind, logits))
+    return rows
+
+
+def exactness_cost(results: dict[str, Any]) -> Rows:
+    """What the check of prepare and exact integers cost, in CPU seconds."""
+    rows: Rows = [("network", "prepare", "with its check", "ratio", "plain", "exact", "ratio")]
+    for row in results["costs"]:
+        cells = []
+        for before, after in (("prepare", "prepare_checked"), ("plain", "exact")):
+            cells += [
+                f"{row[before]:.2f} s",
+                f"{row[after]:.2f} s",
+                f"{row[after] / row[before]:.2f}x",
+            ]
+        rows.append((row["network"], *cells))
+    return rows
+
+
 def reduced_range(results: list[dict[str, Any]]) -> Rows:
     """Top-1 and layers that may saturate, as tools/compare_reduce_range.py found them."""
     head = (
@@ -283,6 +319,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "feeding": ("results/feeding.json", feeding),
     "processes": ("results/feeding.json", processes),
     "calibration": ("results/calibration.json", calibration),
+    "exactness": ("results/exactness.json", exactness),
+    "exactness-cost": ("results/exactness.json", exactness_cost),
     "reduce-range": ("results/reduce_range.json", reduced_range),
     "statistics": ("results/statistics.json", statistics),
     "timm": ("results/timm.json", families),

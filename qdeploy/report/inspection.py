@@ -64,6 +64,8 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
         yield "Processors", f"{saturating(saturation)}{layers}"
     yield "Recipe", _flat(contents.recipe) or UNKNOWN
     yield "Origin", _flat(contents.origin) or UNKNOWN
+    if "qdeploy.proof" in contents.metadata:
+        yield "Proof", _proof(contents.metadata["qdeploy.proof"])
     for key in ("qdeploy.normalisation", "qdeploy.classes"):
         if key in contents.metadata:
             yield key.removeprefix("qdeploy.").capitalize(), contents.metadata[key]
@@ -73,6 +75,16 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     unknown = sorted({layer.unknown for layer in contents.layers if layer.unknown})
     if unknown:
         yield "Not known", "; ".join(unknown)
+
+
+def _proof(text: str) -> str:
+    """What an export found of its codes, as it wrote it; the text itself if it is of another form."""
+    try:
+        found = json.loads(text)
+        counted = f"{found['differing']:,} of {found['codes']:,} codes differed from training's"
+        return f"{counted} over {found['inputs']:,} inputs on {found['processor']}"
+    except (ValueError, LookupError, TypeError):
+        return text
 
 
 def _flat(table: dict[str, object], prefix: str = "") -> str:
