@@ -249,3 +249,13 @@ def test_a_norm_of_its_own_batch_stays_one(affine):
     expected = network(x)
     for model in (prepared.eval(), qdeploy.convert(prepared)):
         assert (model(x) - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+def test_a_sum_with_a_factor_is_no_plain_sum():
+    network = Network(
+        lambda self, x: self.last(torch.add(self.a(x), self.b(x), alpha=-0.5)),
+        a=conv(), b=conv(), last=conv(6, 4),
+    ).eval()  # fmt: skip
+    prepared, x = qdeploy.prepare(network, images(2), "simqat"), images()
+    qdeploy.calibrate(prepared, [x])
+    assert torch.allclose(qdeploy.convert(prepared)(x), prepared.eval()(x), atol=0.05)
