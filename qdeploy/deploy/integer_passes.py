@@ -122,8 +122,9 @@ def keep_both_roundings(model: ir.Model) -> None:
         if node.op_type != "QuantizeLinear" or source is None or scalars(node) == scalars(source):
             continue
         first = made_by(source.inputs[0], "QuantizeLinear")
-        in_bytes = first is not None and first.inputs[2].dtype == UINT8  # type: ignore[union-attr]
-        if first is not None and in_bytes and only_reader(first.outputs[0], "DequantizeLinear"):
+        if first is None or first.inputs[2].dtype != UINT8:  # type: ignore[union-attr]
+            continue
+        if only_reader(first.outputs[0], "DequantizeLinear"):
             _set_bounds(inserted("Clip", first.outputs[0], model.graph), (0, 255), model.graph)
 
 

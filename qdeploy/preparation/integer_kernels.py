@@ -142,6 +142,8 @@ def integer_operator(
     kind = kernel_of(node, network)
     if kind is None or (out is None and kind is not IntegerMatrixProduct):
         return None
+    if node.kwargs.get("alpha", 1) != 1:
+        return None  # a sum with a factor is a product and a sum in the file
     tensors = [part for part in node.args if isinstance(part, fx.Node)]
     steps = [step for source in tensors if (step := step_of(source, network)) is not None]
     named = any(isinstance(value, fx.Node) for value in node.kwargs.values())

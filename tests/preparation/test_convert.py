@@ -267,3 +267,13 @@ def test_a_norm_at_two_places_reads_the_step_of_each():
     converted = qdeploy.convert(prepared)
     sources = [converted.get_submodule(name).source for name in ("norm", "norm_2")]
     assert sources[1].scale > 5 * sources[0].scale
+
+
+def test_a_sum_with_a_factor_is_no_plain_sum():
+    network = Network(
+        lambda self, x: self.last(torch.add(self.a(x), self.b(x), alpha=-0.5)),
+        a=conv(), b=conv(), last=conv(6, 4),
+    ).eval()  # fmt: skip
+    prepared, x = qdeploy.prepare(network, images(2), "simqat"), images()
+    qdeploy.calibrate(prepared, [x])
+    assert torch.allclose(qdeploy.convert(prepared)(x), prepared.eval()(x), atol=0.05)
