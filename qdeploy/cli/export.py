@@ -9,6 +9,7 @@ import click
 
 from qdeploy.cli.options import AS_JSON, DATA_ROOT, DEVICE, PROVIDER, reports_errors, show
 from qdeploy.deploy.targets import available
+from qdeploy.errors import QdeployError
 
 
 @click.command()
@@ -96,6 +97,11 @@ def export(
     record = export_run(
         run, output, changes=changes, checkpoint=checkpoint, conditions=conditions, triton=triton
     )
+    if trace_layers and record.exactness is None:
+        raise QdeployError(
+            f"{run} is exported, but there is nothing to trace: it is a float run and has no quantized "
+            "tensors, or its target is not cpu"
+        )
     if as_json:
         show(record_json(record, trace_layers))
     else:

@@ -152,12 +152,14 @@ def tensors_to_compare(integers: fx.GraphModule, there: Container[str]) -> list[
     Of values that were only moved, those whose source it does not hold: it pads codes, say.
     """
     found: list[str] = []
+    known: set[fx.Node] = set()  # compared, or moved from what is
     for node in integers.graph.nodes:
         quantizer = called_module(node, integers)
-        if isinstance(quantizer, IntegerActivation) and node.name in there:
-            sources = {source.name for source in float_inputs(node.all_input_nodes[0])}
-            if quantizer.saturates or not sources.issubset(found):
-                found.append(node.name)
+        if not isinstance(quantizer, IntegerActivation) or node.name not in there:
+            continue
+        if quantizer.saturates or not known.issuperset(float_inputs(node.all_input_nodes[0])):
+            found.append(node.name)
+        known.add(node)
     return found
 
 
