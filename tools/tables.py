@@ -293,16 +293,11 @@ def families(results: dict[str, Any]) -> Rows:
 
 
 def _family(row: dict[str, Any]) -> tuple[str, ...]:
-    figures = (
-        (f"{row['share']:.0%}", f"{row['error']:.1%}") if not row["reason"] else ("", row["reason"])
-    )
-    return (
-        row["family"],
-        row["network"],
-        f"{row['parameters']:,}",
-        str(row["size"] or ""),
-        *figures,
-    )
+    figures = (f"{row['share']:.0%}", f"{row['error']:.1%}")
+    if row["reason"]:
+        figures = ("", row["reason"].replace("|", "/"))
+    size = str(row["size"] or "")
+    return (row["family"], row["network"], f"{row['parameters']:,}", size, *figures)
 
 
 def families_in_all(results: dict[str, Any]) -> str:

@@ -63,34 +63,36 @@ class Attempt:
 @click.argument("families", nargs=-1)
 @click.option("--export", "exports", is_flag=True, help="Also write each file and run it.")
 @click.option("--seconds", default=600, show_default=True, help="At most for one network.")
-@click.option("--alone", is_flag=True, hidden=True)
-def main(file: Path, families: tuple[str, ...], exports: bool, seconds: int, alone: bool) -> None:
-    known = json.loads(file.read_text()) if file.exists() else {}
-    if alone:
-        row = known.get(families[0])
-        print(
-            json.dumps(asdict(attempt(Attempt(**row) if row else smallest(families[0]), exports)))
-        )
+@click.option("--alone", hidden=True, help="Tries what this row says, here, and prints the row.")
+def main(
+    file: Path, families: tuple[str, ...], exports: bool, seconds: int, alone: str | None
+) -> None:
+    if alone is not None:
+        print(json.dumps(asdict(attempt(Attempt(**json.loads(alone)), exports))))
         return
+    known = json.loads(file.read_text()) if file.exists() else {}
     for family in families or timm().list_modules():
-        known[family] = in_a_process(file, family, exports, seconds)
-        print(family, known[family].get("reason") or "goes through", flush=True)
+        start = Attempt(**known[family]) if family in known else smallest(family)
+        tried = in_a_process(start, exports, seconds)
+        known[family] = asdict(tried)
+        print(family, tried.reason or "goes through", flush=True)
         with atomic_write(file) as written:
             rows = {name: known[name] for name in sorted(known)}
             written.write(json.dumps(rows, indent=1).encode() + b"\n")
 
 
-def in_a_process(file: Path, family: str, exports: bool, seconds: int) -> dict[str, Any]:
-    """The row of a family; of one that takes too long or brings Python down as well."""
-    command = [sys.executable, __file__, str(file), family, "--alone", *["--export"] * exports]
+def in_a_process(start: Attempt, exports: bool, seconds: int) -> Attempt:
+    """Tries one network; what takes too long or brings Python down has that for its reason."""
+    command = [sys.executable, __file__, "-", "--alone", json.dumps(asdict(start))]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
-        row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        done = subprocess.run(
+            command + ["--export"] * exports, capture_output=True, text=True, timeout=seconds
+        )
+        return Attempt(**json.loads(done.stdout.splitlines()[-1]))
     except subprocess.TimeoutExpired:
-        return asdict(Attempt(family, "", 0, reason=f"takes more than {seconds} s here"))
+        return replace(start, reason=f"takes more than {seconds} s")
     except (IndexError, ValueError):
-        return asdict(Attempt(family, "", 0, reason=done.stderr.strip().splitlines()[-1]))
-    return row
+        return replace(start, reason=done.stderr.strip().splitlines()[-1])
 
 
 def timm() -> ModuleType:

@@ -60,6 +60,8 @@ def without_writes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     memory = Memory(network)
     memory.fill(inputs)
     for node in list(network.graph.nodes):
+        if node not in memory.written and node.target in AUGMENTED:
+            node.target = AUGMENTED[node.target]  # h *= 2 of a number
         target = memory.target(node)
         if target is None:
             continue
@@ -112,7 +114,10 @@ class Memory(Interpreter):
         before = {source: versions(self.env[source]) for source in n.all_input_nodes}
         value = super().run_node(n)
         changed = [source for source, seen in before.items() if versions(self.env[source]) != seen]
-        if changed or (before and is_spelled_in_place(n, self.network)):
+        spelled = any(before.values()) and is_spelled_in_place(
+            n, self.network
+        )  # not h += 1, a number
+        if changed or spelled:
             self.written[n] = target = (changed or n.all_input_nodes)[0]
             return self.env[target]  # x[i] = y gives nothing
         return value

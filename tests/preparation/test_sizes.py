@@ -172,3 +172,18 @@ def test_a_sequence_may_be_shorter_than_the_longest():
     traced = trace(network, torch.randn(2, 6, 4))
     x = torch.randn(3, 3, 4)
     torch.testing.assert_close(traced(x), network(x))
+
+
+def test_a_size_that_is_counted_up_is_a_number():
+    def windowed(self, x):
+        n, h = x.shape[0], x.shape[2]
+        before = n
+        n *= 2
+        n *= h
+        return self.conv(x).transpose(1, 2).reshape(n, 3, -1), before + n
+
+    network = Network(windowed, conv=conv())
+    traced = trace(network, images(16))
+    found, expected = traced(images(16, 3)), network(images(16, 3))
+    torch.testing.assert_close(found[0], expected[0])
+    assert found[1] == expected[1]
