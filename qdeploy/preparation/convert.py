@@ -161,12 +161,12 @@ def integer_norms(network: fx.GraphModule) -> None:
         norm = called_module(node, network)
         if type(norm) not in BATCH_NORMS or len(shape_of(node)) < 3:
             continue
+        assert isinstance(norm, BatchNorm)
         if norm.running_var is None:  # normalises by its own batch, also here
             continue
         source = source_activation(node.all_input_nodes[0], network)
         if source is None or not source.has_8_bits or not is_rounded(node, network):
             continue
-        assert isinstance(norm, BatchNorm)
         gain, bias = gain_of(norm).detach(), shift_of(norm, None).detach()
         dimensions = len(shape_of(node)) - 2
         multiples = finest_multiples(bias / (gain.abs() * source.scale))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from itertools import pairwise, product
 from typing import Any
 
@@ -76,7 +77,7 @@ def without_writes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
             without_writes(network, inputs)  # what lies where is another question now
             return
         for value in stale:
-            value.replace_all_uses_with(node, delete_user_cb=lambda user, node=node: node < user)
+            value.replace_all_uses_with(node, delete_user_cb=partial(operator.lt, node))
     views_as_reshapes(network.graph)
     network.recompile()
 
@@ -186,7 +187,7 @@ def is_spelled_in_place(node: fx.Node, network: fx.GraphModule) -> bool:
         return False
     position = position_of_inplace(node)
     given = node.args[position:] if position is not None else ()
-    return twin_of(node.target) is not None or node.kwargs.get("inplace", given == (True,))
+    return twin_of(node.target) is not None or bool(node.kwargs.get("inplace", given == (True,)))
 
 
 def position_of_inplace(node: fx.Node) -> int | None:
@@ -256,10 +257,11 @@ def scatter_back(node: fx.Node, target: fx.Node, stale: Sequence[fx.Node], memor
     """
     graph, following = node.graph, node.next
 
+    def view(x: fx.Node, step: tuple[fx.Node, fx.Node]) -> fx.Node:
+        return graph.node_copy(step[1], lambda node: x if node is step[0] else node)
+
     def viewed(x: fx.Node, value: fx.Node) -> fx.Node:
-        for source, view in pairwise(memory.path(value)):
-            x = graph.node_copy(view, lambda n, source=source, x=x: x if n is source else n)
-        return x
+        return reduce(view, pairwise(memory.path(value)), x)
 
     with graph.inserting_before(following):
         maker = memory.path(target)[0]

@@ -196,8 +196,8 @@ def _is_passed_on(node: fx.Node, network: fx.GraphModule) -> bool:
     if operator_of(reader, network) is SOFTMAX or is_clip(reader, network):
         return True
     layer, norm = called_module(node, network), called_module(reader, network)
-    folds = isinstance(layer, WEIGHT_LAYERS) and isinstance(norm, BatchNorm)
-    folds = folds and norm.track_running_stats
+    is_norm = isinstance(norm, BatchNorm) and norm.track_running_stats
+    folds = is_norm and isinstance(layer, WEIGHT_LAYERS)
     return folds or factor(reader, network) is not None
 
 
