@@ -102,6 +102,8 @@ def converted_near_float(network, prepared):
 
 def file_is_the_converted_network(prepared, converted, folder):
     file = qdeploy.export(prepared, folder / "model.onnx", images(2))
+    exactness = qdeploy.validate(prepared, file, [images()]).exactness
+    assert exactness.differing == 0, str(exactness)
     given = session(onnx.load(file)).run(None, {"input": images().numpy()})
     with torch.no_grad():
         for found, wanted in zip(given, outputs(converted, images()), strict=True):
