@@ -24,7 +24,7 @@ from qdeploy.layers.integer_operators import (
     IntegerSum,
 )
 from qdeploy.layers.kernels import Step
-from qdeploy.preparation.quantizer_placement import is_mover
+from qdeploy.preparation.quantizer_placement import is_mover, made_of_inputs
 from qdeploy.preparation.rewrites import factor
 from qdeploy.preparation.trace import (
     called_module,
@@ -120,13 +120,19 @@ def step_behind(node: fx.Node, network: fx.GraphModule) -> Step | None:
     if reader is None:
         return None
     if is_clip(reader, network):
-        return step_behind(reader, network)
+        return step_behind(reader, network) if has_fixed_bounds(reader, network) else None
     number = factor(reader, network)
     if number is None:
         return rounding_of(reader, network)
     reader_of_product = only_reader(reader)
     step = None if reader_of_product is None else rounding_of(reader_of_product, network)
     return step and step._replace(scale=float(np.float32(step.scale / float(np.float32(number)))))
+
+
+def has_fixed_bounds(clip: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether a clip's bounds are numbers in the file, and not computed in a run."""
+    bounds = clip.all_input_nodes[1:]
+    return not bounds or made_of_inputs(network).isdisjoint(bounds)
 
 
 def rounding_of(node: fx.Node, network: fx.GraphModule) -> Step | None:

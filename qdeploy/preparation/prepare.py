@@ -122,6 +122,7 @@ def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
     rewrites.explicit_padding(network)
     rewrites.scalars_last(network)
     annotate_shapes(network, as_inputs(example_input))
+    rewrites.float_bounds(network)
     channel_affines(network)
     deferred_relus.clips_first(network)
     network.recompile()

@@ -4,6 +4,7 @@ functional_layers    F.conv2d(x, self.weight) becomes the layer it is
 open_gates           x * sigmoid(x), x * hardsigmoid(x) for SiLU and hardswish: integer products
 explicit_padding     reflected and circular borders of a convolution become an operator before it
 scalars_last         (a * number) @ b becomes (a @ b) * number
+float_bounds         clamp(x, -0.5, 1) becomes clamp(x, -0.5, 1.0), which torch.onnx can take
 channel_affines.py has one more.
 """
 
@@ -21,6 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.preparation.trace import (
     called_module,
+    is_float_tensor,
     module_calls,
     replace,
 )
@@ -29,6 +31,7 @@ from qdeploy.preparation.vocabulary import (
     HARDSIGMOID,
     MATRIX_PRODUCT,
     MULTIPLY,
+    is_clip,
     operator_of,
 )
 
@@ -116,6 +119,19 @@ def explicit_padding(network: fx.GraphModule) -> None:
         node.args = (pad,)
     for _, layer in padded:
         layer.padding_mode, layer.padding = "zeros", (0,) * (layer.weight.ndim - 2)
+
+
+def float_bounds(network: fx.GraphModule) -> None:
+    """Makes the bounds of clips floats, as the values are: torch.onnx takes no mixture of numbers."""
+    for node in network.graph.nodes:
+        if is_clip(node, network) and is_float_tensor(node):
+            source, *bounds = node.args
+            node.args = (source, *map(as_float, bounds))
+            node.kwargs = {name: as_float(value) for name, value in node.kwargs.items()}
+
+
+def as_float(value: Any) -> Any:
+    return float(value) if type(value) is int else value
 
 
 def scalars_last(network: fx.GraphModule) -> None:

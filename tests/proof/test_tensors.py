@@ -98,6 +98,14 @@ def test_the_network_is_left_as_it_was(residual):
         # Its rounding joins the factor's.
         (lambda self, x: self.b(self.a(x).relu() * 0.3), ["x", "mul"]),
         (lambda self, x: self.b(torch.clamp(self.a(x), -0.5, 0.7)), ["x", "a, clamp"]),
+        (
+            lambda self, x: self.b(
+                self.a(x).permute(0, 2, 3, 1).clamp(-0.5, 1).permute(0, 3, 1, 2)
+            ),
+            None,
+        ),
+        (lambda self, x: self.b(torch.clamp(self.a(x), max=self.hi)), None),
+        (lambda self, x: self.b(torch.add(self.a(x), self.a(x).relu(), alpha=-0.5)), None),
         (lambda self, x: self.b(nn.functional.hardswish(self.a(x))), ["x", "a", "mul"]),
         (lambda self, x: self.b(nn.functional.silu(self.a(x))), ["x", "a", "sigmoid", "mul"]),
         (lambda self, x: self.b(self.a(x).mean((2, 3), keepdim=True)), ["x", "a", "mean"]),
@@ -106,11 +114,21 @@ def test_the_network_is_left_as_it_was(residual):
 )
 def test_what_stands_between_a_layer_and_its_rounding(function, compared_tensors):
     network = Network(function, a=conv(3, 6), b=conv(6, 4))
+    network.register_buffer("hi", torch.tensor(0.3))
     found = exactness(qdeploy.convert(calibrated(network)), count=32)
     names = [d.name for d in found.tensors]
     assert compared_tensors is None or names == [*compared_tensors, "b"]
-    assert not found.behind_float
+    assert all(d.differing == 0 for d in found.tensors)
+
+
+def test_a_bound_that_is_computed_leaves_a_layer_in_float():
+    network = Network(
+        lambda self, x: self.b(torch.minimum(self.a(x), x.mean()).clamp(max=x.mean())),
+        a=conv(3, 6), b=conv(6, 4),
+    )  # fmt: skip
+    found = exactness(qdeploy.convert(calibrated(network)), count=32)
     assert found.differing == 0
+    assert all(d.share < 1e-3 for d in found.behind_float)
 
 
 SOFTMAXES = {
