@@ -99,16 +99,16 @@ def cost(name: str) -> dict[str, Any]:
     """CPU seconds of prepare with its check and without, and of the integers, exact and in plain floats."""
     batch = images_of(name, 8, 1)
     network = network_of(name)
-    unchecked = fastest(lambda: qdeploy.prepare(network, batch, "simqat", check=False), 3)
-    checked = fastest(lambda: qdeploy.prepare(network, batch, "simqat"), 3)
+    unchecked = fastest(lambda: qdeploy.prepare(network, batch, "simqat", check=False), 1)
+    checked = fastest(lambda: qdeploy.prepare(network, batch, "simqat"), 1)
     prepared = qdeploy.prepare(network, batch, "simqat", check=False)
     qdeploy.calibrate(prepared, [batch], batch_norm=True)
     integers = qdeploy.convert(prepared)
     with torch.inference_mode(), full_float32():
-        exact = fastest(lambda: integers(batch), 5)
+        exact = fastest(lambda: integers(batch), 3)
         # What the exporter sees is the same network in plain floats.
         with patch("torch.compiler.is_exporting", return_value=True):
-            plain = fastest(lambda: integers(batch), 5)
+            plain = fastest(lambda: integers(batch), 3)
     return {
         "network": name, "prepare": unchecked, "prepare_checked": checked,
         "plain": plain, "exact": exact,
@@ -133,7 +133,7 @@ def cases(only: str) -> Iterator[tuple[str, str]]:
 @click.command(help=__doc__)
 @click.argument("output", type=click.Path(path_type=Path))
 @click.option("--only", default="", help="Cases whose name contains this.")
-@click.option("--count", default=16, show_default=True, help="Images that each file is proven on.")
+@click.option("--count", default=8, show_default=True, help="Images that each file is proven on.")
 def main(output: Path, only: str, count: int) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
