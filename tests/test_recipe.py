@@ -299,7 +299,8 @@ class TestMistakes:
         with pytest.raises(QdeployError) as caught:
             Recipe.load(write(MINIMAL), ["export.zzz=1"])
         assert str(caught.value).endswith(
-            "unknown key export.zzz. Allowed in [export]: target, input, max_drop, min_agreement, max_size"
+            "unknown key export.zzz. Allowed in [export]: target, input, max_drop, min_agreement, "
+            "max_differing, max_size"
         )
 
     def test_missing_keys(self, write):
@@ -489,6 +490,7 @@ recipes = st.builds(
         ExportSection,
         max_drop=st.none() | numbers,
         min_agreement=st.none() | fractions,
+        max_differing=st.none() | st.integers(0, 2**40),
         max_size=st.none() | st.integers(1, 2**40),
     ),
 )

@@ -345,13 +345,19 @@ def test_the_file_computes_what_training_evaluates(make, tmp_path):
     with torch.inference_mode():
         expected = prepared.eval()(x).numpy()
     file = qdeploy.export(prepared, tmp_path / "model.onnx", x[:2])
+    found = qdeploy.validate(prepared, file, [x])
+    assert found.exactness.differing == 0
+    assert (
+        found.outputs[0].largest <= 1e-6 * found.outputs[0].size
+    )  # NIN ends in an average of floats
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"input": x.numpy()})
     spread = np.abs(expected - expected.mean(0)).max()
-    assert np.abs(found - expected).max() < 0.04 * spread
+    # Integers round the biases as well.
+    assert np.abs(found - expected).max() < 0.08 * spread
     kernels = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
     layers = [layer for _, layer in prepared.quantized_layers()]
     # A norm that stands on its own between integer tensors is a convolution as well.

@@ -1,7 +1,7 @@
 """Whether files hold the very codes of their integers in PyTorch, and what proving it costs.
 
     python tools/exactness.py results/exactness.json            # every network at every width
-    python tools/exactness.py results/exactness.json --only resnet18
+    python tools/exactness.py results/exactness.json --only resnet18    # these anew, the others stay
 
 Weights are random and BatchNorm statistics those of the inputs, which are random as well: exactness
 does not ask what a network was trained for. `python tools/tables.py` makes docs/proof.md of it.
@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import qdeploy
 from qdeploy.benchmark import this_machine
 from qdeploy.deploy.inspect import inspect
+from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.layers.modes import full_float32
 
@@ -137,19 +138,21 @@ def cases(only: str) -> Iterator[tuple[str, str]]:
 def main(output: Path, only: str, count: int) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    rows, costs = [], []
+    results = json.loads(output.read_text()) if output.exists() else {"files": {}, "costs": {}}
+    results |= {"machine": asdict(this_machine()), "versions": dict(versions())}
     for name, width in cases(only):
         try:
-            rows.append(proven(name, width, count))
-        except qdeploy.QdeployError as error:
-            rows.append({"network": name, "width": width, "error": str(error)})
-        click.echo(json.dumps(rows[-1]), err=True)
+            results["files"][f"{name} {width}"] = proven(name, width, count)
+        except QdeployError as error:
+            refusal = {"network": name, "width": width, "error": str(error)}
+            results["files"][f"{name} {width}"] = refusal
+        save(results, output)
     for name in dict.fromkeys(name for name, _ in cases(only)):
-        costs.append(cost(name))
-        click.echo(json.dumps(costs[-1]), err=True)
-    results = {
-        "machine": asdict(this_machine()), "versions": dict(versions()), "files": rows, "costs": costs,
-    }  # fmt: skip
+        results["costs"][name] = cost(name)
+        save(results, output)
+
+
+def save(results: dict[str, Any], output: Path) -> None:
     with atomic_write(output) as file:
         file.write(json.dumps(results, indent=1).encode() + b"\n")
 

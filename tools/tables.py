@@ -62,7 +62,7 @@ def exactness(results: dict[str, Any]) -> Rows:
     rows: Rows = [
         ("network", "width", "codes", "tensors", "differ", "behind float operators", "logits")
     ]
-    for row in results["files"]:
+    for row in results["files"].values():
         name = row["network"], row["width"]
         if "error" in row:
             rows.append((*name, f"refused: {row['error']}", "", "", "", ""))
@@ -81,7 +81,7 @@ def exactness(results: dict[str, Any]) -> Rows:
 def exactness_cost(results: dict[str, Any]) -> Rows:
     """What the check of prepare and exact integers cost, in CPU seconds."""
     rows: Rows = [("network", "prepare", "with its check", "ratio", "plain", "exact", "ratio")]
-    for row in results["costs"]:
+    for row in results["costs"].values():
         cells = []
         for before, after in (("prepare", "prepare_checked"), ("plain", "exact")):
             cells += [

@@ -26,8 +26,8 @@ def batch_axes(network: nn.Module, inputs: Sequence[Tensor]) -> Axes:
     before = _tensors(network(*inputs))
     fitting = []
     for axes in _choices(inputs):
-        after = _outputs(network, _longer(inputs, axes))
-        if _is_longer(before, after):
+        after = _outputs(network, longer(inputs, axes))
+        if _islonger(before, after):
             fitting.append(axes)
             if _goes_on(before, after):
                 return _without_shared(axes, inputs, before, network)
@@ -42,7 +42,7 @@ def _without_shared(
         return axes
     kept = list(axes)
     for i, axis in enumerate(axes):
-        alone = _longer(inputs, [axis if i == j else None for j in range(len(axes))])
+        alone = longer(inputs, [axis if i == j else None for j in range(len(axes))])
         if _is_same(before, _outputs(network, alone)):
             kept[i] = None
     return tuple(kept)
@@ -57,7 +57,7 @@ def _choices(inputs: Sequence[Tensor]) -> Iterator[Axes]:
             yield axes
 
 
-def _longer(inputs: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:
+def longer(inputs: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:
     """The inputs, followed by as many other samples."""
     return [
         x if axis is None else torch.cat([x, _other(x)], axis)
@@ -82,7 +82,7 @@ def _tensors(outputs: object) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _is_longer(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+def _islonger(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
     """Whether some outputs are twice as large, and the others as large as before."""
     if [old.ndim for old in before] != [new.ndim for new in after]:
         return False

@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qdeploy.deploy import passes
-from qdeploy.deploy.batch_axes import batch_axes
+from qdeploy.deploy.batch_axes import Axes, batch_axes
 from qdeploy.deploy.open_batch import check_open_batch
 from qdeploy.deploy.packing import pack
 from qdeploy.deploy.pixels import checked_normalisation, take_pixels
@@ -94,8 +94,10 @@ def to_onnx(
     for layer in network.modules():
         if isinstance(layer, IntegerLayer) and not runtime.in_rows:
             layer.in_rows = False
-    traced = _exported(network, inputs, outputs or output_names(network, inputs))
-    check_open_batch(traced, network, inputs)
+    names = outputs or output_names(network, inputs)
+    axes = batch_axes(network, inputs)
+    traced = _exported(network, inputs, names, axes)
+    check_open_batch(traced, network, inputs, axes)
     passes.layer_names(traced)
     exported = _simplified(traced)
     runtime.rewrite(exported)
@@ -172,8 +174,9 @@ def output_names(network: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
     return [f"output_{key}" if key[0].isdigit() else key for key in keys]
 
 
-def _exported(network: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[str]) -> ir.Model:
-    axes = batch_axes(network, inputs)
+def _exported(
+    network: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[str], axes: Axes
+) -> ir.Model:
     if not any(axis is not None for axis in axes):
         warnings.warn(
             f"{type(network).__name__} counts on the number of samples in a batch: the file takes as many "

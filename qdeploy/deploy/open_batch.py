@@ -8,14 +8,26 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from qdeploy.deploy.batch_axes import Axes, longer
 from qdeploy.errors import QdeployError
 
 
-def check_open_batch(model: ir.Model, network: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Errors: QdeployError if every input has a fixed length, naming what keeps the last one."""
-    if any(not isinstance(value.shape[0], int) for value in model.graph.inputs if value.shape):
+def check_open_batch(
+    model: ir.Model, network: nn.Module, inputs: Sequence[Tensor], axes: Axes
+) -> None:
+    """Errors: QdeployError if the network takes longer batches and the file does not.
+
+    It names what keeps the last length. axes: of the batch in each input
+    """
+    shapes = [value.shape for value in model.graph.inputs if value.shape]
+    is_open = any(not isinstance(size, int) for shape in shapes for size in shape)
+    if is_open or not any(axis is not None for axis in axes):
         return
-    kept = "; ".join(kept_between_calls(network, inputs)) or "forward makes a number of the length"
+    longer_batch = longer(inputs, axes)
+    kept = (
+        "; ".join(kept_between_calls(network, longer_batch))
+        or "forward makes a number of the length"
+    )
     raise QdeployError(
         f"the file would take batches of {len(inputs[0])} alone: {kept}. Compute at every call what "
         "depends on the length of a batch (ultralytics' heads do with dynamic = True)"
@@ -27,7 +39,7 @@ def kept_between_calls(network: nn.Module, inputs: Sequence[Tensor]) -> Iterator
     modules = {name: module for name, module in network.named_modules() if name}
     before = {name: dict(vars(module)) for name, module in modules.items()}
     with torch.no_grad():
-        network(*(torch.cat([x, x[:1]]) for x in inputs))
+        network(*inputs)
     for name, module in modules.items():
         kept = [key for key, value in vars(module).items() if value is not before[name].get(key)]
         if kept:
