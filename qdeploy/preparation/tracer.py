@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from qdeploy.preparation.constructors import constructors_seen
 from qdeploy.preparation.in_place import WritingProxy
+from qdeploy.preparation.no_grad import detach_values, mark
 from qdeploy.preparation.one_node import one_node
 
 
@@ -78,8 +79,15 @@ class NetworkTracer(fx.Tracer):
         self.running = False  # operators on examples: see sizes.py
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with whole_functions(self), constructors_seen(self):
-            return super().trace(root, concrete_args)
+        with whole_functions(self), constructors_seen(self), torch.enable_grad():
+            graph = super().trace(root, concrete_args)
+        detach_values(graph)
+        return graph
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        mark(node)
+        return node
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
