@@ -32,4 +32,6 @@ def kind_of(node: fx.Node, network: fx.GraphModule) -> str | None:
     elif not isinstance(module, (QuantizedLayer, *BATCH_NORMS)):
         if operator_of(node, network) is UNKNOWN:
             return None
+        if module is not None and not module.state_dict():
+            called = repr(module)
     return f"{node.op} {called} {node.args} {node.kwargs}"

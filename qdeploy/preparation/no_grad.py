@@ -5,13 +5,12 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from qdeploy.preparation.one_node import one_node
-
-NO_GRAD = "no_grad"  # the mark in the meta of a node
+from qdeploy.preparation.sizes import is_number_of_sizes
+from qdeploy.preparation.tracer import NO_GRAD
 
 
 @one_node
@@ -20,19 +19,13 @@ def detached(value: Any) -> Any:
     return pytree.tree_map_only(Tensor, Tensor.detach, value)
 
 
-def mark(node: fx.Node) -> None:
-    """Notes at an operator that is being traced that gradients are off. A parameter keeps its own."""
-    if node.op.startswith("call") and not torch.is_grad_enabled():
-        node.meta[NO_GRAD] = True
-
-
 def detach_values(graph: fx.Graph) -> None:
     """Detaches what leaves the blocks without gradients, where it leaves them."""
     for node in list(graph.nodes):
-        if not node.meta.pop(NO_GRAD, False):
+        if not node.meta.pop(NO_GRAD, False) or is_number_of_sizes(node):
             continue
         for user in node.users:
-            if user.target is operator.getitem:  # a tensor of several
+            if user.target is operator.getitem and user.args[0] is node:  # a tensor of several
                 user.meta[NO_GRAD] = True
         outside = [user for user in node.users if NO_GRAD not in user.meta]
         if outside:

@@ -21,8 +21,9 @@ from torch.utils import _pytree as pytree
 
 from qdeploy.preparation.constructors import constructors_seen
 from qdeploy.preparation.in_place import WritingProxy
-from qdeploy.preparation.no_grad import detach_values, mark
 from qdeploy.preparation.one_node import one_node
+
+NO_GRAD = "no_grad"  # marks a node that forward computes without gradients: see no_grad.py
 
 
 class TrainingOnly(nn.Module):
@@ -80,13 +81,12 @@ class NetworkTracer(fx.Tracer):
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         with whole_functions(self), constructors_seen(self), torch.enable_grad():
-            graph = super().trace(root, concrete_args)
-        detach_values(graph)
-        return graph
+            return super().trace(root, concrete_args)
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
-        mark(node)
+        if node.op.startswith("call") and not torch.is_grad_enabled():
+            node.meta[NO_GRAD] = True
         return node
 
     def create_args_for_root(

@@ -1,0 +1,57 @@
+"""What forward computes under torch.no_grad gets no gradient in the prepared network either."""
+
+import pytest
+import torch
+from networks import Network, conv, images
+from torch import nn
+from torch.nn import functional as F
+
+import qdeploy
+from qdeploy.layers.transparent import transparent
+
+
+def frozen_stem(self, x):
+    with torch.no_grad():
+        y = F.relu(self.norm(self.stem(x)))
+    return self.head(y)
+
+
+@torch.no_grad()
+def features(self, x):
+    return self.stem(x).chunk(2, 1)
+
+
+def frozen_parts(self, x):
+    first, second = features(self, x)
+    return self.head(torch.cat([first, self.norm(self.stem(x))[:, 3:] * second], 1))
+
+
+def sized(self, x):
+    with torch.set_grad_enabled(False):
+        y, half = self.stem(x), x.shape[-1] // 2
+        with torch.enable_grad():
+            z = self.norm(y)
+    return self.head(y[..., :half]) + self.head(z[..., half:])
+
+
+@pytest.mark.parametrize("forward", [frozen_stem, frozen_parts, sized])
+@pytest.mark.parametrize("prepared_under_no_grad", [False, True])
+def test_gradients_are_those_of_the_float_network(forward, prepared_under_no_grad):
+    torch.manual_seed(0)
+    network = Network(forward, stem=conv(), norm=nn.BatchNorm2d(6), head=conv(6, 4)).train()
+    with torch.set_grad_enabled(not prepared_under_no_grad):
+        prepared = qdeploy.prepare(network, images(2), "simqat")
+    with transparent(prepared):
+        found = gradients_by_value(prepared)
+    for value, wanted in gradients_by_value(network).items():
+        assert (found[value] is None) == (wanted is None)
+        assert wanted is None or found[value] == pytest.approx(wanted, rel=1e-3, abs=1e-5)
+
+
+def gradients_by_value(network):
+    """The length of the gradient of each parameter, None without one; parameters by their sum."""
+    network(images(4)).square().sum().backward()
+    return {
+        (p.numel(), p.sum().item()): None if p.grad is None else p.grad.norm().item()
+        for p in network.parameters()
+    }
