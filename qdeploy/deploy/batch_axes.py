@@ -26,7 +26,7 @@ def batch_axes(network: nn.Module, inputs: Sequence[Tensor]) -> Axes:
     before = _tensors(network(*inputs))
     fitting = []
     for axes in _choices(inputs):
-        after = _outputs(network, _longer(inputs, axes))
+        after = _outputs(network, longer(inputs, axes))
         if _is_longer(before, after):
             fitting.append(axes)
             if _goes_on(before, after):
@@ -42,7 +42,7 @@ def _without_shared(
         return axes
     kept = list(axes)
     for i, axis in enumerate(axes):
-        alone = _longer(inputs, [axis if i == j else None for j in range(len(axes))])
+        alone = longer(inputs, [axis if i == j else None for j in range(len(axes))])
         if _is_same(before, _outputs(network, alone)):
             kept[i] = None
     return tuple(kept)
@@ -57,7 +57,7 @@ def _choices(inputs: Sequence[Tensor]) -> Iterator[Axes]:
             yield axes
 
 
-def _longer(inputs: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:
+def longer(inputs: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:
     """The inputs, followed by as many other samples."""
     return [
         x if axis is None else torch.cat([x, _other(x)], axis)

@@ -8,26 +8,38 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
+from qdeploy.deploy.batch_axes import batch_axes, longer
 from qdeploy.errors import QdeployError
 
 
 def check_open_batch(model: ir.Model, network: nn.Module, inputs: Sequence[Tensor]) -> None:
-    """Errors: QdeployError if every input has a fixed length, naming what keeps the last one."""
-    if any(not isinstance(value.shape[0], int) for value in model.graph.inputs if value.shape):
+    """Errors: QdeployError if the network takes batches of any length and the file does not.
+
+    It names what keeps the length of the last one.
+    """
+    sizes = (size for value in model.graph.inputs for size in value.shape or ())
+    if not all(isinstance(size, int) for size in sizes):
         return
-    kept = "; ".join(kept_between_calls(network, inputs)) or "forward makes a number of the length"
+    axes = batch_axes(network, inputs)
+    if set(axes) == {None}:
+        return  # the network takes no other either, which a warning has said
+    others = longer(inputs, axes)
+    kept = "; ".join(kept_between_calls(network, others)) or "forward makes a number of the length"
     raise QdeployError(
         f"the file would take batches of {len(inputs[0])} alone: {kept}. Compute at every call what "
         "depends on the length of a batch (ultralytics' heads do with dynamic = True)"
     )
 
 
-def kept_between_calls(network: nn.Module, inputs: Sequence[Tensor]) -> Iterator[str]:
-    """The modules that write down something at a call, such as a table for the shape of the input."""
+def kept_between_calls(network: nn.Module, others: Sequence[Tensor]) -> Iterator[str]:
+    """The modules that write down something at a call, such as a table for the shape of the input.
+
+    others   inputs of another shape than at the last call
+    """
     modules = {name: module for name, module in network.named_modules() if name}
     before = {name: dict(vars(module)) for name, module in modules.items()}
     with torch.no_grad():
-        network(*(torch.cat([x, x[:1]]) for x in inputs))
+        network(*others)
     for name, module in modules.items():
         kept = [key for key, value in vars(module).items() if value is not before[name].get(key)]
         if kept:
