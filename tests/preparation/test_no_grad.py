@@ -5,6 +5,7 @@ import torch
 from networks import Network, conv, images
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import qdeploy
 from qdeploy.layers.transparent import transparent
@@ -34,7 +35,30 @@ def sized(self, x):
     return self.head(y[..., :half]) + self.head(z[..., half:])
 
 
-@pytest.mark.parametrize("forward", [frozen_stem, frozen_parts, sized])
+def checkpointed(self, x):
+    return self.head(checkpoint(lambda x: F.relu(self.norm(self.stem(x))), x, use_reentrant=True))
+
+
+def reversed_twice(self, x):
+    return self.head(Reversed.apply(self.norm(Reversed.apply(self.stem(x)))))
+
+
+class Reversed(torch.autograd.Function):
+    """PyTorch runs forward without gradients here too."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return -gradient
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(
+    "forward", [frozen_stem, frozen_parts, sized, checkpointed, reversed_twice]
+)
 @pytest.mark.parametrize("prepared_under_no_grad", [False, True])
 def test_gradients_are_those_of_the_float_network(forward, prepared_under_no_grad):
     torch.manual_seed(0)
@@ -50,7 +74,7 @@ def test_gradients_are_those_of_the_float_network(forward, prepared_under_no_gra
 
 def gradients_by_value(network):
     """The length of the gradient of each parameter, None without one; parameters by their sum."""
-    network(images(4)).square().sum().backward()
+    network(images(4).requires_grad_()).square().sum().backward()
     return {
         (p.numel(), p.sum().item()): None if p.grad is None else p.grad.norm().item()
         for p in network.parameters()
