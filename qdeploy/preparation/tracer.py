@@ -193,7 +193,9 @@ def plain_checkpoints() -> Iterator[None]:
 
     The reentrant one runs it without gradients, to run it again when they are asked for.
     """
-    CheckpointFunction.apply = lambda function, preserve_rng_state, *args: function(*args)
+    CheckpointFunction.apply = (  # type: ignore[method-assign]
+        lambda function, preserve_rng_state, *args: function(*args)
+    )
     try:
         yield
     finally:
