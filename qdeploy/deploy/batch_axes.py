@@ -27,7 +27,7 @@ def batch_axes(network: nn.Module, inputs: Sequence[Tensor]) -> Axes:
     fitting = []
     for axes in _choices(inputs):
         after = _outputs(network, longer(inputs, axes))
-        if _islonger(before, after):
+        if _is_longer(before, after):
             fitting.append(axes)
             if _goes_on(before, after):
                 return _without_shared(axes, inputs, before, network)
@@ -82,7 +82,7 @@ def _tensors(outputs: object) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _islonger(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
+def _is_longer(before: Sequence[Tensor], after: Sequence[Tensor]) -> bool:
     """Whether some outputs are twice as large, and the others as large as before."""
     if [old.ndim for old in before] != [new.ndim for new in after]:
         return False

@@ -32,6 +32,7 @@ from qdeploy.layers.integer import IntegerActivation, IntegerLayer
 from qdeploy.onnx_file import fits_one_file, write
 from qdeploy.preparation.convert import convert
 from qdeploy.preparation.inside import holds_prepared
+from qdeploy.preparation.sizes import asks_for_size
 from qdeploy.preparation.trace import Inputs, as_inputs, called_module, described
 
 OPSET = 21
@@ -105,9 +106,22 @@ def to_onnx(
 
 
 def quantizer_names(network: fx.GraphModule) -> list[str]:
-    """The nodes of a converted network that round, in the order it runs them; none of a float one."""
-    calls = ((node, called_module(node, network)) for node in network.graph.nodes)
+    """The nodes of a converted network that round, in the order it runs them; none of a float one.
+
+    Without those whose values no output needs: where the size alone is asked for, the exporter drops them.
+    """
+    needed = needed_values(network)
+    calls = ((node, called_module(node, network)) for node in network.graph.nodes if node in needed)
     return [node.name for node, module in calls if isinstance(module, IntegerActivation)]
+
+
+def needed_values(network: fx.GraphModule) -> set[fx.Node]:
+    """The nodes whose values, not just their sizes, an output depends on."""
+    needed: set[fx.Node] = set()
+    for node in reversed(network.graph.nodes):
+        if node.op == "output" or (not asks_for_size(node) and not needed.isdisjoint(node.users)):
+            needed.add(node)
+    return needed
 
 
 def check_floats(inputs: Sequence[Tensor]) -> None:

@@ -34,12 +34,15 @@ def check_open_batch(
     )
 
 
-def kept_between_calls(network: nn.Module, inputs: Sequence[Tensor]) -> Iterator[str]:
-    """The modules that write down something at a call, such as a table for the shape of the input."""
+def kept_between_calls(network: nn.Module, others: Sequence[Tensor]) -> Iterator[str]:
+    """The modules that write down something at a call, such as a table for the shape of the input.
+
+    others   inputs of another shape than at the last call
+    """
     modules = {name: module for name, module in network.named_modules() if name}
     before = {name: dict(vars(module)) for name, module in modules.items()}
     with torch.no_grad():
-        network(*inputs)
+        network(*others)
     for name, module in modules.items():
         kept = [key for key, value in vars(module).items() if value is not before[name].get(key)]
         if kept:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from qdeploy.preparation.trace import replace, shape_of
 
@@ -137,8 +138,9 @@ def can_open(module: nn.Module) -> bool:
 
 def open_fused_attention(network: fx.GraphModule) -> None:
     """Writes F.scaled_dot_product_attention without a mask as its two products and a softmax."""
-    for node in list(network.graph.nodes):
-        if node.target is not F.scaled_dot_product_attention or not is_plain(node):
+    for node in network.graph.find_nodes(op="call_function", target=F.scaled_dot_product_attention):
+        if not is_plain(node):
+            with_heads(node)
             continue
         q, k, v = node.args[:3]
         scale = node.kwargs.get("scale") or 1 / math.sqrt(shape_of(q)[-1])
@@ -148,6 +150,21 @@ def open_fused_attention(network: fx.GraphModule) -> None:
             scaled = network.graph.call_function(operator.mul, (scores, scale))
             weights = network.graph.call_function(torch.softmax, (scaled, -1))
             replace(node, network.graph.call_function(torch.matmul, (weights, v)))
+
+
+def with_heads(node: fx.Node) -> None:
+    """Gives attention on [N, L, E] an axis of one head, which torch.onnx asks for."""
+    if len(shape_of(node)) != 3:
+        return
+
+    def with_head(x: fx.Node) -> fx.Node:
+        return x.graph.call_method("unsqueeze", (x, -3)) if len(shape_of(x)) == 3 else x
+
+    with node.graph.inserting_before(node):
+        node.args, node.kwargs = map_arg((node.args, node.kwargs), with_head)
+    with node.graph.inserting_after(node):
+        alone = node.graph.call_method("squeeze", (node, -3))
+    node.replace_all_uses_with(alone, delete_user_cb=lambda user: user is not alone)
 
 
 def is_plain(node: fx.Node) -> bool:

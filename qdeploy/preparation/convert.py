@@ -17,6 +17,7 @@ from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm,
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gain_of, shift_of
 from qdeploy.layers.product import Convolution
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.preparation.equal_calls import merge_equal_calls
 from qdeploy.preparation.inside import unwrapped, with_prepared_replaced
 from qdeploy.preparation.integer_kernels import onto_kernels, source_activation
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -62,6 +63,7 @@ def integers_of(prepared: PreparedNetwork) -> fx.GraphModule:
     as_constants(network)
     integer_activations(network)
     without_silent_operators(network)
+    merge_equal_calls(network)
     requantize_after_movers(network)
     one_name_a_place(network)
     integer_layers(network)

@@ -43,6 +43,7 @@ def fold(name: str, module: nn.Module) -> list[str]:
     """Folds what is registered on this module itself; what that was, for the warning."""
     folded = []
     if parametrize.is_parametrized(module):
+        module.__class__ = copy_of_class(type(module))
         for tensor, chain in list(module.parametrizations.items()):  # type: ignore[union-attr, operator]
             kinds = ", ".join(type(step).__name__.lstrip("_") for step in chain)
             parametrize.remove_parametrizations(module, tensor, leave_parametrized=True)
@@ -53,3 +54,11 @@ def fold(name: str, module: nn.Module) -> list[str]:
             remove(module, hook.name)
             folded.append(f"{name}.{hook.name} ({type(hook).__name__})".lstrip("."))
     return folded
+
+
+def copy_of_class(kind: type) -> type:
+    """PyTorch makes a class for every parametrized module, which copies of the module share.
+
+    Removing a parametrization takes the weight from the class, and so from the user's module too.
+    """
+    return type(kind.__name__, kind.__bases__, dict(vars(kind)))

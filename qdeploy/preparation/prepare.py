@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.errors import QdeployError
@@ -24,6 +24,7 @@ from qdeploy.preparation.quantized_activations import quantize_activations
 from qdeploy.preparation.quantized_weights import quantize_weights
 from qdeploy.preparation.read_weights import read_from_quantizers
 from qdeploy.preparation.reduce_range import reduce_range as reduced
+from qdeploy.preparation.same_numbers import random_states_kept
 from qdeploy.preparation.settings import (
     FLOAT,
     LayerSettings,
@@ -85,9 +86,9 @@ def prepare(
     model = folded_copy(model)
     bits = None if act_bits == FLOAT else act_bits
     default = layer_settings(method, weight_bits, bits, options)  # type: ignore[arg-type]
-    network = rewritten(
-        trace_both_modes(with_open_attention(model), example_input, leaves), example_input
-    )
+    inputs = as_inputs(example_input)
+    with random_states_kept(x.device for x in inputs):  # of forward, which tracing runs
+        network = rewritten(trace_both_modes(with_open_attention(model), inputs, leaves), inputs)
     names = weight_layers(network)
     if not names:
         raise QdeployError(f"{type(model).__name__} has no Conv or Linear layer to quantize")
@@ -98,7 +99,7 @@ def prepare(
     settings = quantized(network, settings, default, reduce_range)
     prepared = PreparedNetwork(network, settings).train(model.training)
     if check:
-        check_prepared(model, prepared, as_inputs(example_input))
+        check_prepared(model, prepared, inputs)
     prepared.checked = check
     return prepared
 
@@ -114,14 +115,14 @@ def check_network(model: object) -> None:
         raise QdeployError("this network is prepared already; give prepare the float network")
 
 
-def rewritten(network: fx.GraphModule, example_input: Inputs) -> fx.GraphModule:
+def rewritten(network: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
     """The traced network with the same values, written so that more of it can be quantized."""
     rewrites.functional_layers(network)
     open_fused_attention(network)
     rewrites.open_gates(network)
     rewrites.explicit_padding(network)
     rewrites.scalars_last(network)
-    annotate_shapes(network, as_inputs(example_input))
+    annotate_shapes(network, inputs)
     rewrites.float_bounds(network)
     channel_affines(network)
     deferred_relus.clips_first(network)

@@ -17,25 +17,32 @@ SEED = 0
 
 
 @contextmanager
-def same_numbers(devices: Iterable[torch.device]) -> Iterator[None]:
-    """What torch draws inside the block depends on how many numbers it draws at once, and on nothing else.
-
-    Python's and numpy's numbers are those of one seed. Afterwards every state is what it was.
-    """
+def random_states_kept(devices: Iterable[torch.device]) -> Iterator[list[Generator]]:
+    """After the block, what torch, Python and numpy draw next is what it was; gives torch's generators."""
     cuda = {device.index for device in devices if device.type == "cuda"}
     generators = [torch.default_generator, *(torch.cuda.default_generators[i] for i in cuda)]
     states = [generator.get_state() for generator in generators]
     pythons, numpys = random.getstate(), np.random.get_state()
-    random.seed(SEED)
-    np.random.seed(SEED)
     try:
-        with SeededDraws(generators):
-            yield
+        yield generators
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
         random.setstate(pythons)
         np.random.set_state(numpys)
+
+
+@contextmanager
+def same_numbers(devices: Iterable[torch.device]) -> Iterator[None]:
+    """What torch draws inside the block depends on how many numbers it draws at once, and on nothing else.
+
+    Python's and numpy's numbers are those of one seed. Afterwards every state is what it was.
+    """
+    with random_states_kept(devices) as generators:
+        random.seed(SEED)
+        np.random.seed(SEED)
+        with SeededDraws(generators):
+            yield
 
 
 class SeededDraws(TorchDispatchMode):

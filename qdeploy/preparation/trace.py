@@ -18,6 +18,7 @@ from qdeploy.preparation.functional_modules import dropouts_as_modules, norms_as
 from qdeploy.preparation.in_place import without_writes
 from qdeploy.preparation.interpreter import Interpreter
 from qdeploy.preparation.modes import join_modes
+from qdeploy.preparation.no_grad import detach_values
 from qdeploy.preparation.parametrizations import folded_copy
 from qdeploy.preparation.requirements import (
     check_input,
@@ -159,9 +160,12 @@ def graph_of(
     for tracer in tracers(model, inputs, leaves):
         root = copy.deepcopy(model)
         try:
-            return root, tracer.trace(root)
+            graph = tracer.trace(root)
         except Exception as error:
             failed = error
+        else:
+            detach_values(graph)
+            return root, graph
     assert failed is not None
     raise failed
 

@@ -18,10 +18,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import CheckpointFunction
 
 from qdeploy.preparation.constructors import constructors_seen
 from qdeploy.preparation.in_place import WritingProxy
 from qdeploy.preparation.one_node import one_node
+
+NO_GRAD = "no_grad"  # marks a node that forward computes without gradients: see no_grad.py
 
 
 class TrainingOnly(nn.Module):
@@ -78,8 +81,19 @@ class NetworkTracer(fx.Tracer):
         self.running = False  # operators on examples: see sizes.py
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-        with whole_functions(self), constructors_seen(self):
+        with (
+            whole_functions(self),
+            constructors_seen(self),
+            plain_checkpoints(),
+            torch.enable_grad(),
+        ):
             return super().trace(root, concrete_args)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        if node.op.startswith("call") and not torch.is_grad_enabled():
+            node.meta[NO_GRAD] = True
+        return node
 
     def create_args_for_root(
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
@@ -129,7 +143,8 @@ class NetworkTracer(fx.Tracer):
         count = len(list(functions.functions.children()))
         name = f"{function.__name__}_{count}"
         functions.functions.add_module(name, AutogradFunction(function))
-        return self.create_proxy("call_module", f"functions.{name}", args, kwargs)
+        with torch.enable_grad():  # its own forward runs without
+            return self.create_proxy("call_module", f"functions.{name}", args, kwargs)
 
 
 def is_plain_norm(module: nn.Module) -> bool:
@@ -170,6 +185,21 @@ def whole_functions(tracer: NetworkTracer) -> Iterator[None]:
                 del function.forward
             else:
                 function.forward = forward
+
+
+@contextmanager
+def plain_checkpoints() -> Iterator[None]:
+    """Inside the block, a checkpoint runs its part of the network as if there were none.
+
+    The reentrant one runs it without gradients, to run it again when they are asked for.
+    """
+    CheckpointFunction.apply = (  # type: ignore[method-assign]
+        lambda function, preserve_rng_state, *args: function(*args)
+    )
+    try:
+        yield
+    finally:
+        del CheckpointFunction.apply  # which is inherited
 
 
 def seen_by(tracer: NetworkTracer, function: Any) -> Callable[..., Any]:

@@ -20,6 +20,7 @@ from torch import fx, nn
 
 from qdeploy.layers.activation import DeferredReLU
 from qdeploy.layers.product import FUNCTIONS
+from qdeploy.preparation.no_grad import detached
 from qdeploy.preparation.tracer import TrainingOnly, by_mode
 
 
@@ -175,7 +176,7 @@ OPERATORS = (
     mover("clone", torch.clone, "clone", keeps_channels=True),
     mover("contiguous", "contiguous", keeps_channels=True),
     mover("convert", "to", "type", "type_as", "float", "cpu", keeps_channels=True),  # float to float
-    mover("detach", torch.detach, "detach", keeps_channels=True),
+    mover("detach", torch.detach, "detach", detached, keeps_channels=True),
     # Movers over the pixels of each channel.
     MAX_POOL := mover(
         "max_pool", nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d,

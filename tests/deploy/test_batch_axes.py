@@ -80,7 +80,8 @@ def test_axes(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["states", "table of the batch's length", "all samples in one row"]
+    "name",
+    ["states", "sequences first", "table of the batch's length", "all samples in one row"],
 )
 @pytest.mark.filterwarnings("ignore:.*counts on the number of samples")
 def test_the_file_takes_another_batch_where_there_is_one(name, tmp_path):

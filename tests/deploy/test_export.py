@@ -359,3 +359,17 @@ def test_resnet_is_as_small_as_its_bits(method, bits, options):
     size, bound, layers = sizes(resnet20, (3, 32, 32), method, bits, options)
     assert layers == 23
     assert bound < size <= 1.05 * bound + 1500 * layers
+
+
+def test_a_tensor_of_which_only_the_size_is_asked_is_not_in_the_file(tmp_path):
+    def forward(self, x):
+        y = self.stem(x)
+        return self.last(
+            nn.functional.interpolate(y, size=self.other(x).shape[2:]) / y[0, 0].numel()
+        )
+
+    network = Network(forward, stem=conv(), other=nn.Conv2d(3, 2, 3, 2), last=conv(6, 2)).eval()
+    prepared = qdeploy.prepare(network, images(2), "simqat")
+    qdeploy.calibrate(prepared, [images()])
+    file = qdeploy.export(prepared, tmp_path / "model.onnx", images(2))
+    assert qdeploy.validate(prepared, file, [images()]).exactness.differing == 0

@@ -277,3 +277,20 @@ def test_a_sum_with_a_factor_is_no_plain_sum():
     prepared, x = qdeploy.prepare(network, images(2), "simqat"), images()
     qdeploy.calibrate(prepared, [x])
     assert torch.allclose(qdeploy.convert(prepared)(x), prepared.eval()(x), atol=0.05)
+
+
+def test_equal_calls_are_one_as_in_the_file(tmp_path):
+    """There a layer that two quantizers read is computed in float, also if forward calls it twice."""
+    torch.manual_seed(0)
+    network = Network(
+        lambda self, x: self.last(F.relu(self.a(x)) * self.b(F.relu(self.a(x))) - self.a(x)),
+        a=conv(), b=conv(6, 6), last=conv(6, 4),
+    ).eval()  # fmt: skip
+    prepared = qdeploy.prepare(network, images(2), "simqat").eval()
+    qdeploy.calibrate(prepared, [images(16)])
+    file = qdeploy.export(prepared, tmp_path / "model.onnx", images(2))
+    exactness = qdeploy.validate(prepared, file, [images(64)]).exactness
+    by_name = {tensor.name: tensor for tensor in exactness.tensors}
+    assert not by_name["a"].integer
+    assert not by_name["a, relu"].integer
+    assert exactness.differing == 0

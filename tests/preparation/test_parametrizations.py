@@ -47,6 +47,7 @@ def test_a_normalised_layer_is_quantized_and_said(normalised):
     assert (found - expected).norm() < 0.03 * expected.norm()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert network.training
+    assert torch.equal(network.eval()(images()), expected)
 
 
 def test_other_hooks_are_refused():

@@ -305,3 +305,17 @@ def test_an_infinite_constant_does_not_fold_into_a_bias():
     (layer,) = [layer for _, layer in prepared.quantized_layers()]
     _, bias = layer.integers()
     assert bias.isfinite().all()
+
+
+def test_no_random_number_of_the_users_is_drawn():
+    """Tracing runs what forward draws in training, and writes out attention, which torch initialises."""
+
+    def forward(self, x):
+        y = self.attention(x, x, x)[0]
+        return y * (torch.rand(x.shape[0], 1, 1) < 0.5) if self.training else y
+
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    network, x = Network(forward, attention=attention).train(), torch.rand(2, 3, 8)
+    before = torch.get_rng_state()
+    qdeploy.prepare(network, x, "simqat")
+    assert torch.equal(torch.get_rng_state(), before)

@@ -5,9 +5,11 @@ import re
 import warnings
 from pathlib import Path
 
+import onnx
 import pytest
 import torch
 import torch.nn.functional as F
+from exported_networks import run
 from families import FAMILIES, Conv2dSame, FrozenBatchNorm2d, StochasticDepth, build, inputs
 from networks import Network, conv, images
 from torch import nn
@@ -315,3 +317,21 @@ def test_what_evaluation_passes_by_stays_where_it_is_in_training(name):
         alpha=nn.Parameter(torch.tensor(0.3)),
     )  # fmt: skip
     qdeploy.prepare(network, images(2), "simqat")
+
+
+def test_attention_without_heads_and_with_a_mask_ships(tmp_path):
+    """torch.onnx knows attention on four axes alone."""
+
+    def forward(self, x):
+        mask = torch.ones(6, 6, dtype=torch.bool).tril()
+        q, k, v = self.queries(x).chunk(3, -1)
+        return self.last(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+
+    torch.manual_seed(0)
+    network = Network(forward, queries=nn.Linear(8, 24), last=nn.Linear(8, 4)).eval()
+    x = torch.randn(3, 6, 8)
+    prepared = qdeploy.prepare(network, x, "simqat")
+    qdeploy.calibrate(prepared, [x])
+    file = qdeploy.export(prepared, tmp_path / "model.onnx", x)
+    found = torch.from_numpy(run(onnx.load(file), x))
+    assert (found - network(x)).norm() < 0.03 * network(x).norm()
