@@ -161,7 +161,7 @@ def test_constants_for_each_channel_do_not_say_what_reaches_it():
     with torch.no_grad():
         network[0].weight.mul_(20)
         network[1].weight.fill_(0.5)
-    traced = rewritten(trace(network, images(2)), images(2))
+    traced = rewritten(trace(network, images(2)), [images(2)])
     assert any(isinstance(module, ChannelAffine) for module in traced.modules())
     equalize(traced)
     with torch.no_grad():
