@@ -308,17 +308,20 @@ class Complexity:
 class TensorDifference:
     """One quantized tensor, the ONNX file against the integers in PyTorch.
 
-    share      the fraction of elements that differ; max_steps: by how many steps of its grid.
-    differing  how many elements differ.
+    differing  how many elements differ; max_steps: by how many steps of its grid.
     integer    whether integer kernels made it; what float operators made may differ.
     """
 
     name: str
     elements: int
-    share: float
-    max_steps: int
     differing: int
+    max_steps: int
     integer: bool
+
+    @property
+    def share(self) -> float:
+        """The fraction of elements that differ."""
+        return self.differing / max(1, self.elements)
 
 
 @dataclass(frozen=True)

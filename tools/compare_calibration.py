@@ -95,14 +95,31 @@ def ways() -> dict[str, Way]:
     return found
 
 
+Command = Callable[..., None]
+
+
+def of_trained_networks(command: Command) -> Command:
+    """The options of a tool that compares on the float networks of NETWORKS."""
+    options = (
+        click.argument("results", type=click.Path(path_type=Path)),
+        click.option("--data-root", type=click.Path(path_type=Path)),
+        click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/calibration")),
+        click.option(
+            "--batches", default=16, show_default=True, help="Of 32 images, to calibrate on."
+        ),
+        click.option("--title", help="What the data are called, if not by their usual name."),
+        click.option(
+            "--network", "chosen", multiple=True, default=tuple(NETWORKS), show_default=True
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @click.command()
-@click.argument("results", type=click.Path(path_type=Path))
-@click.option("--data-root", type=click.Path(path_type=Path))
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/calibration"))
-@click.option("--batches", default=16, show_default=True, help="Of 32 images, to calibrate on.")
+@of_trained_networks
 @click.option("--test-images", default=10_000, show_default=True)
-@click.option("--title", help="What the data are called, if not by their usual name.")
-@click.option("--network", "chosen", multiple=True, default=tuple(NETWORKS), show_default=True)
 def main(
     results: Path,
     data_root: Path | None,
@@ -115,12 +132,7 @@ def main(
     """Writes a row for each network and number of weight bits to RESULTS."""
     rows = json.loads(results.read_text()) if results.exists() else []
     for name in chosen:
-        recipe = recipe_of(name, data_root)
-        folder = runs / name.replace(" ", "-")
-        train(recipe, folder, resume=folder.exists(), device="cpu")
-        data = open_data(recipe.data, None, False, "cpu", recipe.train.seed)
-        network = float_network_of(recipe, data)
-        load_float_weights(network, folder / "last.pt")
+        network, data = trained(name, data_root, runs)
         tests = list(first(data.test, test_images))
         images = list(itertools.islice(calibration_images(data), batches))
         for bits in (8, 4):
@@ -129,6 +141,17 @@ def main(
             rows.append(new)
             click.echo(json.dumps(new))
             results.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def trained(name: str, data_root: Path | None, runs: Path) -> tuple[nn.Module, Data]:
+    """The float network of a name and its data; it is trained if its run is not there."""
+    recipe = recipe_of(name, data_root)
+    folder = runs / name.replace(" ", "-")
+    train(recipe, folder, resume=folder.exists(), device="cpu")
+    data = open_data(recipe.data, None, False, "cpu", recipe.train.seed)
+    network = float_network_of(recipe, data)
+    load_float_weights(network, folder / "last.pt")
+    return network, data
 
 
 def recipe_of(name: str, root: Path | None) -> Recipe:

@@ -16,29 +16,21 @@ from typing import Any
 
 import click
 import torch
-from compare_calibration import NETWORKS, calibration_images, recipe_of
+from compare_calibration import calibration_images, of_trained_networks, trained
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import qdeploy
-from qdeploy.data import Data, open_data
+from qdeploy.data import Data
 from qdeploy.deploy.inspect import inspect
-from qdeploy.pipeline.assemble import float_network_of
-from qdeploy.pipeline.train import train
 from qdeploy.training.evaluate import evaluate
-from qdeploy.training.weights import load_float_weights
 
 LEARNING_RATE = 0.01
 
 
 @click.command()
-@click.argument("results", type=click.Path(path_type=Path))
-@click.option("--data-root", type=click.Path(path_type=Path))
-@click.option("--runs", type=click.Path(path_type=Path), default=Path("runs/calibration"))
-@click.option("--batches", default=16, show_default=True, help="Of 32 images, to calibrate on.")
+@of_trained_networks
 @click.option("--epochs", default=1, show_default=True, help="Of training; 0: only calibrated.")
-@click.option("--title", help="What the data are called, if not by their usual name.")
-@click.option("--network", "chosen", multiple=True, default=tuple(NETWORKS), show_default=True)
 def main(
     results: Path,
     data_root: Path | None,
@@ -51,12 +43,7 @@ def main(
     """Writes a row for each network and way to RESULTS."""
     rows = json.loads(results.read_text()) if results.exists() else []
     for name in chosen:
-        recipe = recipe_of(name, data_root)
-        folder = runs / name.replace(" ", "-")
-        train(recipe, folder, resume=folder.exists(), device="cpu")
-        data = open_data(recipe.data, None, False, "cpu", recipe.train.seed)
-        network = float_network_of(recipe, data)
-        load_float_weights(network, folder / "last.pt")
+        network, data = trained(name, data_root, runs)
         images = list(itertools.islice(calibration_images(data), batches))
         for way in ("calibrated", f"{epochs} epoch") if epochs else ("calibrated",):
             new = row(name, title or data.title, way, network, data, images, epochs)

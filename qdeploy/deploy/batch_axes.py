@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,7 @@ def batch_axes(network: nn.Module, inputs: Sequence[Tensor]) -> Axes:
     before = _tensors(network(*inputs))
     fitting = []
     for axes in _choices(inputs):
-        after = _outputs(network, longer(inputs, axes))
+        after = _outputs(network, doubled(inputs, axes))
         if _is_longer(before, after):
             fitting.append(axes)
             if _goes_on(before, after):
@@ -42,7 +44,7 @@ def _without_shared(
         return axes
     kept = list(axes)
     for i, axis in enumerate(axes):
-        alone = longer(inputs, [axis if i == j else None for j in range(len(axes))])
+        alone = doubled(inputs, [axis if i == j else None for j in range(len(axes))])
         if _is_same(before, _outputs(network, alone)):
             kept[i] = None
     return tuple(kept)
@@ -57,7 +59,7 @@ def _choices(inputs: Sequence[Tensor]) -> Iterator[Axes]:
             yield axes
 
 
-def longer(inputs: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:
+def doubled(inputs: Sequence[Tensor], axes: Sequence[int | None]) -> list[Tensor]:
     """The inputs, followed by as many other samples."""
     return [
         x if axis is None else torch.cat([x, _other(x)], axis)
@@ -73,7 +75,8 @@ def _other(x: Tensor) -> Tensor:
 def _outputs(network: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     """What the network gives; nothing where it does not take the inputs."""
     try:
-        return _tensors(network(*inputs))
+        with redirect_stderr(io.StringIO()):  # where a graph prints what it then raises
+            return _tensors(network(*inputs))
     except Exception:  # whatever the user's code raises means no
         return []
 

@@ -31,9 +31,9 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer
 from qdeploy.onnx_file import fits_one_file, write
 from qdeploy.preparation.convert import convert
+from qdeploy.preparation.graph import called_module, needed_values
 from qdeploy.preparation.inside import holds_prepared
-from qdeploy.preparation.sizes import asks_for_size
-from qdeploy.preparation.trace import Inputs, as_inputs, called_module, described
+from qdeploy.preparation.trace import Inputs, as_inputs, described
 
 OPSET = 21
 IR_VERSION = 10
@@ -113,15 +113,6 @@ def quantizer_names(network: fx.GraphModule) -> list[str]:
     needed = needed_values(network)
     calls = ((node, called_module(node, network)) for node in network.graph.nodes if node in needed)
     return [node.name for node, module in calls if isinstance(module, IntegerActivation)]
-
-
-def needed_values(network: fx.GraphModule) -> set[fx.Node]:
-    """The nodes whose values, not just their sizes, an output depends on."""
-    needed: set[fx.Node] = set()
-    for node in reversed(network.graph.nodes):
-        if node.op == "output" or (not asks_for_size(node) and not needed.isdisjoint(node.users)):
-            needed.add(node)
-    return needed
 
 
 def check_floats(inputs: Sequence[Tensor]) -> None:

@@ -8,6 +8,8 @@ import numpy as np
 import onnx_ir as ir
 
 from qdeploy.deploy.edits import Pass, constant, inserted, made_by, number, only_reader, scalars
+from qdeploy.layers import kernels
+from qdeploy.layers.kernels import Step
 
 UINT8 = ir.DataType.UINT8
 
@@ -37,17 +39,19 @@ def _over_height_and_width(node: ir.Node) -> bool:
 
 
 def _is_too_fine(pool: ir.Node) -> bool:
-    """True where the output's steps are 256 times finer than the input's, as for a sign.
-
-    ONNX Runtime's QLinearGlobalAveragePool fails there ("out of computation range").
-    """
+    """True where the kernel refuses to average the codes, as for a sign."""
     flat = only_reader(pool.outputs[0], "Squeeze")
     image = made_by(pool.inputs[0], "Unsqueeze")  # AdaptiveAvgPool1d, in two dimensions
     quantizer = only_reader((flat or pool).outputs[0], "QuantizeLinear")
     source = made_by((image or pool).inputs[0], "DequantizeLinear")
-    if quantizer is None or source is None:
-        return False
-    return scalars(quantizer)[0] * 256 <= scalars(source)[0]
+    step, out = step_of(source), step_of(quantizer)
+    return step is not None and out is not None and kernels.is_too_fine_to_average(step, out)
+
+
+def step_of(quantizer: ir.Node | None) -> Step | None:
+    """Scale and zero point of a QuantizeLinear or DequantizeLinear, where both are numbers."""
+    found = scalars(quantizer) if quantizer is not None else []
+    return Step(found[0], int(found[1])) if len(found) == 2 else None
 
 
 def clip_on_integers(model: ir.Model) -> None:
@@ -101,13 +105,12 @@ def scales_into_quantizers(model: ir.Model) -> None:
         x, other = node.inputs
         if node.op_type == "Mul" and number(x) is not None:
             x, other = other, x
-        factor = number(other)
-        if factor is None or factor <= 0 or len(scalars(quantizer)) != 2:
+        factor, step = number(other), step_of(quantizer)
+        if factor is None or factor <= 0 or step is None:
             continue
-        scale = scalars(quantizer)[0]
-        scale = scale / factor if node.op_type == "Mul" else scale * factor
+        step = kernels.through_factor(step, factor, divides=node.op_type == "Div")
         quantizer.replace_input_with(0, x)
-        quantizer.replace_input_with(1, constant(model.graph, np.float32(scale)))
+        quantizer.replace_input_with(1, constant(model.graph, np.float32(step.scale)))
         model.graph.remove(node, safe=True)
 
 
@@ -129,29 +132,23 @@ def keep_both_roundings(model: ir.Model) -> None:
 
 
 def gates_on_integers(model: ir.Model) -> None:
-    """The gate of a hardswish, clamp(x / 6 + 1/2, 0, 1), becomes a Clip of the codes of x.
-
-    Read on their own scale / 6 and from their own zero, the clipped codes are the gate: with
-    k = 3 / scale a whole number, (code - (zero - k)) * scale / 6 = x / 6 + 1/2.
-    """
+    """The gate of a hardswish becomes a Clip of the codes of x, which are read on another step."""
     for node in list(model.graph):
         if node.op_type != "HardSigmoid":
             continue
         source = made_by(node.inputs[0], "DequantizeLinear")
-        if source is None or len(scalars(source)) != 2:
+        step = step_of(source)
+        if source is None or step is None or source.inputs[2].dtype != UINT8:  # type: ignore[union-attr]
             continue
-        scale, zero = scalars(source)
-        steps = round(3 / scale)
-        if abs(3 / scale - steps) > 1e-3 or zero < steps or source.inputs[2].dtype != UINT8:  # type: ignore[union-attr]
+        codes, gate_step = source.inputs[0], kernels.gate_of(step)
+        if codes is None or gate_step is None:
             continue
-        first, last = int(zero) - steps, min(int(zero) + steps, 255)
-        clip = ir.node("Clip", [source.inputs[0]])
-        _set_bounds(clip, (first, last), model.graph)
-        clip.outputs[0].type, clip.outputs[0].shape = source.inputs[0].type, node.outputs[0].shape  # type: ignore[union-attr]
-        sixth = constant(model.graph, np.float32(scale / 6))
-        gate = ir.node(
-            "DequantizeLinear", [clip.outputs[0], sixth, constant(model.graph, np.uint8(first))]
-        )
+        clip = ir.node("Clip", [codes])
+        _set_bounds(clip, (gate_step.zero, min(2 * step.zero - gate_step.zero, 255)), model.graph)
+        clip.outputs[0].type, clip.outputs[0].shape = codes.type, node.outputs[0].shape
+        scale = constant(model.graph, np.float32(gate_step.scale))
+        zero = constant(model.graph, np.uint8(gate_step.zero))
+        gate = ir.node("DequantizeLinear", [clip.outputs[0], scale, zero])
         ir.convenience.replace_nodes_and_values(
             model.graph, node, [node], [clip, gate], node.outputs, gate.outputs
         )

@@ -8,7 +8,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from qdeploy.deploy.batch_axes import Axes, longer
+from qdeploy.deploy.batch_axes import Axes, doubled
 from qdeploy.errors import QdeployError
 
 
@@ -23,11 +23,8 @@ def check_open_batch(
     is_open = any(not isinstance(size, int) for shape in shapes for size in shape)
     if is_open or not any(axis is not None for axis in axes):
         return
-    longer_batch = longer(inputs, axes)
-    kept = (
-        "; ".join(kept_between_calls(network, longer_batch))
-        or "forward makes a number of the length"
-    )
+    others = doubled(inputs, axes)
+    kept = "; ".join(kept_between_calls(network, others)) or "forward makes a number of the length"
     raise QdeployError(
         f"the file would take batches of {len(inputs[0])} alone: {kept}. Compute at every call what "
         "depends on the length of a batch (ultralytics' heads do with dynamic = True)"

@@ -13,8 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from qdeploy.deploy.edits import constant, unmoved
-
-LARGEST_SAFE = 64  # 2 x 255 x 64 fits int16
+from qdeploy.layers.bias import SAFE_CODE
 
 
 def readers_of_wide_weights(model: ir.Model) -> list[ir.Node]:
@@ -26,7 +25,7 @@ def readers_of_wide_weights(model: ir.Model) -> list[ir.Node]:
 def _is_wide(codes: ir.Value | None) -> bool:
     if codes is None or codes.const_value is None or codes.dtype != ir.DataType.INT8:
         return False
-    return int(np.abs(codes.const_value.numpy().astype(np.int16)).max(initial=0)) > LARGEST_SAFE
+    return int(np.abs(codes.const_value.numpy().astype(np.int16)).max(initial=0)) > SAFE_CODE
 
 
 def part_wide_weights(model: ir.Model) -> None:

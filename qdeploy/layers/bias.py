@@ -15,7 +15,7 @@ from qdeploy.grid import Grid, QTensor, per_channel
 PAIR_LIMIT = 2**15 - 1
 CODE_LIMIT = 2**7 - 1
 BIAS_LIMIT = 2**30
-NORM_LIMIT = PAIR_LIMIT // (2 * 255)
+SAFE_CODE = PAIR_LIMIT // (2 * 255)  # the largest that does so beside any uint8 codes
 MARGIN = 0.1  # of a step
 
 
@@ -83,6 +83,6 @@ def finest_multiples(bias: Tensor) -> Tensor:
     bias [C] counts steps of the input times the gain. Times a code of 1 to 64 it becomes an
     integer, and one of these is far nearer to it than half of a step.
     """
-    choices = torch.arange(1, NORM_LIMIT + 1)
+    choices = torch.arange(1, SAFE_CODE + 1)
     products = bias.to(torch.float64).nan_to_num(0, 0, 0).unsqueeze(1) * choices
     return choices[((products - products.round()).abs() / choices).argmin(1)]

@@ -26,6 +26,30 @@ class Step(NamedTuple):
     zero: int
 
 
+def through_factor(step: Step, factor: float, divides: bool) -> Step:
+    """The step of what is multiplied or divided by a number, if what comes of it has `step`."""
+    number = float(np.float32(factor))
+    scale = step.scale * number if divides else step.scale / number
+    return step._replace(scale=float(np.float32(scale)))
+
+
+def gate_of(step: Step) -> Step | None:
+    """The step of the gate of a hardswish, clamp(x / 6 + 1/2, 0, 1), which has the codes of x, clipped.
+
+    With k = 3 / scale a whole number, (code - (zero - k)) * scale / 6 = x / 6 + 1/2. None where 3 is no
+    whole number of steps, or lies outside of the range.
+    """
+    steps = round(3 / step.scale)
+    if abs(3 / step.scale - steps) > 1e-3 or step.zero < steps:
+        return None
+    return Step(float(np.float32(step.scale / 6)), step.zero - steps)
+
+
+def is_too_fine_to_average(step: Step, out: Step) -> bool:
+    """Whether `out` is 256 times finer, where QLinearGlobalAveragePool ends in "out of computation range"."""
+    return out.scale * 256 <= step.scale
+
+
 def centred(x: Tensor, step: Step) -> Tensor:
     """The codes, less the zero, of values that stand on the step already."""
     return (x / step.scale).round_()

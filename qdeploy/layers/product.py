@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qdeploy.grid import QTensor
+from qdeploy.layers.norm import over_channels
 from qdeploy.layers.precision import widened
 
 CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
@@ -36,7 +37,7 @@ class Product(ABC):
 
     def over_outputs(self, values: Tensor, y: Tensor) -> Tensor:
         """values [out] shaped to broadcast over y, which it gives."""
-        return values if self.channel_axis == -1 else values.reshape(1, -1, *[1] * (y.ndim - 2))
+        return values if self.channel_axis == -1 else over_channels(values, y)
 
     @property
     def shipped(self) -> Product:

@@ -61,7 +61,7 @@ def record_json(record: Record, traced: bool) -> str:
     if not traced:
         return record.to_json()
     tensors = record.exactness.tensors if record.exactness is not None else ()
-    trace = [asdict(difference) for difference in tensors]
+    trace = [asdict(tensor) | {"share": tensor.share} for tensor in tensors]
     return json.dumps({**json.loads(record.to_json()), "trace": trace}, indent=2)
 
 

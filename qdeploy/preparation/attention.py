@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from qdeploy.preparation.trace import replace, shape_of
+from qdeploy.preparation.graph import replace, shape_of
 
 
 class OpenAttention(nn.Module):

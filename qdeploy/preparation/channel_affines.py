@@ -16,7 +16,8 @@ from torch import Tensor, fx, nn
 
 from qdeploy.layers.norm import ChannelAffine
 from qdeploy.layers.product import WEIGHT_LAYERS
-from qdeploy.preparation.trace import (
+from qdeploy.preparation.graph import (
+    Interpreter,
     called_module,
     insert_after,
     module_calls,
@@ -57,7 +58,7 @@ def channel_affines(network: fx.GraphModule) -> None:
 @torch.no_grad()
 def constant_values(network: fx.GraphModule) -> Mapping[fx.Node, Any]:
     """Parameters and buffers, and what known operators make of them alone, each with its value."""
-    interpreter = fx.Interpreter(network, garbage_collect_values=False)
+    interpreter = Interpreter(network, garbage_collect_values=False)
     found = interpreter.env
     for node in network.graph.nodes:
         sources = node.all_input_nodes

@@ -22,10 +22,10 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer, calibration
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.preparation.interpreter import Interpreter
+from qdeploy.preparation.graph import Interpreter, called_module, float_inputs
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantizer_placement import is_mover
-from qdeploy.preparation.trace import called_module, float_inputs, trace
+from qdeploy.preparation.trace import trace
 from qdeploy.record import FLOAT_BITS, BitsWork, Complexity, LayerWork
 
 

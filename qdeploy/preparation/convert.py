@@ -18,12 +18,7 @@ from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gain_of, shift_of
 from qdeploy.layers.product import Convolution
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.equal_calls import merge_equal_calls
-from qdeploy.preparation.inside import unwrapped, with_prepared_replaced
-from qdeploy.preparation.integer_kernels import onto_kernels, source_activation
-from qdeploy.preparation.prepared import PreparedNetwork
-from qdeploy.preparation.quantizer_placement import is_mover
-from qdeploy.preparation.read_weights import as_constants
-from qdeploy.preparation.trace import (
+from qdeploy.preparation.graph import (
     called_module,
     float_inputs,
     insert_after,
@@ -33,6 +28,11 @@ from qdeploy.preparation.trace import (
     replace,
     shape_of,
 )
+from qdeploy.preparation.inside import unwrapped, with_prepared_replaced
+from qdeploy.preparation.integer_kernels import onto_kernels, source_activation
+from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.quantizer_placement import is_mover
+from qdeploy.preparation.read_weights import as_constants
 from qdeploy.preparation.vocabulary import is_clip, is_relu, operator_of
 
 

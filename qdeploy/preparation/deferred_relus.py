@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import fx
 
 from qdeploy.layers.activation import ActivationQuantizer, DeferredReLU
+from qdeploy.preparation.graph import called_module, float_inputs, is_tuple, module_calls
 from qdeploy.preparation.quantizer_placement import is_mover
-from qdeploy.preparation.trace import called_module, float_inputs, is_tuple, module_calls
 from qdeploy.preparation.tracer import TrainingOnly
 from qdeploy.preparation.vocabulary import GETITEM, bounds_of, is_relu, operator_of
 

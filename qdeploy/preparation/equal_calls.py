@@ -11,7 +11,7 @@ from torch import fx
 from qdeploy.layers.integer import IntegerActivation
 from qdeploy.layers.norm import BATCH_NORMS
 from qdeploy.layers.quantized import QuantizedLayer
-from qdeploy.preparation.trace import called_module, replace
+from qdeploy.preparation.graph import called_module, replace
 from qdeploy.preparation.vocabulary import UNKNOWN, operator_of
 
 

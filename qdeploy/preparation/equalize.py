@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from qdeploy.layers.norm import BATCH_NORMS, gamma_beta
 from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.weight import per_channel
-from qdeploy.preparation.trace import called_module, is_tuple, module_calls, only_reader, shape_of
+from qdeploy.preparation.graph import called_module, is_tuple, module_calls, only_reader, shape_of
 from qdeploy.preparation.vocabulary import (
     FLATTEN,
     RESHAPE,

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import BATCH_NORMS
+from qdeploy.preparation.graph import replace
 from qdeploy.preparation.vocabulary import Argument, argument, operator_of
 
 NORM_ARGUMENTS = {
@@ -117,5 +118,4 @@ def call_instead(node: fx.Node, name: str) -> None:
     with node.graph.inserting_after(node):
         call = node.graph.call_module(name, (node.all_input_nodes[0],))
     call.meta = dict(node.meta)
-    node.replace_all_uses_with(call)
-    node.graph.erase_node(node)
+    replace(node, call)

@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode
-from qdeploy.preparation.interpreter import Interpreter
+from qdeploy.preparation.graph import Interpreter
 from qdeploy.preparation.one_node import one_node
 
 # What x += y and the like call, and what they are without the writing.

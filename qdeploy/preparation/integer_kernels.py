@@ -8,10 +8,10 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
+from qdeploy.layers import kernels
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer
 from qdeploy.layers.integer_operators import (
     Call,
@@ -24,9 +24,7 @@ from qdeploy.layers.integer_operators import (
     IntegerSum,
 )
 from qdeploy.layers.kernels import Step
-from qdeploy.preparation.quantizer_placement import is_mover, made_of_inputs
-from qdeploy.preparation.rewrites import factor
-from qdeploy.preparation.trace import (
+from qdeploy.preparation.graph import (
     called_module,
     float_inputs,
     is_tuple,
@@ -34,10 +32,13 @@ from qdeploy.preparation.trace import (
     only_reader,
     shape_of,
 )
+from qdeploy.preparation.quantizer_placement import is_mover, made_of_inputs
+from qdeploy.preparation.rewrites import factor
 from qdeploy.preparation.vocabulary import (
     ADAPTIVE_AVERAGE,
     ADD,
     AVERAGE,
+    DIVIDE,
     HARDSIGMOID,
     MATRIX_PRODUCT,
     MEAN,
@@ -121,12 +122,17 @@ def step_behind(node: fx.Node, network: fx.GraphModule) -> Step | None:
         return None
     if is_clip(reader, network):
         return step_behind(reader, network) if has_fixed_bounds(reader, network) else None
-    number = factor(reader, network)
-    if number is None:
+    if factor(reader, network) is None:
         return rounding_of(reader, network)
-    reader_of_product = only_reader(reader)
-    step = None if reader_of_product is None else rounding_of(reader_of_product, network)
-    return step and step._replace(scale=float(np.float32(step.scale / float(np.float32(number)))))
+    behind = only_reader(reader)
+    step = None if behind is None else rounding_of(behind, network)
+    return step and through_factor(step, reader, network)
+
+
+def through_factor(step: Step, product: fx.Node, network: fx.GraphModule) -> Step:
+    """The step in front of a product with a number, whose result has `step`."""
+    (number,) = (part for part in product.args if isinstance(part, int | float))
+    return kernels.through_factor(step, number, operator_of(product, network) is DIVIDE)
 
 
 def has_fixed_bounds(clip: fx.Node, network: fx.GraphModule) -> bool:
@@ -155,8 +161,8 @@ def integer_operator(
     named = any(isinstance(value, fx.Node) for value in node.kwargs.values())
     if not len(steps) == len(tensors) == kind.operands or named:
         return None
-    if kind is IntegerGlobalAverage and out.scale * 256 <= steps[0].scale:  # type: ignore[union-attr]
-        return None  # too fine for the kernel, see deploy/integer_passes.py
+    if kind is IntegerGlobalAverage and out and kernels.is_too_fine_to_average(steps[0], out):
+        return None
     return kind(call_of(node, network), steps, out)
 
 
@@ -187,7 +193,7 @@ def step_of(node: fx.Node, network: fx.GraphModule) -> Step | None:
     if operator_of(node, network) is not HARDSIGMOID:
         return None
     step = step_of(node.all_input_nodes[0], network)
-    return step and gate_step(step)
+    return step and kernels.gate_of(step)
 
 
 def source_activation(node: fx.Node, network: fx.GraphModule) -> IntegerActivation | None:
@@ -197,14 +203,6 @@ def source_activation(node: fx.Node, network: fx.GraphModule) -> IntegerActivati
         node = node.all_input_nodes[0]
     module = called_module(node, network)
     return module if isinstance(module, IntegerActivation) else None
-
-
-def gate_step(step: Step) -> Step | None:
-    """Of the gate of a hardswish, which reads the codes of what it gates (deploy/integer_passes.py)."""
-    steps = round(3 / step.scale)
-    if abs(3 / step.scale - steps) > 1e-3 or step.zero < steps:
-        return None
-    return Step(float(np.float32(step.scale / 6)), step.zero - steps)
 
 
 def call_of(node: fx.Node, network: fx.GraphModule) -> Call | torch.nn.Module:

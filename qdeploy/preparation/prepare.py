@@ -18,6 +18,7 @@ from qdeploy.preparation.attention import open_fused_attention, with_open_attent
 from qdeploy.preparation.channel_affines import channel_affines
 from qdeploy.preparation.check import check_prepared
 from qdeploy.preparation.equalize import equalize as equalize_channels
+from qdeploy.preparation.graph import called_module
 from qdeploy.preparation.parametrizations import folded_copy
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantized_activations import quantize_activations
@@ -33,13 +34,7 @@ from qdeploy.preparation.settings import (
     layer_settings,
     settings_by_layer,
 )
-from qdeploy.preparation.trace import (
-    Inputs,
-    annotate_shapes,
-    as_inputs,
-    called_module,
-    trace_both_modes,
-)
+from qdeploy.preparation.trace import Inputs, annotate_shapes, as_inputs, trace_both_modes
 from qdeploy.preparation.vocabulary import operator_of
 
 Settings = dict[str, LayerSettings | None]  # by the name of a product; None stays float

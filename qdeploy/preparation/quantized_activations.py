@@ -10,8 +10,8 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer, GateRange
 from qdeploy.methods import ActivationSite
 from qdeploy.preparation import quantizer_placement as placement
+from qdeploy.preparation.graph import insert_after
 from qdeploy.preparation.settings import LayerSettings
-from qdeploy.preparation.trace import insert_after
 
 
 def quantize_activations(

@@ -14,8 +14,8 @@ from qdeploy.layers.product import product_of, weight_of
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.methods import WeightSite
+from qdeploy.preparation.graph import called_module, module_calls, only_reader, replace, shape_of
 from qdeploy.preparation.settings import LayerSettings
-from qdeploy.preparation.trace import called_module, module_calls, only_reader, replace, shape_of
 
 NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
 

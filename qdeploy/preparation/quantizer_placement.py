@@ -29,16 +29,16 @@ from qdeploy.layers.norm import BATCH_NORMS, BatchNorm
 from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.channel_affines import constant_values
-from qdeploy.preparation.rewrites import factor
-from qdeploy.preparation.sizes import made_of_sizes
-from qdeploy.preparation.small_values import small_values
-from qdeploy.preparation.trace import (
+from qdeploy.preparation.graph import (
     called_module,
     float_inputs,
     is_float_tensor,
     is_tuple,
     only_reader,
 )
+from qdeploy.preparation.rewrites import factor
+from qdeploy.preparation.sizes import made_of_sizes
+from qdeploy.preparation.small_values import small_values
 from qdeploy.preparation.vocabulary import (
     ADD,
     DIVIDE,

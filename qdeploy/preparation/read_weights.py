@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
-from qdeploy.preparation.trace import called_module, replace
+from qdeploy.preparation.graph import called_module, replace
 
 
 def read_from_quantizers(network: fx.GraphModule) -> None:

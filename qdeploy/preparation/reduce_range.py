@@ -19,10 +19,10 @@ from qdeploy.layers.product import Convolution
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.methods import WeightSite
+from qdeploy.preparation.graph import called_module, float_inputs, module_calls
 from qdeploy.preparation.quantized_weights import quantizer_of
 from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.settings import LayerSettings
-from qdeploy.preparation.trace import called_module, float_inputs, module_calls
 
 REDUCED_BITS = 7
 

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qdeploy.errors import QdeployError
-from qdeploy.preparation.interpreter import Interpreter
+from qdeploy.preparation.graph import Interpreter
 
 
 def check_leaves(model: nn.Module, leaves: Iterable[str]) -> None:

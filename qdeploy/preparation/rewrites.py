@@ -20,12 +20,7 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.layers.product import WEIGHT_LAYERS
-from qdeploy.preparation.trace import (
-    called_module,
-    is_float_tensor,
-    module_calls,
-    replace,
-)
+from qdeploy.preparation.graph import called_module, is_float_tensor, module_calls, replace
 from qdeploy.preparation.vocabulary import (
     DIVIDE,
     HARDSIGMOID,

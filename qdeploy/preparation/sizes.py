@@ -28,26 +28,12 @@ from torch.fx.node import has_side_effect, map_aggregate
 
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.constructors import made
+from qdeploy.preparation.graph import Interpreter, asks_for_size
 from qdeploy.preparation.in_place import WritingProxy
-from qdeploy.preparation.interpreter import Interpreter
 from qdeploy.preparation.one_node import one_node
 from qdeploy.preparation.tracer import NetworkTracer, ParameterProxy
 
 TORCH = Path(torch.__file__).parent
-SIZE_METHODS = (
-    "size", "dim", "numel", "is_floating_point", "new_zeros", "new_ones", "new_full", "new_empty",
-)  # fmt: skip
-LIKE = (
-    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
-    torch.randn_like,
-)  # fmt: skip
-
-
-def asks_for_size(node: fx.Node) -> bool:
-    """Whether it reads no values of a tensor, but its shape, type or device."""
-    if node.target is getattr:
-        return node.args[1] in ("shape", "ndim", "dtype", "device")
-    return node.target in SIZE_METHODS if node.op == "call_method" else node.target in LIKE
 
 
 def made_of_sizes(network: fx.GraphModule) -> set[fx.Node]:

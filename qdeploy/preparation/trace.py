@@ -5,18 +5,18 @@ from __future__ import annotations
 import copy
 import traceback
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
+from torch.fx.passes.shape_prop import ShapeProp
 
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.functional_modules import dropouts_as_modules, norms_as_modules
+from qdeploy.preparation.graph import Interpreter, asks_for_size
 from qdeploy.preparation.in_place import without_writes
-from qdeploy.preparation.interpreter import Interpreter
 from qdeploy.preparation.modes import join_modes
 from qdeploy.preparation.no_grad import detach_values
 from qdeploy.preparation.parametrizations import folded_copy
@@ -26,7 +26,7 @@ from qdeploy.preparation.requirements import (
     check_modules,
     check_repeatable,
 )
-from qdeploy.preparation.sizes import SizedTracer, asks_for_size, longer, of_other_size, user_line
+from qdeploy.preparation.sizes import SizedTracer, longer, of_other_size, user_line
 from qdeploy.preparation.tracer import NetworkTracer, TrainingOnly
 
 Inputs = Tensor | Sequence[Tensor]
@@ -102,7 +102,7 @@ class Tracing:
         self.model = keep_training_only(folded_copy(model))
         check_modules(self.model)
         check_input(copy.deepcopy(self.model), inputs)
-        self.inputs, self.leaves = inputs, leaves
+        self.inputs, self.leaves, self.mode = inputs, leaves, model.training
 
     def network(self, *, both_modes: bool) -> fx.GraphModule:
         network, training = self.evaluation(), self.training(warns=both_modes)
@@ -113,14 +113,14 @@ class Tracing:
             annotate_shapes(network, self.inputs)
         norms_as_modules(network, self.model, training)
         dropouts_as_modules(network)
-        return tidied(network).train(self.model.training)
+        return tidied(network).train(self.mode)
 
     def evaluation(self) -> fx.GraphModule:
-        return traced(copy.deepcopy(self.model).eval(), self.inputs, self.leaves)
+        return traced(self.model.eval(), self.inputs, self.leaves)
 
     def training(self, *, warns: bool) -> fx.GraphModule | None:
         try:
-            network = traced(copy.deepcopy(self.model).train(), self.inputs, self.leaves)
+            network = traced(self.model.train(), self.inputs, self.leaves)
             # A size is known because examples were run, which moves the statistics of norms.
             network.load_state_dict(self.model.state_dict(), strict=False)
             return network
@@ -223,64 +223,3 @@ def annotate_shapes(network: fx.GraphModule, inputs: Sequence[Tensor]) -> None:
     with torch.no_grad():
         Shapes(network.eval()).propagate(*inputs)
     network.train(was_training)
-
-
-def is_float_tensor(node: fx.Node) -> bool:
-    """True for nodes whose value is a floating-point tensor, or a tuple that starts with one."""
-    meta = node.meta.get("tensor_meta")
-    if is_tuple(node):
-        meta = meta[0] if meta else None
-    return isinstance(meta, TensorMetadata) and meta.dtype.is_floating_point
-
-
-def shape_of(node: fx.Node) -> torch.Size:
-    shape: torch.Size = node.meta["tensor_meta"].shape
-    return shape
-
-
-def is_tuple(node: fx.Node) -> bool:
-    """True for nodes that give several tensors: chunk, split, unbind."""
-    meta = node.meta.get("tensor_meta")
-    return isinstance(meta, tuple) and not isinstance(meta, TensorMetadata)
-
-
-def float_inputs(node: fx.Node) -> list[fx.Node]:
-    """The nodes that it reads floating-point tensors from."""
-    return [source for source in node.all_input_nodes if is_float_tensor(source)]
-
-
-def only_reader(node: fx.Node) -> fx.Node | None:
-    """The node that alone reads the values that `node` gives; None where there are none or several."""
-    readers = [user for user in node.users if not asks_for_size(user)]
-    return readers[0] if len(readers) == 1 else None
-
-
-def module_calls(network: fx.GraphModule) -> dict[str, list[fx.Node]]:
-    """Where each module is called, by its name, in the order of the graph."""
-    calls: dict[str, list[fx.Node]] = {}
-    for node in network.graph.nodes:
-        if node.op == "call_module":
-            calls.setdefault(str(node.target), []).append(node)
-    return calls
-
-
-def called_module(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:
-    """The module that a node calls, if it calls one."""
-    return network.get_submodule(str(node.target)) if node.op == "call_module" else None
-
-
-def replace(node: fx.Node, by: fx.Node) -> None:
-    """Erases a node whose readers read another one from now on."""
-    node.replace_all_uses_with(by)
-    node.graph.erase_node(node)
-
-
-def insert_after(
-    node: fx.Node, name: str, network: fx.GraphModule, readers: Collection[fx.Node] | None = None
-) -> None:
-    """Makes the readers of `node`, or only these, read what the module `name` makes of it."""
-    reading = list(node.users if readers is None else readers)
-    with network.graph.inserting_after(node):
-        call = network.graph.call_module(name, (node,))
-    call.meta = dict(node.meta)
-    node.replace_all_uses_with(call, delete_user_cb=lambda user: user in reading)

@@ -14,8 +14,8 @@ from torch.nn.modules.conv import _ConvNd
 from qdeploy.deploy.contents import FileLayer
 from qdeploy.layers.exact_product import ExactProduct
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm
+from qdeploy.preparation.graph import called_module
 from qdeploy.preparation.integer_kernels import source_activation
-from qdeploy.preparation.trace import called_module
 from qdeploy.record import ShippedLayer
 
 BYTES_PER_CHANNEL = 8  # float32 scale, int32 bias

@@ -18,9 +18,10 @@ from torch import Tensor, fx
 
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.layers.integer import IntegerActivation
+from qdeploy.layers.kernels import Step
 from qdeploy.layers.modes import full_float32
+from qdeploy.preparation.graph import Interpreter, called_module, float_inputs
 from qdeploy.preparation.integer_kernels import comes_from_kernels
-from qdeploy.preparation.trace import called_module, float_inputs
 from qdeploy.preparation.vocabulary import is_clip
 from qdeploy.record import Exactness, TensorDifference
 
@@ -85,7 +86,6 @@ class ComparedNetwork:
                 TensorDifference(
                     name=label(name, self.integers),
                     elements=count.elements,
-                    share=count.differing / max(1, count.elements),
                     max_steps=count.max_steps,
                     differing=count.differing,
                     integer=from_kernels[name],
@@ -104,7 +104,7 @@ class Count:
     max_steps: int = 0
 
 
-class Judge(fx.Interpreter):
+class Judge(Interpreter):
     """Runs the integers on a batch, and on the file's codes from each tensor on that it has judged."""
 
     def __init__(
@@ -117,12 +117,14 @@ class Judge(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        return value if n.name not in self.codes else self.judged(n.name, str(n.target), value)
+        if n.name not in self.codes:
+            return value
+        quantizer: Any = self.fetch_attr(str(n.target))
+        return self.judged(value, self.codes[n.name], quantizer.step, self.counts[n.name])
 
-    def judged(self, name: str, module: str, value: Tensor) -> Tensor:
+    def judged(self, value: Tensor, in_file: Array, step: Step, count: Count) -> Tensor:
         """The file's values of the tensor, once they are compared."""
-        step, count = self.fetch_quantizer(module).step, self.counts[name]
-        codes = torch.from_numpy(self.codes[name].astype(np.float32)).to(value.device)
+        codes = torch.from_numpy(in_file.astype(np.float32)).to(value.device)
         found = codes.sub_(step.zero).mul_(step.scale).reshape(value.shape)
         count.elements += value.numel()
         if not torch.equal(value, found):
@@ -131,11 +133,6 @@ class Judge(fx.Interpreter):
             count.max_steps = max(count.max_steps, int(steps.max()))
             self.all_equal = False
         return found
-
-    def fetch_quantizer(self, module: str) -> IntegerActivation:
-        quantizer = self.module.get_submodule(module)
-        assert isinstance(quantizer, IntegerActivation)
-        return quantizer
 
 
 def with_outputs(file: onnx.ModelProto, tensors: Iterable[str]) -> bytes:

@@ -17,7 +17,7 @@ from qdeploy.layers.bias import nearest, rounded_to_keep_codes, spread_factor, w
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.layers.product import MatrixProduct
 from qdeploy.preparation import convert
-from qdeploy.preparation.trace import called_module
+from qdeploy.preparation.graph import called_module
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from exported_networks import calibrated
@@ -52,6 +53,28 @@ def test_batches_add_up(residual):
     for count, (result, in_file) in zip((3, 5), outputs, strict=True):
         assert torch.equal(result, residual(images(count, seed=count)))
         assert torch.equal(result, torch.from_numpy(in_file[0]))
+
+
+def test_steps_and_shares_by_hand(residual, monkeypatch):
+    network = compared(residual)
+    honest = network.run_file
+
+    def altered(fed):
+        outputs, codes = honest(fed)
+        name = list(codes)[3]
+        changed = codes[name].astype(np.int16).ravel()
+        changed[[0, 5]] += np.where(changed[[0, 5]] < 128, 3, -3)
+        changed[7] += 1 if changed[7] < 128 else -1
+        return outputs, codes | {name: changed.reshape(codes[name].shape)}
+
+    monkeypatch.setattr(network, "run_file", altered)
+    network([images(4)])
+    network([images(6)])
+    found = network.result().tensors[3]
+    assert (found.name, found.elements) == ("conv2", 10 * 144)
+    assert (found.differing, found.max_steps) == (2 * 3, 3)
+    assert found.share == 6 / 1440
+    assert sum(d.differing for d in network.result().tensors) == 6
 
 
 def scaled(layer):

@@ -65,7 +65,7 @@ def test_a_float_run_has_no_integers_and_saves_nothing(face):
 def test_every_link_of_the_proof_is_said_in_words():
     text = markdown(replace(FULL, checked=True))
     for words in (
-        "Proven: equal to 1e-5, in evaluation and in training.",
+        "Proven: equal to 1e-5 in evaluation, and in training where float trains on the batch.",
         "Close: 98.34 % and 98.33 %; biases are rounded to integers.",
         "every code, over 360 images on Intel(R) Xeon(R) Processor @ 2.70GHz, CPUExecutionProvider",
         "Proven: 0 of 1,693,440 codes differ in 1 tensor; behind float operators 2 of 43,200 in 1 tensor, "
