@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Self
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def seed_by_hand(epoch: int) -> None:
 class SignSearch(PreparedNetwork):
     """SLB at 1 bit: trains tanh(logits / sqrt 2), ships sign(logits), commits at an epoch (from 0)."""
 
-    def __init__(self, commit_epoch: int) -> None:
+    def __new__(cls, commit_epoch: int) -> Self:
         torch.manual_seed(6)
         layers = nn.Linear(16, 8, bias=False), nn.BatchNorm1d(8), nn.Linear(8, 4)
         prepared = prepare(
@@ -95,7 +96,10 @@ class SignSearch(PreparedNetwork):
             {"3": "float"},
             **{"linear": True, "t_factor": 1.0, "t_end_time": 1.0, "epoch_size": commit_epoch + 1},
         )
-        super().__init__(prepared.network, prepared.settings)
+        prepared.__class__ = cls
+        return prepared
+
+    def __init__(self, commit_epoch: int) -> None:
         self.told: list[tuple[int, int]] = []
 
     def set_progress(self, epoch: int, epochs: int) -> None:
@@ -104,15 +108,15 @@ class SignSearch(PreparedNetwork):
 
     @property
     def logits(self) -> nn.Parameter:
-        return self.network.get_submodule("1").quantizer.latent
+        return self.get_submodule("1").weight
 
     @property
     def norm(self) -> nn.BatchNorm1d:
-        return self.network.get_submodule("1").norm
+        return self.get_submodule("2")
 
     @property
     def head(self) -> nn.Linear:
-        return self.network.get_submodule("3")
+        return self.get_submodule("3")
 
 
 @torch.no_grad()

@@ -142,10 +142,22 @@ def calibration(network: nn.Module) -> Iterator[None]:
 
 
 class DeferredReLU(nn.Module):
-    """A ReLU that training leaves to the quantizer behind it, which clips at 0 as well."""
+    """A ReLU that training leaves to the quantizer behind it, which clips at 0 as well.
+
+    replaced   the user's module, whose quantizers it keeps; hooks on it see what a ReLU gives
+    """
+
+    def __init__(self, replaced: nn.Module | None = None) -> None:
+        super().__init__()
+        for name, quantizer in () if replaced is None else replaced.named_children():
+            self.add_module(name, quantizer)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x if self.training else x.relu()
+        return x if self.training and not self._is_hooked() else x.relu()
+
+    def _is_hooked(self) -> bool:
+        hooks = self._forward_pre_hooks, self._forward_hooks, self._backward_pre_hooks
+        return any((*hooks, self._backward_hooks))
 
 
 class SignActivation(ActivationQuantizer):

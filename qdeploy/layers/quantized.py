@@ -40,6 +40,10 @@ Fold = Literal["none", "one-conv", "two-conv"]
 class QuantizedLayer(MayBeTransparent, nn.Module):
     """A Conv or Linear, joined with the BatchNorm that follows it.
 
+    Its parameters are `weight`, the latent one of the quantizer, and `bias`. The norm is no child: it
+    keeps its place and its names in the network. What the float layer says of itself (in_features,
+    kernel_size ...) it says as well.
+
     layer       the float layer: one of WEIGHT_LAYERS
     fold        how the norm takes part in training: see above
     freeze_bn   training steps after which the folded ways use the running statistics; None: never
@@ -47,6 +51,8 @@ class QuantizedLayer(MayBeTransparent, nn.Module):
     """
 
     steps: Tensor
+    weight: nn.Parameter
+    norm: BatchNorm | None
 
     def __init__(
         self,
@@ -58,12 +64,14 @@ class QuantizedLayer(MayBeTransparent, nn.Module):
         product: Product | None = None,
     ) -> None:
         super().__init__()
+        self.__dict__ |= {n: v for n, v in vars(layer).items() if not n.startswith("_")}
         self.kind = type(layer).__name__
         self.float_product = product_of(layer)
         self.product = product or self.float_product
-        self.bias = layer.bias
-        self.norm = norm
         self.quantizer = quantizer
+        quantizer.belong_to(self)
+        self.bias = layer.bias
+        self.__dict__["norm"] = norm
         self.fold: Fold = "none" if norm is None else fold
         self.freeze_bn = freeze_bn
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
@@ -72,7 +80,7 @@ class QuantizedLayer(MayBeTransparent, nn.Module):
         norm = self.norm
         if norm is None or self.fold == "none":
             y = self.multiply(x, self.quantizer(), self.bias)
-            return y if norm is None else norm(y)
+            return y if norm is None else norm.forward(y)
         # Calibration re-estimates the norm's statistics with the weights in evaluation mode.
         if not norm.training or (self.training and self._norm_is_frozen()):
             return frozen(self, norm, x)
@@ -118,7 +126,7 @@ def one_conv(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:
     gain = torch.where(gain == 0, 1 / deviation(norm), gain).detach()
     y = layer.multiply(x, layer.quantizer(gain), None)
     y = y / over_channels(gain, y)
-    return norm(y if layer.bias is None else y + over_channels(layer.bias, y))
+    return norm.forward(y if layer.bias is None else y + over_channels(layer.bias, y))
 
 
 def two_conv(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:
@@ -128,7 +136,7 @@ def two_conv(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:
     mean, variance = batch_moments(y)
     # The module itself updates its running statistics; only that side effect is wanted.
     with torch.no_grad():
-        norm(y)
+        norm.forward(y)
     sigma = torch.sqrt(variance + norm.eps)
     gamma, beta = gamma_beta(norm)
     shift = beta + gamma * (-mean if layer.bias is None else layer.bias - mean) / sigma

@@ -26,6 +26,8 @@ class WeightQuantizer(MayBeTransparent, nn.Module, ABC):
     A method subclasses it and writes two functions of the latent parameter. In evaluation mode
     the layer multiplies by the collapsed weight: what is evaluated is what is shipped.
 
+    latent   the parameter that trains: made by the method in its `__init__`, and from `belong_to` on
+             the `weight` of the layer, under the name that the float network has for it
     origin   the float weight [out, ...] that it was made of, where `latent` is something else;
              `prepare` sets it
     """
@@ -33,6 +35,18 @@ class WeightQuantizer(MayBeTransparent, nn.Module, ABC):
     grid: Grid
     latent: nn.Parameter
     origin: Tensor | None = None  # no buffer: only the check of `prepare` and tests need it
+    layer: nn.Module
+
+    def belong_to(self, layer: nn.Module) -> None:
+        """Hands the latent parameter to a layer; of several, which share it, the last is asked for it."""
+        layer.weight = self.latent
+        self._parameters.pop("latent", None)
+        self.__dict__["layer"] = layer  # no child: it is the layer that holds the quantizer
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "latent" and "layer" in self.__dict__:
+            return self.layer.weight
+        return super().__getattr__(name)
 
     @abstractmethod
     def relax(self, latent: Tensor) -> Tensor:

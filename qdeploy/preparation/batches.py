@@ -48,14 +48,13 @@ def inputs_of(batch: Batch, network: nn.Module) -> tuple[Tensor, ...]:
     return tuple(x if kind is None else _as_kind(x, kind, name) for (name, kind), x in named)
 
 
-def arguments_of(network: nn.Module) -> dict[str, torch.dtype | None]:
+def arguments_of(network: nn.Module) -> Mapping[str, torch.dtype | None]:
     """The arguments that forward was prepared with, and their types.
 
     Of a module that holds a prepared network only the first is known, and its type is not.
     """
     if isinstance(network, PreparedNetwork):
-        nodes = network.network.graph.find_nodes(op="placeholder")
-        return {str(node.target): node.meta["tensor_meta"].dtype for node in nodes}
+        return network.arguments
     return {next(iter(inspect.signature(network.forward).parameters), "input"): None}
 
 

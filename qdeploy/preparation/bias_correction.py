@@ -35,7 +35,7 @@ def float_weights(prepared: nn.Module) -> dict[str, FloatWeight]:
         if layer.quantizer.float_weight() is None:
             raise QdeployError(
                 "correct_bias compares with the float weight, and "
-                f"{name.removeprefix('network.')} trains another one "
+                f"{name} trains another one "
                 f"({type(layer.quantizer).__name__}); set calibrate.correct_bias to false, or take "
                 "method simqat"
             )

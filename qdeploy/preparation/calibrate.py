@@ -79,7 +79,7 @@ def observe(
     for name, quantizer in prepared.named_modules():
         if isinstance(quantizer, MovingRange) and not quantizer.is_finite:
             raise QdeployError(
-                f"calibration met values without bounds at {name.removeprefix('network.')}: look for "
+                f"calibration met values without bounds at {name}: look for "
                 "nan and inf in the images, in masks that are inputs, and in the network's weights"
             )
 

@@ -23,7 +23,7 @@ from qdeploy.layers.activation import ActivationQuantizer, calibration
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.graph import Interpreter, called_module, float_inputs
-from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.prepared import PreparedNetwork, graph_module
 from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.trace import trace
 from qdeploy.record import FLOAT_BITS, BitsWork, Complexity, LayerWork
@@ -40,7 +40,8 @@ def complexity(network: nn.Module, example_input: Tensor) -> Complexity:
     if any(isinstance(module, IntegerLayer) for module in network.modules()):
         raise QdeployError("complexity takes what qdeploy.prepare returned, before convert")
     example, copied = example_input[:1].cpu(), copy.deepcopy(network).cpu().eval()
-    graph = copied.network if isinstance(copied, PreparedNetwork) else trace(copied, example)
+    prepared = copied if isinstance(copied, PreparedNetwork) else None
+    graph = graph_module(prepared) if prepared else trace(copied, example)
     counter = ProductCounter(graph)
     with calibration(graph):
         counter.run(example)
@@ -110,10 +111,9 @@ def parameters_of(node: fx.Node, network: fx.GraphModule) -> int:
         bias = () if module.bias is None else (module.bias,)
         norm = () if module.norm is None else module.norm.parameters()
         return module.quantizer().numel() + sum(p.numel() for p in (*bias, *norm))
-    if isinstance(module, ActivationQuantizer):
-        return 0
-    if module is not None:
-        return sum(parameter.numel() for parameter in module.parameters())
+    if module is not None:  # without the steps that a method learns
+        parts = (part for part in module.modules() if not isinstance(part, ActivationQuantizer))
+        return sum(p.numel() for part in parts for p in part.parameters(recurse=False))
     value = attrgetter(str(node.target))(network) if node.op == "get_attr" else None
     return value.numel() if isinstance(value, nn.Parameter) else 0
 

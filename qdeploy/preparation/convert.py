@@ -30,7 +30,7 @@ from qdeploy.preparation.graph import (
 )
 from qdeploy.preparation.inside import unwrapped, with_prepared_replaced
 from qdeploy.preparation.integer_kernels import onto_kernels, source_activation
-from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.prepared import PreparedNetwork, graph_module
 from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.read_weights import as_constants
 from qdeploy.preparation.vocabulary import is_clip, is_relu, operator_of
@@ -58,8 +58,7 @@ def convert(prepared: nn.Module) -> nn.Module:
 
 def integers_of(prepared: PreparedNetwork) -> fx.GraphModule:
     """The integers of today, also while a search goes on."""
-    network = copy.deepcopy(prepared.network).cpu().eval()
-    network.delete_all_unused_submodules()  # those of training alone
+    network = graph_module(copy.deepcopy(prepared).cpu().eval())
     as_constants(network)
     integer_activations(network)
     without_silent_operators(network)
@@ -84,10 +83,15 @@ def still_searching(prepared: PreparedNetwork) -> str:
 
 
 def integer_activations(network: fx.GraphModule) -> None:
-    for name, module in list(network.named_modules()):
+    """Each stands by itself from now on: the module whose output it rounds may become another."""
+    for name, calls in module_calls(network).items():
+        module = network.get_submodule(name)
         if isinstance(module, ActivationQuantizer):
             integer = IntegerSign if module.grid == SIGN else IntegerActivation
-            network.set_submodule(name, integer(*module.qparams(), module.grid))
+            place = f"activations.{calls[0].all_input_nodes[0].name}"
+            network.add_submodule(place, integer(*module.qparams(), module.grid))
+            for call in calls:
+                call.target = place
 
 
 def without_silent_operators(network: fx.GraphModule) -> None:

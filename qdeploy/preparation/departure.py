@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from qdeploy.preparation.passed_by import is_passed_by
+
 OURS = Path(__file__).parents[1]
 TORCH = Path(torch.__file__).parent
 
@@ -38,6 +40,8 @@ class Recording(TorchFunctionMode):
         self.alive: list[Tensor] = []  # so that no id stands for two tensors
         self.running: list[str] = []
         for name, module in network.named_modules():
+            if is_passed_by(module):
+                continue
             module.register_forward_pre_hook(lambda *_, name=name: self.running.append(name))
             module.register_forward_hook(self.leave)
 

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import BATCH_NORMS
-from qdeploy.preparation.graph import replace
+from qdeploy.preparation.graph import free_name, replace, scope_of
 from qdeploy.preparation.vocabulary import Argument, argument, operator_of
 
 NORM_ARGUMENTS = {
@@ -30,7 +30,7 @@ def dropouts_as_modules(network: fx.GraphModule) -> None:
     for node in list(network.graph.nodes):
         row = operator_of(node, network)
         if row.module and row.silent and node.op == "call_function":
-            name = f"dropouts.{node.name}"
+            name = free_name(f"{scope_of(node)}.{node.name}".lstrip("."), network)
             network.add_submodule(name, row.module(argument(node, network, Argument("p", 1, 0.5))))
             call_instead(node, name)
 
@@ -103,14 +103,6 @@ def norm_of(
     if isinstance(owner, _BatchNorm):
         norm.momentum, norm.num_batches_tracked = owner.momentum, owner.num_batches_tracked
     return norm
-
-
-def free_name(name: str, network: fx.GraphModule) -> str:
-    """The name, with as many underscores as no module of the network has."""
-    taken = {known for known, _ in network.named_modules()}
-    while name in taken:
-        name += "_"
-    return name
 
 
 def call_instead(node: fx.Node, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.fx.passes.shape_prop import TensorMetadata
 
+SCOPE = "scope"  # where a node is told it, see scope_of
 SIZE_METHODS = (
     "size", "dim", "numel", "is_floating_point", "new_zeros", "new_ones", "new_full", "new_empty",
 )  # fmt: skip
@@ -76,6 +78,25 @@ def module_calls(network: fx.GraphModule) -> dict[str, list[fx.Node]]:
 def called_module(node: fx.Node, network: fx.GraphModule) -> nn.Module | None:
     """The module that a node calls, if it calls one."""
     return network.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def scope_of(node: fx.Node) -> str:
+    """The name of the user's module whose forward makes the value; "" for the network itself.
+
+    Of a node that rewriting made, that of what it reads.
+    """
+    if SCOPE in node.meta:
+        return str(node.meta[SCOPE])
+    return scope_of(node.all_input_nodes[0]) if node.all_input_nodes else ""
+
+
+def free_name(name: str, network: nn.Module) -> str:
+    """The name, with a number behind it if the network has something of that name."""
+    owner, _, own = name.rpartition(".")
+    known = dict(network.named_modules(remove_duplicate=False)).get(owner)
+    names = itertools.chain([own], (f"{own}_{number}" for number in itertools.count(2)))
+    free = next(own for own in names if not hasattr(known, own))
+    return f"{owner}.{free}".lstrip(".")
 
 
 def replace(node: fx.Node, by: fx.Node) -> None:

@@ -3,23 +3,22 @@
 The graph is that of evaluation; what training computes otherwise (an auxiliary classifier, logits in
 place of boxes) stands beside it. Where a layer of both modes reads something else in each, `by_mode`
 stands between, and the output is a `ByMode`. So a layer and a quantizer that both modes use are one.
-`split` ends this: each mode gets the code that runs in it.
+`forwards` ends this: each mode gets the code that runs in it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import fx
-from torch.fx.graph_module import _copy_attr, _format_import_block
+from torch.fx.graph_module import _copy_attr
 from torch.fx.node import map_arg
-from torch.package import sys_importer
 
+from qdeploy.preparation.forward import Forward
 from qdeploy.preparation.sizes import expect, expect_sizes
 from qdeploy.preparation.tracer import by_mode
 from qdeploy.preparation.vocabulary import Argument, argument, operator_of
@@ -124,13 +123,11 @@ def meaning(node: fx.Node, args: Any, kwargs: Any, network: fx.GraphModule) -> s
     return f"{node.op} {node.target} {args} {kwargs}"
 
 
-def split(network: fx.GraphModule) -> TrainingForward | None:
-    """Leaves evaluation's graph in the network; gives what runs in training, if that is another."""
+def forwards(network: fx.GraphModule) -> tuple[Forward, Forward]:
+    """What runs in evaluation, and what in training: the same where both do the same."""
     evaluation, training = (graph_of_mode(network, mode) for mode in (False, True))
-    if str(evaluation) == str(training):
-        return None
-    network.graph = evaluation
-    return TrainingForward(training)
+    run = Forward(evaluation)
+    return run, run if str(evaluation) == str(training) else Forward(training)
 
 
 def graph_of_mode(network: fx.GraphModule, training: bool) -> fx.Graph:
@@ -144,32 +141,3 @@ def graph_of_mode(network: fx.GraphModule, training: bool) -> fx.Graph:
             graph.erase_node(node)
     graph.eliminate_dead_code()
     return graph
-
-
-class TrainingForward:
-    """Runs the code of training with the modules of a network. It is pickled as its source."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        code = graph.python_code("self")
-        self.source = _format_import_block(code.globals, sys_importer) + code.src
-        self.run = compiled(code.src, dict(code.globals))
-
-    def __call__(self, network: fx.GraphModule, *inputs: Any) -> Any:
-        return self.run(network, *inputs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"source": self.source}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.source = state["source"]
-        self.run = compiled(self.source, {})
-
-    def __deepcopy__(self, memo: Any) -> TrainingForward:
-        return self
-
-
-def compiled(source: str, scope: dict[str, Any]) -> Callable[..., Any]:
-    """The function `forward` that the source defines."""
-    exec(source, scope)
-    forward: Callable[..., Any] = scope["forward"]
-    return forward

@@ -18,9 +18,11 @@ from qdeploy.preparation.attention import open_fused_attention, with_open_attent
 from qdeploy.preparation.channel_affines import channel_affines
 from qdeploy.preparation.check import check_prepared
 from qdeploy.preparation.equalize import equalize as equalize_channels
+from qdeploy.preparation.features import places_of, what_modules_give
 from qdeploy.preparation.graph import called_module
 from qdeploy.preparation.parametrizations import folded_copy
-from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.passed_by import refuse_what_is_passed_by
+from qdeploy.preparation.prepared import PreparedNetwork, prepared_network
 from qdeploy.preparation.quantized_activations import quantize_activations
 from qdeploy.preparation.quantized_weights import quantize_weights
 from qdeploy.preparation.read_weights import read_from_quantizers
@@ -82,8 +84,10 @@ def prepare(
     bits = None if act_bits == FLOAT else act_bits
     default = layer_settings(method, weight_bits, bits, options)  # type: ignore[arg-type]
     inputs = as_inputs(example_input)
-    with random_states_kept(x.device for x in inputs):  # of forward, which tracing runs
-        network = rewritten(trace_both_modes(with_open_attention(model), inputs, leaves), inputs)
+    with random_states_kept(x.device for x in inputs):  # of forward, which this runs
+        opened = with_open_attention(model)
+        given = what_modules_give(opened, inputs)
+        network = rewritten(trace_both_modes(opened, inputs, leaves), inputs)
     names = weight_layers(network)
     if not names:
         raise QdeployError(f"{type(model).__name__} has no Conv or Linear layer to quantize")
@@ -92,7 +96,9 @@ def prepare(
         equalize_channels(network)
     as_in_training(network, model)
     settings = quantized(network, settings, default, reduce_range)
-    prepared = PreparedNetwork(network, settings).train(model.training)
+    prepared = prepared_network(copy.deepcopy(opened), network, settings).train(model.training)
+    prepared.feature_places = places_of(given, prepared, inputs)
+    refuse_what_is_passed_by(prepared, given)
     if check:
         check_prepared(model, prepared, inputs)
     prepared.checked = check

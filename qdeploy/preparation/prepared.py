@@ -1,68 +1,69 @@
-"""The training network that `prepare` gives."""
+"""The training network that `prepare` gives: the user's own module, with quantized layers in it."""
 
 from __future__ import annotations
 
-import pickle
+import copy
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, Self
 
+import torch
 from torch import Tensor, fx, nn
 
+from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
-from qdeploy.preparation.modes import split
+from qdeploy.preparation.forward import Forward
+from qdeploy.preparation.modes import forwards
 from qdeploy.preparation.settings import LayerSettings
 
 
 class PreparedNetwork(nn.Module):
     """A network whose Conv and Linear layers search for integers.
 
-    In training mode it multiplies by relaxed weights, in evaluation mode by those that ship.
-    `print(prepared)` shows every setting.
+    It is the network that `prepare` was given, of a class of its own that is a subclass of the user's:
+    modules, parameters and attributes have the names that they had, and what is new stands beside
+    them. Its forward is the graph that preparation made. In training mode it multiplies by relaxed
+    weights, in evaluation mode by those that ship. `print(prepared)` shows every setting.
 
-    checked   whether `prepare` has compared it with the float network
+    settings          of each product, by its name; None stays float
+    checked           whether `prepare` has compared it with the float network
+    evaluation_graph  what forward is in evaluation
+    training_graph    what it is in training
+    feature_places    the nodes of the graph that give what modules of the user's gave: see features.py
     """
 
-    checked = False
+    settings: dict[str, LayerSettings | None]
+    checked: bool
+    evaluation_graph: Forward
+    training_graph: Forward
+    feature_places: dict[str, str]
 
-    def __init__(
-        self, network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]
-    ) -> None:
-        super().__init__()
-        self.in_training = split(network)
-        self.network = network
-        self.settings = dict(settings)
-        self.always_in_evaluation = [name for name, m in network.named_modules() if not m.training]
+    def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        run = self.training_graph if self.training else self.evaluation_graph
+        return run(self, *self.in_order(inputs, named))
 
-    def train(self, mode: bool = True) -> Self:
-        """As the user's own train() may have it, modules that were in evaluation stay so in training."""
-        super().train(mode)
-        for name in self.always_in_evaluation:
-            self.network.get_submodule(name).training = False
-        return self
-
-    def forward(self, *inputs: Tensor) -> Any:
-        if self.training and self.in_training is not None:
-            return self.in_training(self.network, *inputs)
-        return self.network(*inputs)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """With the shapes that the nodes of the graph know: torch.fx pickles a graph as code alone."""
-        shapes = [node.meta.get("tensor_meta") for node in self.network.graph.nodes]
-        # As bytes: torch.save's own protocol cannot pickle a memory format.
-        return self.__dict__ | {"shapes": pickle.dumps(shapes)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        shapes = pickle.loads(state.pop("shapes"))
-        super().__setstate__(state)
-        for node, shape in zip(self.network.graph.nodes, shapes, strict=True):
-            node.meta["tensor_meta"] = shape
+    def in_order(
+        self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """All that forward takes, by position."""
+        if not named:
+            return inputs
+        names = list(self.arguments)
+        given, wanted = names[: len(inputs)], names[len(inputs) :]
+        if set(wanted) != named.keys():
+            raise QdeployError(
+                f"forward was prepared for {', '.join(names)} and is given "
+                f"{', '.join([*given, *named])}; give it those, by name or in order. What else the "
+                "float network takes keeps its default"
+            )
+        return *inputs, *(named[name] for name in wanted)
 
     @property
-    def arguments(self) -> int:
-        """How many tensors forward takes."""
-        return sum(node.op == "placeholder" for node in self.network.graph.nodes)
+    def arguments(self) -> dict[str, torch.dtype]:
+        """The tensors that forward takes: their names and types."""
+        return self.evaluation_graph.arguments
 
     def set_progress(self, epoch: int, epochs: int) -> None:
         """Moves every schedule to `epoch` (from 0) of `epochs`; call it before each epoch."""
@@ -91,7 +92,7 @@ class PreparedNetwork(nn.Module):
 
     def quantized_layers(self) -> Iterator[tuple[str, QuantizedLayer]]:
         """Name and module of each quantized layer."""
-        for name, module in self.network.named_modules():
+        for name, module in self.named_modules():
             if isinstance(module, QuantizedLayer):
                 yield name, module
 
@@ -101,6 +102,110 @@ class PreparedNetwork(nn.Module):
     def extra_repr(self) -> str:
         lines = [f"{name}: {chosen or 'float'}" for name, chosen in self.settings.items()]
         return "\n".join(lines)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """As nn.Module is copied, also where the user's class does it in another way."""
+        memo[id(self)] = copied = object.__new__(type(self))
+        copied.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return copied
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Its class is made anew where it is loaded; the user's class must be there."""
+        kinds = type(self).__mro__
+        return without_init, (kinds[kinds.index(PreparedNetwork) + 1],), self.__dict__
+
+
+@cache
+def class_of_prepared(kind: Any) -> type[PreparedNetwork]:
+    """PreparedNetwork as a subclass of the user's class, the same for all networks of that class."""
+    name = f"Prepared{kind.__name__}"
+    return type(name, (PreparedNetwork, kind), {"__module__": kind.__module__})
+
+
+def without_init(kind: Any) -> PreparedNetwork:
+    return object.__new__(class_of_prepared(kind))
+
+
+def prepared_network(
+    model: nn.Module, network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]
+) -> PreparedNetwork:
+    """The model, in place, with the modules and parameters of a graph that was made of it.
+
+    Errors: QdeployError for a name that a prepared network has for something of its own.
+    """
+    check_names(model)
+    graft(network, model)
+    if isinstance(model, fx.GraphModule):  # its class is its forward, and no base of another
+        model = plain(model)
+    prepared = without_init(type(model))
+    prepared.__dict__.update(vars(model))
+    prepared.settings = dict(settings)
+    prepared.checked = False
+    prepared.feature_places = {}
+    prepared.evaluation_graph, prepared.training_graph = forwards(network)
+    return prepared
+
+
+def plain(model: nn.Module) -> nn.Module:
+    """A module of no class of its own that holds what the model holds."""
+    made = nn.Module().train(model.training)
+    for ours, theirs in zip(members(made), members(model), strict=True):
+        ours.update(theirs)
+    return made
+
+
+def check_names(model: nn.Module) -> None:
+    own = vars(PreparedNetwork).keys() | PreparedNetwork.__annotations__.keys()
+    inherited = vars(nn.Module).keys()
+    clashes = [
+        name for name in own - inherited if not name.startswith("__") and hasattr(model, name)
+    ]
+    if clashes:
+        raise QdeployError(
+            f"{type(model).__name__} has {', '.join(sorted(clashes))}, which a prepared network has for "
+            "something of its own; rename it, or prepare the part of the network without it"
+        )
+
+
+def graft(network: nn.Module, model: nn.Module) -> None:
+    """Puts the modules, parameters and buffers of a graph into a model, by their names, in place.
+
+    What the model holds under several names is replaced under all of them.
+    """
+    replaced: dict[int, tuple[Any, Any]] = {}  # with the old ones, so that no id stands for two
+    replace_by_name(network, model, replaced)
+    for module in list(model.modules()):
+        for parts in members(module):
+            for name, old in parts.items():
+                parts[name] = replaced.get(id(old), (old, old))[1]
+
+
+def replace_by_name(
+    network: nn.Module, model: nn.Module, replaced: dict[int, tuple[Any, Any]]
+) -> None:
+    for name, part in network._modules.items():
+        old = model._modules.get(name)
+        if type(part) is nn.Module and old is not None:  # torch.fx's own, which only holds others
+            replace_by_name(part, old, replaced)
+        elif old is not part:
+            model._modules[name], replaced[id(old)] = part, (old, part)
+    for new, own in list(zip(members(network), members(model), strict=True))[1:]:
+        for name, tensor in new.items():
+            old, own[name] = own.get(name), tensor
+            replaced[id(old)] = old, tensor
+    replaced.pop(id(None), None)
+
+
+def members(module: nn.Module) -> tuple[dict[str, Any], ...]:
+    """Its modules, parameters and buffers by name."""
+    return module._modules, module._parameters, module._buffers
+
+
+def graph_module(prepared: PreparedNetwork) -> fx.GraphModule:
+    """The graph of evaluation, with the modules of the network that runs it."""
+    return fx.GraphModule(
+        prepared, copy.deepcopy(prepared.evaluation_graph.graph), type(prepared).__name__
+    )
 
 
 def is_searching(network: nn.Module) -> bool:

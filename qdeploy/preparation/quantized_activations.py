@@ -8,9 +8,10 @@ from torch import fx
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer, GateRange
+from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.methods import ActivationSite
 from qdeploy.preparation import quantizer_placement as placement
-from qdeploy.preparation.graph import insert_after
+from qdeploy.preparation.graph import called_module, free_name, insert_after, scope_of
 from qdeploy.preparation.settings import LayerSettings
 
 
@@ -18,6 +19,8 @@ def quantize_activations(
     network: fx.GraphModule, settings: Mapping[str, LayerSettings | None], default: LayerSettings
 ) -> None:
     """Inserts the activation quantizers: one for each tensor that quantizer_placement.py names.
+
+    Each is a child of the module that makes the tensor.
 
     What low-bit layers and other operators both read is quantized at 8 bits for all readers, and
     requantized in front of the low-bit layers. The network's input is not: an image has 8 bits.
@@ -45,7 +48,6 @@ def quantize_tensor(
     """layers: those of its readers that are quantized; chosen: the settings that they go by."""
     assert chosen.act_bits is not None
     method, bits = chosen.method, max(8, chosen.act_bits)
-    name = f"activations.{tensor.producers[0].name}"
     # Other operators may read what the layers read, at no fewer than 8 bits.
     serves_all = method.carrier is None and chosen.act_bits >= 8
     quantizer: ActivationQuantizer
@@ -58,9 +60,9 @@ def quantize_tensor(
             sources = placement.places_before(layers)
             narrow = layer_activation(layers, site, chosen)
             narrow.places = len(sources)
-            network.add_submodule(f"{name}_narrow", narrow)
+            name = add_beside(tensor, narrow, network, "_narrow")
             for source in sources:
-                insert_after(source, f"{name}_narrow", network, layers)
+                insert_after(source, name, network, layers)
         quantizer = (
             method.carrier(bits, chosen.options)
             if method.carrier is not None
@@ -68,9 +70,41 @@ def quantize_tensor(
         )
     places = tensor.places
     quantizer.places = len(places)
-    network.add_submodule(name, quantizer)
+    name = add_beside(tensor, quantizer, network)
     for place, readers in places:
         insert_after(place, name, network, readers)
+
+
+def add_beside(
+    tensor: placement.SharedTensor,
+    quantizer: ActivationQuantizer,
+    network: fx.GraphModule,
+    suffix: str = "",
+) -> str:
+    """Makes a quantizer a child of the module that makes the tensor; its name.
+
+    So what is done to a part of the network (frozen, in evaluation, with a learning rate of its own) is
+    done to the quantizers of what it computes. An input belongs to the layer that reads it.
+    """
+    node = tensor.producers[0]
+    if tensor.is_input:
+        node = next((reader for reader in tensor.readers if is_layer(reader, network)), node)
+    if is_layer(node, network):
+        place = f"{node.target}.{'input' if tensor.is_input else 'activation'}"
+    else:
+        place = f"{scope_of(node)}.{node.name}_activation".lstrip(".")
+    name = free_name(place + suffix, network)
+    network.add_submodule(name, quantizer)
+    return name
+
+
+def is_layer(node: fx.Node, network: fx.GraphModule) -> bool:
+    """Whether it calls a module that may have a quantizer for a child: no container of the user's."""
+    module = called_module(node, network)
+    return module is not None and (
+        isinstance(module, QuantizedLayer)
+        or all(isinstance(child, ActivationQuantizer) for child in module.children())
+    )
 
 
 def layer_activation(

@@ -17,8 +17,6 @@ from qdeploy.methods import WeightSite
 from qdeploy.preparation.graph import called_module, module_calls, only_reader, replace, shape_of
 from qdeploy.preparation.settings import LayerSettings
 
-NORM_PARTS = ("weight", "bias", "running_mean", "running_var")
-
 
 def quantize_weights(
     network: fx.GraphModule,
@@ -48,7 +46,6 @@ def quantize_weights(
             joined: Any = None if norm is None else network.get_submodule(norm)
             made = quantized_layer(layer, joined, quantized[name], quantizer)
             network.set_submodule(name, made)
-    redirect_reads(network, norms)
     remove_joined(network, [call for name in norms if norms[name] for call in calls[name]])
     return sites
 
@@ -82,15 +79,11 @@ def choose_norms(
 
 
 def remove_joined(network: fx.GraphModule, layer_calls: Iterable[fx.Node]) -> None:
-    """Takes the norm behind each of these calls out of the graph; it has become part of the layer."""
-    norms = set()
+    """Takes the norm behind each of these calls out of the graph: the layer runs it."""
     for call in layer_calls:
         reader = only_reader(call)
         assert reader is not None
-        norms.add(str(reader.target))
         replace(reader, call)
-    for name in norms - module_calls(network).keys():
-        network.delete_submodule(name)
 
 
 def quantizer_of(site: WeightSite, chosen: LayerSettings) -> WeightQuantizer:
@@ -147,14 +140,3 @@ def check_shared(
         'Set all to the same in `layers`, or to "float": a transposed layer cannot share with another '
         "kind, nor slb with what stays in float"
     )
-
-
-def redirect_reads(network: fx.GraphModule, norms: Mapping[str, str | None]) -> None:
-    """Lets what reads a parameter of a joined norm itself find it where it is now."""
-    moved: dict[str, str] = {}
-    for name, norm in norms.items():
-        if norm is not None:
-            moved |= {f"{norm}.{part}": f"{name}.norm.{part}" for part in NORM_PARTS}
-    for node in network.graph.nodes:
-        if node.op == "get_attr":
-            node.target = moved.get(str(node.target), node.target)

@@ -55,6 +55,7 @@ def reduce_range(
         if layer.quantizer not in narrow:  # else a layer of the same weight came before
             narrow[layer.quantizer] = quantizer_of(replace(sites[name], reduce_range=True), chosen)
         layer.quantizer = narrow[layer.quantizer]
+        layer.quantizer.belong_to(layer)
         if could_saturate(layer, highest[name]):
             raise QdeployError(
                 f"{name}: method {chosen.method_name!r} has codes beyond -64..64 at "

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
 from qdeploy.preparation.constructors import constructors_seen
+from qdeploy.preparation.graph import SCOPE
 from qdeploy.preparation.in_place import WritingProxy
 from qdeploy.preparation.one_node import one_node
 
@@ -91,6 +92,8 @@ class NetworkTracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         node = super().create_node(*args, **kwargs)
+        running = (path for path, _ in self.module_stack.values() if path != node.target)
+        node.meta[SCOPE] = ["", *running][-1]
         if node.op.startswith("call") and not torch.is_grad_enabled():
             node.meta[NO_GRAD] = True
         return node

@@ -14,6 +14,7 @@ import qdeploy
 from qdeploy.deploy.targets import openvino as runtime
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.preparation.prepared import graph_module
 
 IMAGES = networks.images(64).numpy()
 
@@ -117,13 +118,13 @@ def test_float_gates_are_at_least_as_near_to_the_unrounded_network(gated, tmp_pa
     }
     cpu, openvino = (in_onnx_runtime(path) for path in files.values())
     reference = copy.deepcopy(gated).eval()
-    modules = dict(reference.network.named_modules())
-    for node in reference.network.graph.nodes:
+    modules = dict(reference.named_modules())
+    for node in graph_module(reference).graph.nodes:
         if node.op == "call_module" and isinstance(modules[node.target], ActivationQuantizer):
             made_by = node.all_input_nodes[0].name
             readers = {user.target for user in node.users}
             if "sigmoid" in made_by or torch.sigmoid in readers:
-                reference.network.set_submodule(node.target, nn.Identity())
+                reference.set_submodule(node.target, nn.Identity())
     with torch.no_grad():
         wanted = reference(torch.from_numpy(IMAGES)).numpy()
     np.testing.assert_allclose(openvino, wanted, atol=0.02 * np.abs(wanted).max())

@@ -57,7 +57,7 @@ def test_nothing_is_observed_and_afterwards_everything_rounds_again(method, bits
     for key, value in prepared.state_dict().items():
         if key.rpartition(".")[0] not in norms:
             assert torch.equal(value, before[key]), key
-    layer = prepared.network.get_submodule("conv1").eval()
+    layer = prepared.get_submodule("conv1").eval()
     assert torch.equal(
         layer.quantizer(), layer.quantizer.collapse(layer.quantizer.latent).dequantize()
     )

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import Network, build, conv, images
 from onnx_files import assert_the_file_predicts_what_evaluation_does, exported
+from quantizers import activations
 from torch import nn
 
 import qdeploy
@@ -311,7 +312,7 @@ def prepared_network(**options):
 
 def test_what_layers_read_is_learned_and_the_rest_is_measured():
     """The image, both branches of each Add and what an Add and a layer share are not learned."""
-    made = dict(prepared_network().network.activations.named_children())
+    made = dict(activations(prepared_network()).items())
     learned = {name for name, quantizer in made.items() if isinstance(quantizer, LsqActivation)}
     assert learned == {"stem_2", "relu", "relu_1_narrow", "pool"}
     assert {made[name].grid.bits for name in learned} == {4}

@@ -84,8 +84,8 @@ def test_every_layers_mean_output_is_floats(name):
     # In the prepared network a layer gives what its norm gave.
     ends = [str(int(i) + 1) if str(int(i) + 1) in norms else i for i in layers]
     expected = outputs(network, ends, batch())
-    found = outputs(calibrated(network, [batch()], correct_bias=True).network, layers, batch())
-    biased = outputs(calibrated(network, [batch()]).network, layers, batch())
+    found = outputs(calibrated(network, [batch()], correct_bias=True), layers, batch())
+    biased = outputs(calibrated(network, [batch()]), layers, batch())
     for layer, end in zip(layers, ends, strict=True):
         if network[int(layer)].bias is None and end == layer:
             continue
@@ -97,7 +97,7 @@ def test_batch_norm_is_re_estimated_and_corrected_at_once():
     network = normed()
     expected = outputs(network, ["7"], batch())["7"]
     prepared = calibrated(network, [batch()], correct_bias=True, batch_norm=True)
-    found = outputs(prepared.network, ["7"], batch())["7"]
+    found = outputs(prepared, ["7"], batch())["7"]
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
@@ -106,10 +106,8 @@ def test_over_several_batches_it_is_nearly_floats():
     everything = torch.cat(batches)
     expected = outputs(network, ["5"], everything)["5"]
     corrected = calibrated(network, iter(batches), correct_bias=True)
-    found = np.abs(outputs(corrected.network, ["5"], everything)["5"] - expected).max()
-    before = np.abs(
-        outputs(calibrated(network, batches).network, ["5"], everything)["5"] - expected
-    )
+    found = np.abs(outputs(corrected, ["5"], everything)["5"] - expected).max()
+    before = np.abs(outputs(calibrated(network, batches), ["5"], everything)["5"] - expected)
     assert found < 0.1 * before.max()
 
 
@@ -138,7 +136,7 @@ def test_a_norm_that_two_layers_share_is_corrected_once():
         calibrated(awkward_norms(network).eval(), [batch()], correct_bias=True)
         for network in (shared, alone)
     )
-    ours, theirs = found.network.a.norm, expected.network.get_submodule("0").norm
+    ours, theirs = found.a.norm, expected.get_submodule("0").norm
     torch.testing.assert_close(ours.weight, theirs.weight)
     torch.testing.assert_close(ours.bias, theirs.bias)
 
@@ -177,4 +175,4 @@ def test_any_method_that_rounds_a_float_weight_can_say_so(monkeypatch):
     weight = LsqWeight.scaled_latent
     monkeypatch.setattr(LsqWeight, "float_weight", lambda self, gain=None: weight(self, gain))
     qdeploy.calibrate(prepared, [batch()], batch_norm=False, correct_bias=True)
-    np.testing.assert_allclose(outputs(prepared.network, ["7"], batch())["7"], expected, atol=2e-5)
+    np.testing.assert_allclose(outputs(prepared, ["7"], batch())["7"], expected, atol=2e-5)

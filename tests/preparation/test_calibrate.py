@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from networks import Network, build, conv, images
+from quantizers import activations
 from torch import nn
 
 import qdeploy
@@ -30,7 +31,7 @@ def test_a_search_inside_of_another_module_gets_the_norms_of_the_hard_weights_to
     wrapped = nn.Sequential(copy.deepcopy(alone), nn.Softmax(1))
     qdeploy.calibrate(alone, batches_of())
     qdeploy.calibrate(wrapped, batches_of())
-    norms = (network.network.get_submodule("0").norm for network in (alone, wrapped[0]))
+    norms = (network.get_submodule("0").norm for network in (alone, wrapped[0]))
     expected, found = (norm.running_var for norm in norms)
     assert torch.equal(found, expected)
     assert not torch.equal(found, torch.ones(5))  # what an untouched norm has
@@ -44,7 +45,7 @@ def test_norms_stay_as_they_were_trained_both_here_and_in_recipes():
 
 def test_norms_average_the_batches_for_the_hard_weights():
     prepared = pointwise(act_bits="float")
-    layer = prepared.network.get_submodule("0")
+    layer = prepared.get_submodule("0")
     hard = np.where(layer.quantizer.latent.detach().numpy() >= 0, 1.0, -1.0)[:, :, 0, 0]
     bias = layer.bias.detach().numpy()[:, None]
     means, variances = [], []
@@ -77,7 +78,7 @@ def test_only_a_search_has_its_norms_re_estimated_unless_that_is_asked_for(batch
 def test_ranges_average_the_batches():
     prepared = pointwise()
     qdeploy.calibrate(prepared, batches_of())
-    quantizer = next(prepared.network.activations.children())
+    quantizer = next(iter(activations(prepared).values()))
     lows, highs = zip(*((b.min().item(), b.max().item()) for b in batches_of()), strict=True)
     assert quantizer.minimum.item() == pytest.approx(np.mean(lows), rel=1e-6)
     assert quantizer.maximum.item() == pytest.approx(np.mean(highs), rel=1e-6)
@@ -148,7 +149,7 @@ def test_the_mode_comes_back_when_a_batch_is_wrong():
     with pytest.raises(QdeployError, match="7 channels"):
         qdeploy.calibrate(prepared, [images(2), torch.zeros(2, 7, 8, 8)])
     assert all(module.training for module in prepared.modules())
-    norm = prepared.network.get_submodule("0").norm
+    norm = prepared.get_submodule("0").norm
     assert norm.momentum == 0.1
     assert not any(getattr(m, "calibrating", False) for m in prepared.modules())
 

@@ -14,6 +14,7 @@ from torch import nn
 import qdeploy
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.check import check_prepared
+from qdeploy.preparation.forward import Forward
 
 
 def unchecked(network, x=None, method="simqat", **options):
@@ -21,15 +22,14 @@ def unchecked(network, x=None, method="simqat", **options):
 
 
 def wrong_bias(prepared):
-    prepared.network.get_submodule("conv2").norm.bias.data[3] += 0.1
+    prepared.get_submodule("conv2").norm.bias.data[3] += 0.1
 
 
 def wrong_operator(prepared):
-    for node in prepared.network.graph.nodes:
-        if node.target is operator.add:
-            node.target = operator.sub
-            break
-    prepared.network.recompile()
+    graph = copy.deepcopy(prepared.evaluation_graph.graph)
+    node = next(node for node in graph.nodes if node.target is operator.add)
+    node.target = operator.sub
+    prepared.evaluation_graph = prepared.training_graph = Forward(graph)
 
 
 def other_dropout(prepared):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import qdeploy
 from qdeploy.errors import QdeployError
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer
+from qdeploy.preparation.prepared import graph_module
 
 
 class Recorded(fx.Interpreter):
@@ -53,7 +54,7 @@ def at_8_bits(prepared):
 
 def same_within_one_step(prepared, x):
     with torch.no_grad():
-        recorded = Recorded(prepared.network)
+        recorded = Recorded(graph_module(prepared))
         expected = recorded.run(x)
         stepwise = StepByStep(qdeploy.convert(prepared), recorded.values)
         found = stepwise.run(x)
@@ -133,7 +134,7 @@ def test_the_bias_counts_steps_of_input_scale_times_weight_scale():
     stem = converted.get_submodule("stem.0")
     assert stem.bias.dtype == torch.int32
     assert torch.equal(stem.bias_scale, image_scale * stem.scale)
-    norm = prepared.network.stem.get_submodule("0").norm
+    norm = prepared.stem.get_submodule("0").norm
     wanted = norm.bias - norm.weight * norm.running_mean / (norm.running_var + norm.eps).sqrt()
     error = (stem.bias.double() * stem.bias_scale.double() - wanted).abs()
     assert (error <= 0.51 * stem.bias_scale).all()

@@ -85,7 +85,7 @@ def test_tracing_leaves_the_statistics_of_a_head_alone():
     aux = nn.Sequential(conv(6, 4), nn.BatchNorm2d(4))
     network = Network(forward, body=conv(), head=conv(6, 4), aux=aux)
     prepared = qdeploy.prepare(network, images(4), "simqat")
-    norm = prepared.network.get_submodule("aux.0").norm
+    norm = prepared.get_submodule("aux.0").norm
     assert torch.equal(norm.running_mean, aux[1].running_mean)
 
 
@@ -93,9 +93,7 @@ def test_tracing_leaves_the_statistics_of_a_head_alone():
 def test_a_layer_of_both_modes_is_one(forward):
     prepared = qdeploy.prepare(network_of(forward), images(4), "simqat")
     names = [
-        name
-        for name, module in prepared.network.named_modules()
-        if isinstance(module, QuantizedLayer)
+        name for name, module in prepared.named_modules() if isinstance(module, QuantizedLayer)
     ]
     assert set(names) <= {"body", "head", "aux"}
 
@@ -121,7 +119,7 @@ def test_a_head_of_training_alone_trains_quantized():
     prepared = qdeploy.prepare(network_of(auxiliary), images(4), "simqat")
     _, aux = prepared.train()(images(4))
     aux.sum().backward()
-    latent = prepared.network.aux.quantizer.latent
+    latent = prepared.aux.quantizer.latent
     assert latent.grad is not None
     assert latent.grad.norm() > 0
 

@@ -41,7 +41,7 @@ def test_a_normalised_layer_is_quantized_and_said(normalised):
     network.train()
     with pytest.warns(UserWarning, match=r"0\.weight \(.*fold"):
         prepared = qdeploy.prepare(network, images(4), "simqat")
-    assert isinstance(prepared.network.get_submodule("0"), QuantizedLayer)
+    assert isinstance(prepared.get_submodule("0"), QuantizedLayer)
     qdeploy.calibrate(prepared, [images()])
     found = qdeploy.convert(prepared)(images())
     assert (found - expected).norm() < 0.03 * expected.norm()

@@ -7,18 +7,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from networks import NETWORKS, Network, build, conv, conv_norm_relu, images
+from quantizers import activations
 from torch import nn
 
 import qdeploy
 from qdeploy import methods
 from qdeploy.layers.activation import ActivationQuantizer, MovingRange
+from qdeploy.preparation.prepared import graph_module
 
 
 def quantized_places(network, **options):
     """{what makes the values: the quantizer's module path}, in the order of the graph."""
     prepared = qdeploy.prepare(network, images(2), "simqat", **options)
-    graph = prepared.network.graph
-    modules = dict(prepared.network.named_modules())
+    graph = graph_module(prepared).graph
+    modules = dict(prepared.named_modules())
     return {
         node.all_input_nodes[0].name: node.target
         for node in graph.nodes
@@ -232,11 +234,11 @@ def test_a_relu_moves_before_the_pooling_it_stands_behind():
         fc=nn.Linear(96, 5),
     )
     prepared = qdeploy.prepare(network, images(2), "simqat", 8, "float")
-    order = [node.name for node in prepared.network.graph.nodes]
+    order = [node.name for node in graph_module(prepared).graph.nodes]
     assert order.index("relu") < order.index("max_pool2d")
     with torch.no_grad():
-        network.a.weight.copy_(prepared.network.a.quantizer.eval()())
-        network.fc.weight.copy_(prepared.network.fc.quantizer.eval()())
+        network.a.weight.copy_(prepared.a.quantizer.eval()())
+        network.fc.weight.copy_(prepared.fc.quantizer.eval()())
         torch.testing.assert_close(prepared(images()), network(images()))
 
 
@@ -268,8 +270,8 @@ def test_an_in_place_relu_does_not_move_to_where_others_would_see_it():
     ).eval()
     prepared = qdeploy.prepare(network, images(2), "simqat", 8, "float")
     with torch.no_grad():
-        network.a.weight.copy_(prepared.network.a.quantizer.eval()())
-        network.fc.weight.copy_(prepared.network.fc.quantizer.eval()())
+        network.a.weight.copy_(prepared.a.quantizer.eval()())
+        network.fc.weight.copy_(prepared.fc.quantizer.eval()())
         torch.testing.assert_close(prepared(images()), network(images()))
 
 
@@ -311,7 +313,7 @@ def test_float_activations_place_nothing():
 
 
 def activation_bits(prepared):
-    return {name: q.bits for name, q in prepared.network.activations.named_children()}
+    return {name: q.bits for name, q in activations(prepared).items()}
 
 
 def test_the_image_keeps_eight_bits_and_adds_do_too():
@@ -323,20 +325,20 @@ def test_the_image_keeps_eight_bits_and_adds_do_too():
 
 def test_what_layers_and_an_add_read_has_eight_bits_and_is_requantized_for_the_layers():
     prepared = qdeploy.prepare(build("residual"), images(2), "simqat", 8, 3)
-    bits = activation_bits(prepared)
-    assert (bits["relu_1"], bits["relu_1_narrow"]) == (8, 3)
+    wide, narrow = prepared.relu_1_activation, prepared.relu_1_activation_narrow
+    assert (wide.bits, narrow.bits) == (8, 3)
     readers = {
         node.name: [source.name for source in node.all_input_nodes]
-        for node in prepared.network.graph.nodes
+        for node in graph_module(prepared).graph.nodes
     }
-    assert readers["same_0"] == ["activations_relu_1_narrow"]
-    assert readers["add_1"] == ["activations_relu_1", "activations_same_0"]
-    assert readers["activations_relu_1_narrow"] == ["activations_relu_1"]
+    assert readers["same_0"] == ["relu_1_activation_narrow"]
+    assert readers["add_1"] == ["relu_1_activation", "same_0_activation"]
+    assert readers["relu_1_activation_narrow"] == ["relu_1_activation"]
 
 
 def test_at_eight_bits_one_quantizer_serves_layers_and_adds():
     prepared = qdeploy.prepare(build("residual"), images(2), "simqat", 4, 8)
-    assert not [name for name in activation_bits(prepared) if name.endswith("narrow")]
+    assert not [name for name, _ in prepared.named_modules() if name.endswith("narrow")]
 
 
 def test_layers_for_which_a_tensor_is_requantized_share_its_quantizer():
@@ -348,8 +350,8 @@ def test_layers_for_which_a_tensor_is_requantized_share_its_quantizer():
         fc=nn.Linear(384, 5),
     )
     prepared = qdeploy.prepare(network, images(2), "simqat", 8, 2)
-    targets = [str(node.target) for node in prepared.network.graph.nodes]
-    assert targets.count("activations.relu_narrow") == 1
+    targets = [str(node.target) for node in graph_module(prepared).graph.nodes]
+    assert targets.count("relu_activation_narrow") == 1
 
 
 NONNEGATIVE = {
@@ -435,7 +437,7 @@ def test_negative_values_behind_a_relu_reach_the_layer(method, name):
     prepared = qdeploy.prepare(network, images(2), method, 4, 4)
     qdeploy.calibrate(prepared, [images(8)])
     read = []
-    prepared.network.last.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
+    prepared.last.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0]))
     with torch.no_grad():
         prepared.eval()(images(8))
     assert read[0].min() < 0
@@ -451,13 +453,13 @@ def test_a_tensor_has_the_bits_of_the_reader_that_wants_most():
     )
     layers = {"b": {"act_bits": 3}, "c": {"act_bits": 5}}
     prepared = qdeploy.prepare(network, images(2), "simqat", 8, 2, layers)
-    assert prepared.network.activations.relu.bits == 5
+    assert prepared.relu_activation.bits == 5
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_no_value_passes_two_quantizers_in_a_row(name):
     found = quantized_places(build(name))
-    assert not [maker for maker in found if maker.startswith("activations")]
+    assert not [maker for maker in found if "activation" in maker]
 
 
 @pytest.mark.parametrize("rectified", [False, True])

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from exported_networks import run
 from families import FAMILIES, Conv2dSame, FrozenBatchNorm2d, StochasticDepth, build, inputs
 from networks import Network, conv, images
+from quantizers import activations
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -105,7 +106,7 @@ def test_the_scale_of_a_layer_folds_and_still_trains():
     ((_, layer),) = prepared.quantized_layers()
     prepared(images()).sum().backward()
     assert isinstance(layer.norm, ChannelAffine)
-    assert prepared.network.gamma.grad.abs().min() > 0
+    assert prepared.gamma.grad.abs().min() > 0
     for model in (prepared.eval(), qdeploy.convert(prepared)):
         close(model(images()), single(images()))
 
@@ -162,7 +163,7 @@ def test_what_is_learned_beside_layers_trains_on_and_folds_at_convert(name):
         for model in (network, prepared):
             model(images()).square().mean().backward()
     learned = [
-        (parameter, prepared.network.get_parameter(name))
+        (parameter, prepared.get_parameter(name))
         for name, parameter in network.named_parameters()
         if parameter.ndim == 1 and parameter.grad is not None and not name.endswith("bias")
     ]
@@ -183,15 +184,15 @@ def test_a_branch_that_starts_at_0_gets_a_gradient(method):
     bits = 2 if method == "ternary" else 8
     prepared = qdeploy.prepare(network, images(2), method, bits).train()
     prepared(images()).square().mean().backward()
-    assert prepared.network.alpha.grad.abs() > 0
+    assert prepared.alpha.grad.abs() > 0
 
 
 def test_stochastic_depth_drops_in_training_alone():
     network = nn.Sequential(conv(), StochasticDepth(0.5), nn.Flatten(), nn.Linear(384, 5))
     prepared = prepared_float(network, images(2)).train()
-    assert isinstance(prepared.network.get_submodule("1"), TrainingOnly)
+    assert isinstance(prepared.get_submodule("1"), TrainingOnly)
     torch.manual_seed(0)
-    kept = prepared(images(64)) - prepared.network.get_submodule("3").bias
+    kept = prepared(images(64)) - prepared.get_submodule("3").bias
     dropped = (kept.abs().amax(1) < 1e-3).float().mean().item()
     assert 0.2 < dropped < 0.8
     prepared.eval()
@@ -227,7 +228,7 @@ def test_a_weight_that_two_modules_share_stays_with_both():
         table=nn.Embedding(10, 6),
     )
     prepared = prepared_float(network, images(2))
-    assert isinstance(prepared.network.table, nn.Embedding)
+    assert isinstance(prepared.table, nn.Embedding)
     assert [name for name, _ in prepared.quantized_layers()] == ["table_weight_layer"]
     close(prepared(images()), network(images()))
 
@@ -252,12 +253,12 @@ def test_leaves_stay_whole_and_float():
     network = untraceable().eval()
     prepared = prepared_float(network, images(2), leaves=["2"])
     assert [name for name, _ in prepared.quantized_layers()] == ["0", "3"]
-    assert torch.equal(prepared.network.get_submodule("2").conv.weight, network[2].conv.weight)
+    assert torch.equal(prepared.get_submodule("2").conv.weight, network[2].conv.weight)
     close(prepared.eval()(images()), network(images()))
     quantized = qdeploy.prepare(network, images(2), "simqat", leaves=["2"])
     assert "2: float" in str(quantized)
     # What the leaf alone reads stays float; what it gives is quantized for the layer behind.
-    assert [name for name, _ in quantized.network.activations.named_children()] == [
+    assert [name for name, _ in activations(quantized).items()] == [
         "input_1", "_2", "_3",
     ]  # fmt: skip
     with pytest.raises(QdeployError, match=r"leaves: 'head\*' matches no module"):

@@ -146,10 +146,11 @@ def test_what_is_made_of_sizes_follows_them(forward, sized):
     torch.testing.assert_close(traced(images(20, 3)), network(images(20, 3)))
 
 
-def test_noise_is_drawn_anew():
-    def noisy(self, x):
-        return self.conv(x) + (torch.randn(6, 1, 1) if self.training else 0)
+def noisy(self, x):
+    return self.conv(x) + (torch.randn(6, 1, 1) if self.training else 0)
 
+
+def test_noise_is_drawn_anew():
     network = Network(noisy, conv=conv())
     prepared = qdeploy.prepare(
         network, images(8), "simqat", layers={"*": "float"}, act_bits="float"

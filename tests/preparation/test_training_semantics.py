@@ -151,12 +151,12 @@ class Tied(nn.Module):
 @every_method
 def test_layers_of_one_weight_are_still_of_one(method, bits, acts):
     prepared = prepared_of(Tied(), method, bits, acts)
-    assert len([name for name, _ in prepared.named_parameters() if "latent" in name]) == 1
+    assert "b.weight" not in dict(prepared.named_parameters())
     train(prepared)
     qdeploy.calibrate(prepared, [images(3)])
     converted = qdeploy.convert(prepared)
     a, b = (converted.get_submodule(name) for name in ("a", "b"))
-    gain = prepared.network.a.norm.weight
+    gain = prepared.a.norm.weight
     mirrored = torch.where(gain.reshape(-1, 1, 1, 1) < 0, -1, 1)
     assert torch.equal(a.codes, (b.codes * mirrored).to(a.codes))
 
@@ -180,11 +180,11 @@ words = torch.arange(12).reshape(3, 4) % 7
 def test_a_layer_is_tied_to_what_stays_in_float(method):
     prepared = prepared_of(Language(), method, 4, 8, x=words)
     train(prepared, words)
-    table = prepared.network.embedding.weight
-    assert prepared.network.out.quantizer.latent is table
+    table = prepared.embedding.weight
+    assert prepared.out.quantizer.latent is table
     assert not torch.equal(table, Language().embedding.weight)
     copied = copy.deepcopy(prepared)
-    assert copied.network.out.quantizer.latent is copied.network.embedding.weight
+    assert copied.out.quantizer.latent is copied.embedding.weight
 
 
 def test_a_weight_that_forward_reads_itself_is_the_one_that_trains():
@@ -197,8 +197,8 @@ def test_a_weight_that_forward_reads_itself_is_the_one_that_trains():
     with torch.no_grad():
         for factor, part in enumerate((network.conv, network.norm), start=2):
             part.weight.mul_(factor)
-        prepared.network.conv.quantizer.latent.mul_(2)
-        prepared.network.conv2.norm.weight.mul_(3)
+        prepared.conv.quantizer.latent.mul_(2)
+        prepared.conv2.norm.weight.mul_(3)
         with transparent(prepared):
             torch.testing.assert_close(prepared(images(3)), network(images(3)))
 
@@ -221,7 +221,7 @@ def test_a_transposed_layer_cannot_share():
     with pytest.raises(QdeployError, match="0, 2 share one weight"):
         prepared_of(network)
     prepared = prepared_of(network, layers={"*": "float"}, method="simqat")
-    assert prepared.network.get_submodule("0").weight is prepared.network.get_submodule("2").weight
+    assert prepared.get_submodule("0").weight is prepared.get_submodule("2").weight
 
 
 class FrozenNorms(nn.Module):
@@ -251,7 +251,7 @@ def test_a_norm_that_stays_in_evaluation_stays_so(method):
     copy.deepcopy(prepared).train()(images(3))
     prepared.eval().train()(images(3))
     assert prepared.training
-    assert prepared.network.drop.training
+    assert prepared.drop.training
     for norm, state in zip(norms, before, strict=True):
         assert not norm.training
         assert all(torch.equal(norm.state_dict()[key], value) for key, value in state.items())

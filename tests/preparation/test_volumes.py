@@ -25,14 +25,14 @@ def trained(settings):
     prepared = qdeploy.prepare(
         build("volumes"), images(2), method, weight_bits, act_bits, **options
     )
-    before = prepared.network.dilated.quantizer.latent.clone()
+    before = prepared.dilated.quantizer.latent.clone()
     optimizer = torch.optim.SGD(prepared.parameters(), 0.01)
     for step in range(3):
         prepared.train().set_progress(step, 5)  # slb commits in the third
         optimizer.zero_grad()
         prepared(images(16, step)).square().mean().backward()
         optimizer.step()
-    assert not torch.equal(prepared.network.dilated.quantizer.latent, before)
+    assert not torch.equal(prepared.dilated.quantizer.latent, before)
     qdeploy.calibrate(prepared, [images(48, 7)])
     return prepared.eval()
 
@@ -76,7 +76,7 @@ def test_bias_correction_restores_the_mean_of_every_channel():
         prepared = qdeploy.prepare(network, images(2), "simqat", 3)
         options = {"batch_norm": False, "correct_bias": corrected}
         qdeploy.calibrate(prepared, [images(48)], "minmax", **options)
-        layer = prepared.network.get_submodule("dilated")
+        layer = prepared.get_submodule("dilated")
         layer.register_forward_hook(
             lambda m, x, y, c=corrected: means.update({c: y.mean((0, 2, 3, 4))})
         )
@@ -93,7 +93,7 @@ def test_a_dead_channel_gives_its_shift():
     converted = exported(("simqat", 8, 8)).converted
     image = converted.get_submodule("activations.x")(3 * images())
     dead = converted.get_submodule("stem.0")(image.unsqueeze(1))[:, 1]
-    assert trained(("simqat", 8, 8)).network.get_submodule("stem.0").norm.weight[1].abs() < 0.01
+    assert trained(("simqat", 8, 8)).get_submodule("stem.0").norm.weight[1].abs() < 0.01
     assert (dead - DEAD_SHIFT).abs().max() < 0.05
 
 
