@@ -69,6 +69,11 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
         """Whether `observe` has anything left to do."""
         return True
 
+    @property
+    def has_seen_data(self) -> bool:
+        """Whether training or calibration has left something in it."""
+        return bool(getattr(self, "batches", 0))
+
     def reset(self) -> None:
         """Forgets what was observed."""
 

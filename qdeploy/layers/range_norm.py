@@ -74,6 +74,14 @@ class RangeBatchNorm(MayBeTransparent, _BatchNorm):
         move_statistics(self, mean, square)
         return y.reshape(values.shape).movedim(-1, 1).to(x.dtype)
 
+    def take_plain_state(self, state: dict[str, Tensor], place: str) -> None:
+        """Makes the state of the BatchNorm that it took the place of its own, as `range_norm` does."""
+        ratio = ratio_of(self.constant)
+        if self.affine and f"{place}weight" in state:
+            variance = state[f"{place}running_var"]
+            state[f"{place}weight"] = state[f"{place}weight"] * ratio
+            state[f"{place}running_var"] = (variance + self.eps) * ratio**2 - self.eps
+
     def chunking(self, count: int) -> tuple[int, float]:
         """Chunks of so many values, and what their mean range is multiplied by: d."""
         if count < 2:

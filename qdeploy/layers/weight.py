@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -28,13 +29,16 @@ class WeightQuantizer(MayBeTransparent, nn.Module, ABC):
 
     latent   the parameter that trains: made by the method in its `__init__`, and from `belong_to` on
              the `weight` of the layer, under the name that the float network has for it
-    origin   the float weight [out, ...] that it was made of, where `latent` is something else;
-             `prepare` sets it
+    origin   the float weight [out, ...] that it was made of, where `latent` is something else
+    remake   makes another one like it of a float weight [out, ...]
+
+    `prepare` sets the last two.
     """
 
     grid: Grid
     latent: nn.Parameter
     origin: Tensor | None = None  # no buffer: only the check of `prepare` and tests need it
+    remake: Callable[[Tensor], WeightQuantizer]
     layer: nn.Module
 
     def belong_to(self, layer: nn.Module) -> None:

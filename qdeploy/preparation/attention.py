@@ -38,6 +38,16 @@ class OpenAttention(nn.Module):
         self.dropout = nn.Dropout(whole.dropout)
         self.out_proj = linear(whole.out_proj.weight, whole.out_proj.bias)
 
+    def open_state(self, state: dict[str, Tensor], place: str) -> None:
+        """Gives the weights of an nn.MultiheadAttention in `state` the names that they have here."""
+        for kind in ("weight", "bias"):
+            joined = state.pop(f"{place}in_proj_{kind}", None)
+            parts = {} if joined is None else dict(zip("qkv", joined.chunk(3), strict=True))
+            for name in "qkv":
+                part = state.pop(f"{place}{name}_proj_weight", None) if kind == "weight" else None
+                if (part := parts.get(name, part)) is not None:
+                    state[f"{place}{name}_proj.{kind}"] = part
+
     def forward(
         self,
         query: Tensor,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, Self
 
@@ -12,8 +12,10 @@ from torch import Tensor, fx, nn
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.norm import BATCH_NORMS
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
+from qdeploy.preparation.float_state import as_prepared_state
 from qdeploy.preparation.forward import Forward
 from qdeploy.preparation.modes import forwards
 from qdeploy.preparation.settings import LayerSettings
@@ -32,6 +34,7 @@ class PreparedNetwork(nn.Module):
     evaluation_graph  what forward is in evaluation
     training_graph    what it is in training
     feature_places    the nodes of the graph that give what modules of the user's gave: see features.py
+    parts             the modules that the graphs run, by name
     """
 
     settings: dict[str, LayerSettings | None]
@@ -39,8 +42,14 @@ class PreparedNetwork(nn.Module):
     evaluation_graph: Forward
     training_graph: Forward
     feature_places: dict[str, str]
+    parts: dict[str, nn.Module]
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
+        if isinstance(inputs, fx.Proxy):
+            raise QdeployError(
+                "a prepared network is a graph already, which nothing traces again; for what modules "
+                'inside of it give, take qdeploy.features(prepared, ["layer1"])'
+            )
         run = self.training_graph if self.training else self.evaluation_graph
         return run(self, *self.in_order(inputs, named))
 
@@ -64,6 +73,44 @@ class PreparedNetwork(nn.Module):
     def arguments(self) -> dict[str, torch.dtype]:
         """The tensors that forward takes: their names and types."""
         return self.evaluation_graph.arguments
+
+    def train(self, mode: bool = True) -> Self:
+        self.check_parts()
+        return super().train(mode)
+
+    def check_parts(self) -> None:
+        """Errors: QdeployError for a module that has taken the place of one that was prepared."""
+        for name, part in self.parts.items():
+            now = self.get_submodule(name)
+            if now is not part and getattr(now, "module", None) is not part:
+                self._adopt(name, part, now)
+
+    def _adopt(self, name: str, part: nn.Module, now: nn.Module) -> None:
+        """Takes in a SyncBatchNorm of the very norm that stood there, and nothing else."""
+        if type(part) not in BATCH_NORMS or not isinstance(now, nn.SyncBatchNorm):
+            raise QdeployError(
+                f"{name} was replaced after prepare, by {type(now).__name__}, which would stay in float or "
+                "have no effect at all. Replace it in the float network and prepare that; what has trained "
+                "goes along by name: new.load_state_dict(prepared.state_dict(), strict=False)"
+            )
+        self.parts[name] = now
+        for _, layer in self.quantized_layers():
+            if layer.norm is part:
+                layer.__dict__["norm"] = now
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kind = fn(torch.empty(0)).dtype
+        if kind.itemsize < torch.float32.itemsize:
+            raise QdeployError(
+                f"a prepared network trains with float32 parameters, not {kind}: steps and ranges have no "
+                "use of fewer bits. Use torch.autocast (a trainer's bf16-mixed or 16-mixed)"
+            )
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *more: Any) -> None:
+        """As it is for any module; the float network's state is taken as well."""
+        as_prepared_state(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *more)
 
     def set_progress(self, epoch: int, epochs: int) -> None:
         """Moves every schedule to `epoch` (from 0) of `epochs`; call it before each epoch."""
@@ -143,6 +190,7 @@ def prepared_network(
     prepared.checked = False
     prepared.feature_places = {}
     prepared.evaluation_graph, prepared.training_graph = forwards(network)
+    prepared.parts = parts_of(prepared)
     return prepared
 
 
@@ -165,6 +213,15 @@ def check_names(model: nn.Module) -> None:
             f"{type(model).__name__} has {', '.join(sorted(clashes))}, which a prepared network has for "
             "something of its own; rename it, or prepare the part of the network without it"
         )
+
+
+def parts_of(prepared: PreparedNetwork) -> dict[str, nn.Module]:
+    """The modules that its graphs call, and the norms that layers of them run."""
+    graphs = prepared.evaluation_graph.graph, prepared.training_graph.graph
+    calls = [str(node.target) for graph in graphs for node in graph.find_nodes(op="call_module")]
+    norms = {layer.norm for _, layer in prepared.quantized_layers()}
+    joined = [name for name, module in prepared.named_modules() if module in norms]
+    return {name: prepared.get_submodule(name) for name in (*calls, *joined)}
 
 
 def graft(network: nn.Module, model: nn.Module) -> None:
@@ -203,6 +260,7 @@ def members(module: nn.Module) -> tuple[dict[str, Any], ...]:
 
 def graph_module(prepared: PreparedNetwork) -> fx.GraphModule:
     """The graph of evaluation, with the modules of the network that runs it."""
+    prepared.check_parts()
     return fx.GraphModule(
         prepared, copy.deepcopy(prepared.evaluation_graph.graph), type(prepared).__name__
     )

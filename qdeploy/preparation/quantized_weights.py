@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, ChannelAffine
@@ -92,7 +93,8 @@ def quantizer_of(site: WeightSite, chosen: LayerSettings) -> WeightQuantizer:
     So what the parameter was tied to stays tied to it. A method that trains something other than the
     weight keeps that for when the quantizer is transparent.
     """
-    quantizer = chosen.method.weight(site, chosen.weight_bits, chosen.options)
+    quantizer = new_quantizer(chosen, site.normalized, site.reduce_range, site.weight)
+    quantizer.remake = partial(new_quantizer, chosen, site.normalized, site.reduce_range)
     weight, latent = site.weight, quantizer.latent
     latent.requires_grad_(weight.requires_grad)
     if latent.shape != weight.shape or not torch.equal(latent, weight):
@@ -100,6 +102,13 @@ def quantizer_of(site: WeightSite, chosen: LayerSettings) -> WeightQuantizer:
     elif isinstance(weight, nn.Parameter):
         quantizer.latent = weight
     return quantizer
+
+
+def new_quantizer(
+    chosen: LayerSettings, normalized: bool, reduce_range: bool, weight: Tensor
+) -> WeightQuantizer:
+    site = WeightSite(weight, normalized, reduce_range)
+    return chosen.method.weight(site, chosen.weight_bits, chosen.options)
 
 
 def quantized_layer(

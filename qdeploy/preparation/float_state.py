@@ -1,0 +1,64 @@
+"""The state of a float network, as what a network prepared of it would have."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.range_norm import RangeBatchNorm
+from qdeploy.preparation.attention import OpenAttention
+
+State = dict[str, Any]
+
+
+def as_prepared_state(prepared: nn.Module, state: State, prefix: str) -> None:
+    """Turns the weights of a float network in `state` into latent parameters, in place.
+
+    A weight is the float network's where nothing beside it tells that it was prepared. What only a
+    prepared network has stays as it is in `prepared`, but for steps and scales of weights, which start anew.
+    """
+    for name, module in prepared.named_modules():
+        if isinstance(module, OpenAttention):
+            module.open_state(state, f"{prefix}{name}.")
+    own = {prefix + key: value for key, value in prepared.state_dict(keep_vars=True).items()}
+    known = {id(value): key for key, value in own.items() if key in state}
+    for key, value in own.items():  # the same tensor under another name
+        if id(value) in known:
+            state.setdefault(key, state[known[id(value)]])
+    layers = {n: m for n, m in prepared.named_modules() if isinstance(m, QuantizedLayer)}
+    given = {f"{prefix}{n}.": m for n, m in layers.items() if is_float(state, f"{prefix}{n}.")}
+    if not given:
+        return
+    for place, layer in given.items():
+        restart(layer, state, place)
+    for name, module in prepared.named_modules():
+        if isinstance(module, RangeBatchNorm):
+            module.take_plain_state(state, f"{prefix}{name}.")
+    if any(m.has_seen_data for m in prepared.modules() if isinstance(m, ActivationQuantizer)):
+        warnings.warn(
+            "float weights are loaded into a network that has trained: the search for weights starts anew "
+            "from them, and ranges of activations stay until training or qdeploy.calibrate moves them",
+            stacklevel=5,
+        )
+    for key, value in own.items():
+        state.setdefault(key, value.detach())
+
+
+def is_float(state: State, place: str) -> bool:
+    """Whether the weight at this place is that of a float layer."""
+    return f"{place}weight" in state and f"{place}steps" not in state
+
+
+def restart(layer: QuantizedLayer, state: State, place: str) -> None:
+    """Puts what the search starts from in the place of a float weight."""
+    weight: Tensor = layer.float_product.with_output_channels_first(state[f"{place}weight"])
+    made = layer.quantizer.remake(weight)
+    if layer.quantizer.origin is not None:
+        layer.quantizer.origin = weight.detach().to(layer.quantizer.origin)
+    started = made.state_dict()
+    state[f"{place}weight"] = started.pop("latent")
+    state.update({f"{place}quantizer.{name}": value for name, value in started.items()})
