@@ -22,7 +22,8 @@ from qdeploy.preparation.forward import Forward
 from qdeploy.preparation.graph import Interpreter, called_module, scope_of
 from qdeploy.preparation.prepared import PreparedNetwork, graph_module
 
-CLOSE = 1e-4  # between two sums of a tensor, relative to that of its sizes
+SAMPLES = 1000  # values that tell a tensor from others
+CLOSE = 1e-4  # of the largest of them
 
 
 def features(prepared: PreparedNetwork, names: Sequence[str]) -> Features:
@@ -128,7 +129,10 @@ def place_of(node: fx.Node) -> str:
 
 
 class Fingerprints(Interpreter):
-    """Runs a graph and keeps the fingerprint of each tensor, with its node, in their order."""
+    """Runs a graph and keeps the fingerprint of each tensor, with its node, in their order.
+
+    Not of what quantizers give: here that is what they read.
+    """
 
     def __init__(self, network: fx.GraphModule) -> None:
         super().__init__(network)
@@ -136,30 +140,32 @@ class Fingerprints(Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
-        if isinstance(value, Tensor):
+        if isinstance(value, Tensor) and not is_quantizer(n, self.module):
             self.found.append((n, fingerprint(value)))
         return value
 
 
-Fingerprint = tuple[torch.Size, tuple[float, ...]]
+Fingerprint = tuple[torch.Size, Tensor]
 
 
 def fingerprint(x: Tensor) -> Fingerprint:
-    """The shape of a tensor, the sum of its sizes, and two sums that tell where they are."""
-    values = x.detach().cpu().double().flatten()
-    places = torch.arange(len(values), dtype=torch.float64)
-    sums = values.abs().sum(), values @ places.sin(), values @ places.cos()
-    return x.shape, tuple(float(one) for one in sums)
+    """The shape of a tensor, and so many of its values, from all over it."""
+    values = x.detach().flatten()
+    return x.shape, values[:: max(1, len(values) // SAMPLES)].double().cpu()
 
 
 def same(first: Fingerprint, second: Fingerprint) -> bool:
     """Whether two tensors are the same but for rounding."""
-    size = max(first[1][0], second[1][0])
-    near = (abs(a - b) <= CLOSE * size for a, b in zip(first[1], second[1], strict=True))
-    return first[0] == second[0] and all(near)
+    (shape, values), (other_shape, others) = first, second
+    if shape != other_shape or not values.numel():
+        return False
+    return bool((values - others).abs().max() <= CLOSE * values.abs().max())
 
 
 def rounded(node: fx.Node, network: fx.GraphModule) -> fx.Node:
     """What rounds the value of a node, or the node itself."""
-    rounds = (n for n in node.users if isinstance(called_module(n, network), ActivationQuantizer))
-    return next(rounds, node)
+    return next((reader for reader in node.users if is_quantizer(reader, network)), node)
+
+
+def is_quantizer(node: fx.Node, network: Any) -> bool:
+    return isinstance(called_module(node, network), ActivationQuantizer)

@@ -1,5 +1,6 @@
 """Tracing: what cannot be traced is named, and what tracing would freeze is kept alive."""
 
+import copy
 import re
 from pathlib import Path
 

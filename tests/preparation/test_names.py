@@ -1,0 +1,284 @@
+"""A prepared network is the user's: names, attributes, methods, and what is done to a part of it."""
+
+import copy
+import pickle
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from networks import awkward_norms, images
+from torch import nn
+
+import qdeploy
+from qdeploy.errors import QdeployError
+from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.preparation.prepared import PreparedNetwork
+
+METHODS = [
+    ("simqat", 8, 8), ("lsq", 4, 4), ("pact", 4, 4), ("slb", 1, 8), ("slb", 2, 8), ("dorefa", 2, 2),
+    ("xnor", 1, 8), ("ternary", 2, 8), ("int8_training", 8, 8),
+]  # fmt: skip
+every_method = pytest.mark.parametrize(("method", "bits", "acts"), METHODS)
+
+
+class Block(nn.Module):
+    """A shortcut, a norm, a ReLU module, and a dropout that is a function."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn, self.relu = nn.BatchNorm2d(channels), nn.ReLU()
+        self.gain = nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x):
+        return self.relu(F.dropout(self.bn(self.conv(x)), 0.1, self.training) * self.gain + x)
+
+
+class Backbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.layer1 = nn.Conv2d(3, 7, 3, padding=1), nn.Sequential(Block(7), Block(7))
+
+    def forward(self, x):
+        return self.layer1(F.relu(self.stem(x)))
+
+
+class Net(nn.Module):
+    """A backbone and a head, the usual methods of people's networks, and a layer that nothing calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head, self.projector = Backbone(), nn.Linear(7, 4), nn.Linear(7, 3)
+        self.norm, self.config = nn.BatchNorm1d(7), {"classes": 4}
+
+    def forward(self, x):
+        return self.head(self.norm(self.backbone(x).mean((2, 3))))
+
+    def freeze_backbone(self):
+        return self.backbone.eval().requires_grad_(False)
+
+    @property
+    def depth(self):
+        return len(self.backbone.layer1)
+
+
+def net(seed=0):
+    torch.manual_seed(seed)
+    return awkward_norms(Net(), seed)
+
+
+def prepared_of(network=None, method="simqat", bits=8, acts=8, **options):
+    network = net() if network is None else network
+    return qdeploy.prepare(network, images(2), method, bits, acts, **options)
+
+
+def train(prepared, steps=2):
+    optimizer = torch.optim.SGD([p for p in prepared.parameters() if p.requires_grad], 0.05)
+    for step in range(steps):
+        optimizer.zero_grad()
+        prepared(images(4, seed=step)).square().mean().backward()
+        optimizer.step()
+
+
+@every_method
+def test_parameters_have_the_names_of_the_float_network_in_its_order(method, bits, acts):
+    network = net()
+    wanted = [name for name, _ in network.named_parameters()]
+    found = [name for name, _ in prepared_of(network, method, bits, acts).named_parameters()]
+    assert [name for name in found if name in wanted] == wanted
+    beside = set(found) - set(wanted)
+    assert all(re.search(r"\.(quantizer|\w*activation\w*|input)\.", name) for name in beside)
+
+
+@every_method
+def test_the_buffers_of_norms_keep_their_names(method, bits, acts):
+    state = prepared_of(method=method, bits=bits, acts=acts).state_dict()
+    assert net().state_dict().keys() <= state.keys()
+
+
+def test_attributes_properties_and_methods_are_the_users():
+    prepared = prepared_of()
+    assert isinstance(prepared, Net)
+    assert isinstance(prepared, PreparedNetwork)
+    assert prepared.config == {"classes": 4}
+    assert prepared.depth == 2
+    assert prepared.head.in_features == 7
+    assert prepared.backbone.layer1[1].conv.kernel_size == (3, 3)
+    assert prepared.projector(torch.ones(1, 7)).shape == (
+        1,
+        3,
+    )  # as in float, forward never calls it
+
+
+def test_arguments_may_be_given_by_name():
+    prepared = prepared_of().train()
+    prepared(images())
+    prepared.eval()
+    assert torch.equal(prepared(x=images()), prepared(images()))
+    with pytest.raises(QdeployError, match="prepared for x and is given y"):
+        prepared(y=images())
+
+
+@every_method
+def test_a_frozen_part_in_evaluation_stands_still(method, bits, acts):
+    """No range moves, no step trains, and what it computes for an image stays the same."""
+    prepared = prepared_of(method=method, bits=bits, acts=acts).train()
+    train(prepared)
+    prepared.freeze_backbone()
+    before = copy.deepcopy(prepared.backbone.state_dict())
+    features = qdeploy.features(prepared, ["backbone"])
+    with torch.no_grad():
+        seen = features(images())[1]["backbone"]
+    train(prepared, 3)
+    prepared.set_progress(0, 10)
+    train(prepared)
+    after = prepared.backbone.state_dict()
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+    with torch.no_grad():
+        assert torch.equal(features(images())[1]["backbone"], seen)
+    assert not any(p.requires_grad for p in prepared.backbone.parameters())
+
+
+def test_quantizers_belong_to_the_part_that_makes_their_tensor():
+    prepared = prepared_of()
+    names = [n for n, m in prepared.named_modules() if isinstance(m, ActivationQuantizer)]
+    blocks = {
+        "backbone.layer1.0.": ("conv.activation", "mul_activation", "relu.activation"),
+        "backbone.layer1.1.": ("conv.activation", "mul_1_activation", "relu.activation"),
+    }
+    inside = {block + made for block, all_made in blocks.items() for made in all_made}
+    assert set(names) == inside | {
+        "backbone.stem.input", "backbone.relu_activation", "norm.activation",
+    }  # fmt: skip
+
+
+def test_every_other_module_of_a_containers_is_where_it_was():
+    """Indexes and lengths of a Sequential are those of the float network."""
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2)).eval()
+    x = torch.randn(2, 3, 16, 16)
+    prepared = qdeploy.prepare(network, x, "simqat")
+    assert len(prepared) == 4
+    assert prepared[-1].out_features == 2
+    assert prepared[0].weight.shape == (4, 3, 3, 3)
+
+
+def test_learning_rates_by_part_reach_what_the_part_learns():
+    prepared = prepared_of(method="lsq", bits=4, acts=4)
+    backbone = {id(p) for p in prepared.backbone.parameters()}
+    learned = re.compile(r"backbone\..*activation\w*\.step")
+    steps = {id(p) for name, p in prepared.named_parameters() if learned.match(name)}
+    assert steps
+    assert steps <= backbone
+
+
+@every_method
+def test_copies_are_independent_and_pickles_are_whole(method, bits, acts):
+    prepared = prepared_of(method=method, bits=bits, acts=acts).train()
+    train(prepared)
+    for other in (copy.deepcopy(prepared), pickle.loads(pickle.dumps(prepared))):
+        with torch.no_grad():
+            assert torch.equal(other.eval()(images()), prepared.eval()(images()))
+            wanted = qdeploy.convert(prepared)(images())
+            assert torch.equal(qdeploy.convert(other)(images()), wanted)
+        before = copy.deepcopy(prepared.state_dict())
+        train(other.train())
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(before.values(), prepared.state_dict().values(), strict=True)
+        )
+
+
+def test_functional_call_takes_the_parameters_by_name():
+    prepared = prepared_of().train()
+    prepared(images())
+    prepared.eval()
+    weights = {"head.weight": torch.zeros(4, 7), "head.bias": torch.arange(4.0)}
+    found = torch.func.functional_call(prepared, weights, images())
+    torch.testing.assert_close(found, torch.arange(4.0).expand(len(found), 4))
+
+
+class Clashing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.settings = nn.Linear(3, 2), {}
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+def test_a_name_that_is_taken_is_refused():
+    with pytest.raises(QdeployError, match="Clashing has settings, which a prepared network has"):
+        qdeploy.prepare(Clashing(), torch.ones(2, 3), "simqat")
+
+
+def test_a_traced_network_can_be_prepared_too():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+    prepared = prepared_of(torch.fx.symbolic_trace(network))
+    qdeploy.calibrate(prepared, [images()])
+    assert torch.equal(copy.deepcopy(prepared)(images()), prepared(images()))
+
+
+# What is replaced or cut to fewer bits afterwards.
+
+
+@pytest.mark.parametrize(
+    "change", [nn.Module.half, nn.Module.bfloat16, lambda m: m.to(torch.bfloat16)]
+)
+@pytest.mark.parametrize("outer", [lambda m: m, lambda m: nn.Sequential(m)])
+def test_parameters_of_16_bits_are_refused(change, outer):
+    with pytest.raises(QdeployError, match=r"float32 parameters, not torch.*16.*autocast"):
+        change(outer(prepared_of()))
+
+
+def replaced_head(prepared):
+    prepared.head = nn.Linear(7, 9)
+
+
+def replaced_layer(prepared):
+    prepared.backbone.layer1[0].conv = nn.Conv2d(7, 7, 3, padding=1)
+
+
+@pytest.mark.parametrize("replace", [replaced_head, replaced_layer])
+@pytest.mark.parametrize("then", [lambda m: m.train(), lambda m: m.eval(), qdeploy.convert])
+def test_a_replaced_module_is_refused(replace, then):
+    prepared = prepared_of()
+    qdeploy.calibrate(prepared, [images()])
+    replace(prepared)
+    with pytest.raises(QdeployError, match=r"was replaced after prepare, by .* prepare that"):
+        then(prepared)
+
+
+def test_what_has_trained_goes_along_into_a_network_with_another_head():
+    """The way out that the error names."""
+    prepared = prepared_of(method="slb", bits=2).train()
+    train(prepared)
+    network = net()
+    network.head = nn.Linear(7, 9)
+    other = prepared_of(network, method="slb", bits=2)
+    state = {n: v for n, v in prepared.state_dict().items() if not n.startswith("head.")}
+    assert not other.load_state_dict(state, strict=False).unexpected_keys
+    assert torch.equal(other.backbone.stem.weight, prepared.backbone.stem.weight)
+
+
+def test_sync_batch_norm_after_prepare_is_the_norm_that_layers_run():
+    prepared = prepared_of()
+    qdeploy.calibrate(prepared, [images()])
+    wanted = prepared.eval()(images())
+    changed = nn.SyncBatchNorm.convert_sync_batchnorm(prepared).eval()
+    norms = {type(layer.norm) for _, layer in changed.quantized_layers() if layer.norm is not None}
+    assert norms == {nn.SyncBatchNorm}
+    assert torch.equal(changed(images()), wanted)
+
+
+def test_sync_batch_norm_before_prepare_is_joined():
+    network = nn.SyncBatchNorm.convert_sync_batchnorm(net()).eval()
+    joined = [n for n, layer in prepared_of(network).quantized_layers() if layer.norm is not None]
+    assert joined == ["backbone.layer1.0.conv", "backbone.layer1.1.conv"]
+
+
+def test_sync_batch_norm_in_place_of_range_bn_is_refused():
+    prepared = nn.SyncBatchNorm.convert_sync_batchnorm(prepared_of(method="int8_training"))
+    with pytest.raises(QdeployError, match="was replaced after prepare, by SyncBatchNorm"):
+        prepared.train()
