@@ -150,7 +150,7 @@ def test_quantizers_belong_to_the_part_that_makes_their_tensor():
     }
     inside = {block + made for block, all_made in blocks.items() for made in all_made}
     assert set(names) == inside | {
-        "backbone.stem.input", "backbone.relu_activation", "norm.activation",
+        "backbone.stem.input", "backbone.relu_activation", "mean_activation", "norm.activation",
     }  # fmt: skip
 
 
