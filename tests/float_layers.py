@@ -72,3 +72,9 @@ def rounded(weight, bits=8):
 def parts(tensor):
     """Codes, scale and zero of a QTensor."""
     return tensor.codes, tensor.scale, tensor.zero
+
+
+def with_its_norm(quantized):
+    """A quantized layer by itself: its norm, which a network holds, goes along as a child."""
+    quantized.add_module("its_norm", quantized.norm)
+    return quantized

@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from float_layers import CASES, build, column, multiply, rounded, row
+from float_layers import CASES, build, column, multiply, rounded, row, with_its_norm
 from torch import nn
 
 from qdeploy.layers.quantized import QuantizedLayer
@@ -31,18 +31,11 @@ def simqat(layer, norm, fold, freeze_bn=None, bits=4, **options):
     method = find("simqat")
     site = WeightSite(layer.weight, norm is not None)
     quantizer = method.weight(site, bits, method.options(**options))
-    return joined(layer, norm, quantizer, fold, freeze_bn)
+    return with_its_norm(QuantizedLayer(layer, norm, quantizer, fold, freeze_bn))
 
 
 def unrounded(layer, norm, fold, freeze_bn=None):
-    return joined(layer, norm, Unrounded(layer.weight), fold, freeze_bn)
-
-
-def joined(layer, norm, *given):
-    """A layer whose norm is its child, for it to go along with: in a network it has a place of its own."""
-    made = QuantizedLayer(layer, norm, *given)
-    made.add_module("its_norm", norm)
-    return made
+    return with_its_norm(QuantizedLayer(layer, norm, Unrounded(layer.weight), fold, freeze_bn))
 
 
 def sigma_running(norm):
