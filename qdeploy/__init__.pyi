@@ -4,6 +4,7 @@ from .network_loading import load_network as load_network
 from .preparation.calibrate import calibrate as calibrate
 from .preparation.complexity import complexity as complexity
 from .preparation.convert import convert as convert
+from .preparation.parameter_groups import parameter_groups as parameter_groups
 from .preparation.prepare import prepare as prepare
 from .proof.validate import validate as validate
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -26,13 +27,16 @@ class WeightQuantizer(MayBeTransparent, nn.Module, ABC):
     A method subclasses it and writes two functions of the latent parameter. In evaluation mode
     the layer multiplies by the collapsed weight: what is evaluated is what is shipped.
 
-    origin   the float weight [out, ...] that it was made of, where `latent` is something else;
-             `prepare` sets it
+    origin      the float weight [out, ...] that it was made of, where `latent` is something else;
+                `prepare` sets it
+    committed   whether the codes are final: `relax` gives the latent no gradient any more
     """
 
     grid: Grid
     latent: nn.Parameter
     origin: Tensor | None = None  # no buffer: only the check of `prepare` and tests need it
+    committed = False
+    decays: Mapping[str, float] = {}  # weight decay of its parameters by name; others are left to the rule
 
     @abstractmethod
     def relax(self, latent: Tensor) -> Tensor:
