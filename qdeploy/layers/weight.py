@@ -36,7 +36,9 @@ class WeightQuantizer(MayBeTransparent, nn.Module, ABC):
     latent: nn.Parameter
     origin: Tensor | None = None  # no buffer: only the check of `prepare` and tests need it
     committed = False
-    decays: Mapping[str, float] = {}  # weight decay of its parameters by name; others are left to the rule
+    decays: Mapping[
+        str, float
+    ] = {}  # weight decay of its parameters by name; others are left to the rule
 
     @abstractmethod
     def relax(self, latent: Tensor) -> Tensor:

@@ -192,7 +192,9 @@ class Training:
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         for latent in self.at_rest:
-            latent.grad = None  # over several processes zeros, which decay and momentum would come with
+            latent.grad = (
+                None  # over several processes zeros, which decay and momentum would come with
+            )
         if (longest := self.settings.clip_norm) is not None:
             self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=longest, error_if_nonfinite=False

@@ -569,7 +569,9 @@ def test_a_state_goes_on_at_its_temperature_and_a_committed_one_is_committed():
 def averaged(average, made):
     """As timm does it: each value of the state, those of numbers by lerp."""
     with torch.no_grad():
-        for ours, theirs in zip(average.state_dict().values(), made.state_dict().values(), strict=True):
+        for ours, theirs in zip(
+            average.state_dict().values(), made.state_dict().values(), strict=True
+        ):
             assert theirs.is_floating_point()
             ours.lerp_(theirs, 0.01)
 
