@@ -27,9 +27,9 @@ OUTERMOST = {2: 1.494, 4: 2.513}
 PUBLISHED_END = 1.2**40
 # A softmax is one-hot long before this, and float32 overflows not long after.
 HOTTEST = 1e30
-# How far a committed logit is ahead of the others. A softmax at temperature 1 is one-hot from 100 on. The rest
-# is for what still moves logits where their gradients are zeros (DDP) and not absent: momentum of a hot search,
-# Adam's decay. Each call of set_progress restores it.
+# How far a committed logit is ahead of the others. A softmax at temperature 1 is one-hot from 100 on. The
+# rest is for what still moves logits whose gradients are zeros (DDP) and not absent: momentum of a hot
+# search, Adam's decay. Each call of set_progress restores it.
 MARGIN = 1e3
 # How many logits have their probabilities computed at once: a megabyte, which stays in a CPU's cache.
 PART = 1 << 18

@@ -632,7 +632,7 @@ def test_logits_that_are_cut_apart_are_refused():
     """The rest of a weight's logits lies in another process: FSDP keeps one row of all parameters."""
     made = quantizer(trained_weight(4, 3), 2)
     made.latent = nn.Parameter(made.latent.detach().flatten()[:23])
-    with pytest.raises(QdeployError, match="set_progress inside FSDP.summon_full_params"):
+    with pytest.raises(QdeployError, match=r"set_progress inside FSDP\.summon_full_params"):
         made.set_progress(9, 10)
 
 
