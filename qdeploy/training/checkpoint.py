@@ -13,7 +13,7 @@ from qdeploy.files import atomic_write
 from qdeploy.metrics import EpochRecord
 from qdeploy.recipe import Recipe
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True)
