@@ -636,6 +636,22 @@ def test_logits_that_are_cut_apart_are_refused():
         made.set_progress(9, 10)
 
 
+@pytest.mark.parametrize("bits", [1, 2])
+def test_all_temperatures_compile_to_one_graph_and_the_commitment_to_another(bits):
+    made = quantizer(trained_weight(4, 3), bits).train()
+    graphs = []
+
+    def eager(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(made, backend=eager, fullgraph=True)
+    for epoch in range(10):
+        made.set_progress(epoch, 10)
+        torch.testing.assert_close(compiled(), made())
+    assert len(graphs) == 2
+
+
 def test_the_state_dict_holds_the_logits_and_the_temperature():
     assert set(quantizer(trained_weight(2, 3), 2).state_dict()) == {"latent", "inverse_temperature"}
 
