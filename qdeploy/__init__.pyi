@@ -5,6 +5,7 @@ from .preparation.calibrate import calibrate as calibrate
 from .preparation.complexity import complexity as complexity
 from .preparation.convert import convert as convert
 from .preparation.features import features as features
+from .preparation.parameter_groups import parameter_groups as parameter_groups
 from .preparation.prepare import prepare as prepare
 from .proof.validate import validate as validate
 

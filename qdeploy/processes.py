@@ -75,4 +75,4 @@ class _Mean(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return total(grad) / count()
+        return mean(grad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -42,6 +42,9 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
     """
 
     steps: Tensor
+    decays: Mapping[
+        str, float
+    ] = {}  # weight decay of its parameters by name; others are left to the rule
     does_relu = False  # whether it took over the ReLU in front of it
     places = 1  # how many tensors of one batch it sees in turn: those that a concat joins, say
     _is_set = False

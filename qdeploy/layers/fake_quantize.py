@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from qdeploy.grid import Grid
 
@@ -29,12 +28,11 @@ class _FakeQuantize(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(x, *just_outside(lowest, highest))
         bounds: tuple[Any, Any] = lowest, highest
-        if on_host(x, scale):
+        if on_host(x, lowest):
             bounds = lowest.item(), highest.item()
         return x.clamp(*bounds).div_(scale).round_().mul_(scale)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
         return passed(grad, *ctx.saved_tensors), None, None, None, None
 
@@ -71,8 +69,13 @@ def passed(grad: Tensor, x: Tensor, below: Tensor, above: Tensor) -> Tensor:
 
 
 def on_host(x: Tensor, value: Tensor) -> bool:
-    """Whether a scalar can be read as a number: without waiting for a device, nor while a graph is made."""
-    return x.device.type == "cpu" and value.ndim == 0 and not torch.compiler.is_compiling()
+    """Whether a single value can be read: without waiting for a device, nor while a graph is made."""
+    return x.device.type == "cpu" and value.numel() == 1 and not torch.compiler.is_compiling()
+
+
+def product(x: Tensor, y: Tensor) -> Tensor:
+    """x * y, in the memory of x unless a gradient of the gradient is asked for, which x may belong to."""
+    return x * y if torch.is_grad_enabled() else x.mul_(y)
 
 
 def straight_through(rounded: Tensor, smooth: Tensor) -> Tensor:
@@ -98,7 +101,6 @@ class _FakeSign(torch.autograd.Function):
         return sign_of(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return aten.hardtanh_backward(grad, x, -1.0, 1.0)

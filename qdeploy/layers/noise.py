@@ -1,9 +1,11 @@
-"""Random numbers for stochastic rounding, at the price of a sum."""
+"""Random numbers for the stochastic rounding of gradients, at the price of a sum."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from qdeploy.errors import QdeployError
 
 
 def pairwise_uniform(like: Tensor) -> Tensor:
@@ -17,3 +19,15 @@ def pairwise_uniform(like: Tensor) -> Tensor:
     samples = torch.rand(len(like), *[1] * (like.ndim - 1), device=like.device)
     places = torch.rand_like(like[:1])
     return torch.add(samples, places, out=torch.empty_like(like)).frac_()
+
+
+def refuse_gradient_penalty(method: str, way_out: str) -> None:
+    """Called in the backward pass of a method that rounds gradients at random: those have no gradient.
+
+    Errors: QdeployError where one is asked for (`create_graph=True`).
+    """
+    if torch.is_grad_enabled():
+        raise QdeployError(
+            f"{method} rounds gradients at random, so they have no gradient, which create_graph=True asks "
+            f"for (a gradient penalty): {way_out}, or take the penalty of the float network"
+        )

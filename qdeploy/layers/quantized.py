@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from qdeploy import processes
 from qdeploy.grid import QTensor
 from qdeploy.layers.norm import (
     BatchNorm,
@@ -77,6 +78,12 @@ class QuantizedLayer(MayBeTransparent, nn.Module):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self.product_and_norm(x)
+        if self.training and self.quantizer.committed:
+            return passing_by(self.quantizer.latent, y)
+        return y
+
+    def product_and_norm(self, x: Tensor) -> Tensor:
         norm = self.norm
         if norm is None or self.fold == "none":
             y = self.multiply(x, self.quantizer(), self.bias)
@@ -113,6 +120,29 @@ class QuantizedLayer(MayBeTransparent, nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.kind}, {self.product}, fold={self.fold}, freeze_bn={self.freeze_bn}"
+
+
+class _PassingBy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, parameter: Tensor) -> Tensor:
+        ctx.like = parameter.detach()
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        return grad, torch.zeros_like(ctx.like)
+
+
+def passing_by(parameter: nn.Parameter, y: Tensor) -> Tensor:
+    """y, which does not depend on `parameter`; over several processes with a gradient of zeros for it.
+
+    DDP waits for a gradient of each parameter. Where nothing waits there is none, so that
+    optimizers pass it by as well.
+    """
+    if processes.count() == 1 or not parameter.requires_grad:
+        return y
+    result: Tensor = _PassingBy.apply(y, parameter)
+    return result
 
 
 def frozen(layer: QuantizedLayer, norm: BatchNorm, x: Tensor) -> Tensor:

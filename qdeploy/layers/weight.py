@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,12 +27,12 @@ class WeightQuantizer(MayBeTransparent, nn.Module, ABC):
     A method subclasses it and writes two functions of the latent parameter. In evaluation mode
     the layer multiplies by the collapsed weight: what is evaluated is what is shipped.
 
-    latent   the parameter that trains: made by the method in its `__init__`, and from `belong_to` on
-             the `weight` of the layer, under the name that the float network has for it
-    origin   the float weight [out, ...] that it was made of, where `latent` is something else
-    remake   makes another one like it of a float weight [out, ...]
-
-    `prepare` sets the last two.
+    latent      the parameter that trains: made by the method in its `__init__`, and from `belong_to`
+                on the `weight` of the layer, under the name that the float network has for it
+    origin      the float weight [out, ...] that it was made of, where `latent` is something else
+    remake      makes another one like it of a float weight [out, ...]; `prepare` sets both
+    committed   whether the codes are final: `relax` gives the latent no gradient any more
+    decays      weight decay of its own parameters by name, where the rule of `parameter_groups` is not meant
     """
 
     grid: Grid
@@ -40,6 +40,8 @@ class WeightQuantizer(MayBeTransparent, nn.Module, ABC):
     origin: Tensor | None = None  # no buffer: only the check of `prepare` and tests need it
     remake: Callable[[Tensor], WeightQuantizer]
     layer: nn.Module
+    committed = False
+    decays: Mapping[str, float] = {}
 
     def belong_to(self, layer: nn.Module) -> None:
         """Hands the latent parameter to a layer; of several, which share it, the last is asked for it."""

@@ -21,12 +21,11 @@ from typing import Any
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from qdeploy.grid import Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer, SignActivation
 from qdeploy.layers.fake_quantize import straight_through
-from qdeploy.layers.noise import pairwise_uniform
+from qdeploy.layers.noise import pairwise_uniform, refuse_gradient_penalty
 from qdeploy.layers.product import LowBitGradient, PlainProduct, Product
 from qdeploy.layers.weight import WeightQuantizer, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
@@ -153,8 +152,8 @@ class _QuantizeGradient(torch.autograd.Function):
         return x.view_as(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        refuse_gradient_penalty(f"dorefa with grad_bits = {ctx.bits}", "set grad_bits = 32")
         return quantized_gradient(grad, ctx.bits), None
 
 

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from qdeploy import processes
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange, as_stored
-from qdeploy.layers.noise import pairwise_uniform
+from qdeploy.layers.noise import pairwise_uniform, refuse_gradient_penalty
 from qdeploy.layers.norm import BatchNorm
 from qdeploy.layers.precision import widened
 from qdeploy.layers.product import Convolution, LowBitGradient, MatrixProduct, PlainProduct
@@ -78,8 +77,8 @@ class _Bifurcation(torch.autograd.Function):
         return plain(x, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_gradient_penalty("int8_training", "choose another method, such as simqat")
         # Under autocast the product ran in the type of its gradient.
         x, weight = (saved.to(grad.dtype) for saved in ctx.saved_tensors)
         gradients = (

@@ -10,13 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid, QTensor, per_channel
 from qdeploy.layers.activation import NO_DATA, ActivationQuantizer
-from qdeploy.layers.fake_quantize import passed, quantize
+from qdeploy.layers.fake_quantize import passed, product, quantize
 from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
@@ -32,6 +31,9 @@ class _LearnedStep(torch.autograd.Function):
 
     dv^/dv = 1 where -Qn < v / s < Qp, else 0
     dv^/ds = round(v / s) - v / s there, -Qn below and Qp above; times g
+
+    Both are constants where they are differentiated again, as those of v + s (round(r) - r).detach() with
+    r = v / s would be.
     """
 
     @staticmethod
@@ -42,15 +44,14 @@ class _LearnedStep(torch.autograd.Function):
         return torch.div(v, s).clamp_(-qn, qp).round_().mul_(s)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
-        v, s = ctx.saved_tensors
+        v, s = (saved.detach() for saved in ctx.saved_tensors)
         low, high = ctx.limits
         ratio = v / s
         to_v = passed(grad, ratio, *(ratio.new_tensor(float(end)) for end in (low, high)))
         # The slope's two terms apart: round(v / s), clipped, everywhere, and - v / s inside.
         levels = ratio.clamp(low, high).round_()
-        to_s = (levels.mul_(grad) - ratio.mul_(to_v)).sum_to_size(s.shape)
+        to_s = (product(levels, grad) - product(ratio, to_v)).sum_to_size(s.shape)
         return to_v, to_s * ctx.g, None, None, None
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from pydantic import NonNegativeFloat, PositiveFloat
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
@@ -30,7 +29,8 @@ class PactOptions(Options):
     alpha         its start; if not given, taken from the first batch. The paper's 10 leaves
                   values of unit variance one or two levels at 2 and 3 bits, and alpha no
                   gradient to shrink by
-    alpha_decay   weight of alpha^2 / 2 in the loss; the paper uses the weights' own decay
+    alpha_decay   weight decay of alpha, which `qdeploy.parameter_groups` gives an optimizer; the
+                  paper uses that of the weights
     """
 
     alpha: PositiveFloat | None = None
@@ -45,17 +45,14 @@ class _LearnedClip(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, alpha: Tensor, rounded: Tensor, signed: bool, decay: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, alpha: Tensor, rounded: Tensor, signed: bool) -> Tensor:
         ctx.save_for_backward(x, alpha)
-        ctx.signed, ctx.decay = signed, decay
+        ctx.signed = signed
         return rounded.view_as(rounded)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, alpha = ctx.saved_tensors
+        x, alpha = (saved.detach() for saved in ctx.saved_tensors)
         bound = alpha.clamp(min=LEAST)
         infinity = torch.full_like(bound, torch.inf)
         lowest = -bound if ctx.signed else torch.zeros_like(bound)
@@ -63,7 +60,7 @@ class _LearnedClip(torch.autograd.Function):
         if ctx.signed:
             to_alpha -= passed(grad, x, -infinity, torch.nextafter(lowest, bound)).sum()
         to_x = passed(grad, x, lowest, bound)
-        return to_x, to_alpha + ctx.decay * alpha, None, None, None
+        return to_x, to_alpha.view_as(alpha), None, None
 
 
 class PactActivation(BoundedActivation):
@@ -73,7 +70,7 @@ class PactActivation(BoundedActivation):
 
     def __init__(self, site: ActivationSite, bits: int, options: PactOptions) -> None:
         super().__init__(site, bits)
-        self.decay = options.alpha_decay
+        self.decays = {"alpha": options.alpha_decay}
         self.alpha = nn.Parameter(torch.tensor(options.alpha or 1.0))
         self.register_buffer("started", torch.tensor(options.alpha is not None))
 
@@ -93,11 +90,11 @@ class PactActivation(BoundedActivation):
 
     def relax(self, x: Tensor) -> Tensor:
         rounded = self.round(x.detach())
-        result: Tensor = _LearnedClip.apply(x, self.alpha, rounded, self.signed, self.decay)
+        result: Tensor = _LearnedClip.apply(x, self.alpha, rounded, self.signed)
         return result
 
     def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, alpha={self.alpha.item():.6g}, alpha_decay={self.decay:g}"
+        return f"{super().extra_repr()}, alpha={self.alpha.item():.6g}, alpha_decay={self.decays['alpha']:g}"
 
 
 def first_alpha(x: Tensor, steps: int) -> Tensor:

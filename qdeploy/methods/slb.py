@@ -2,7 +2,7 @@
 
 Each weight holds a logit for each level it might take and trains as the expected level under
 softmax(logits * temperature). The temperature rises by epochs until the distributions are
-one-hot; then the search is committed: the best levels stay, their logits no longer train.
+one-hot; then the search is committed: the best levels stay for good.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid, QTensor, per_channel
 from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.weight import WeightQuantizer, signs
@@ -27,6 +27,10 @@ OUTERMOST = {2: 1.494, 4: 2.513}
 PUBLISHED_END = 1.2**40
 # A softmax is one-hot long before this, and float32 overflows not long after.
 HOTTEST = 1e30
+# How far a committed logit is ahead of the others. A softmax at temperature 1 is one-hot from 100 on. The
+# rest is for what still moves logits whose gradients are zeros (DDP) and not absent: momentum of a hot
+# search, Adam's decay. Each call of set_progress restores it.
+MARGIN = 1e3
 # How many logits have their probabilities computed at once: a megabyte, which stays in a CPU's cache.
 PART = 1 << 18
 
@@ -95,32 +99,39 @@ def temperature(epoch: int, epochs: int, options: SlbOptions) -> float:
 
 
 class _ExpectedLevel(torch.autograd.Function):
-    """w = sum_k p_k level_k with p = softmax(logits * T), over the last axis of the logits.
+    """w = sum_k p_k level_k with p = softmax(logits * heat), over the last axis of the logits.
 
-    dw/dlogit_k = T p_k (level_k - w). Probabilities take as much memory as the logits, so they are
-    computed a part at a time, again in the backward pass, and never kept.
+    dw/dlogit_k = heat p_k (level_k - w). Probabilities take as much memory as the logits, so they
+    are computed a part at a time, again in the backward pass, and never kept.
     """
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, levels: Tensor, heat: float) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, levels: Tensor, heat: Tensor) -> Tensor:
         parts = rows_of(logits)
         expected = torch.cat([torch.softmax(part * heat, -1) @ levels for part in parts])
-        ctx.save_for_backward(logits, levels, expected)
-        ctx.heat = heat
+        ctx.save_for_backward(logits, levels, heat, expected)
         return expected.reshape(logits.shape[:-1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        logits, levels, expected = ctx.saved_tensors
+        logits, levels, heat, expected = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient of the gradient is asked for
+            return gradient_of_logits(logits, levels, heat, grad), None, None
         result = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        slopes = (grad.reshape(-1) * ctx.heat).unsqueeze(-1)
+        slopes = (grad.reshape(-1) * heat).unsqueeze(-1)
         sizes = [len(part) for part in rows_of(logits)]
         columns = (values.split(sizes) for values in (expected.unsqueeze(-1), slopes))
         for part, out, level, slope in zip(rows_of(logits), rows_of(result), *columns, strict=True):
-            torch.softmax(part * ctx.heat, -1, out=out)
+            torch.softmax(part * heat, -1, out=out)
             out.mul_((levels - level).mul_(slope))
         return result, None, None
+
+
+def gradient_of_logits(logits: Tensor, levels: Tensor, heat: Tensor, grad: Tensor) -> Tensor:
+    """What `_ExpectedLevel` gives the logits, in differentiable operators."""
+    probabilities = torch.softmax(logits * heat, -1)
+    expected = (probabilities @ levels).unsqueeze(-1)
+    return probabilities * (levels - expected) * (heat * grad).unsqueeze(-1)
 
 
 def rows_of(logits: Tensor) -> tuple[Tensor, ...]:
@@ -138,17 +149,22 @@ class SlbWeight(WeightQuantizer):
     Where no BatchNorm follows, nothing would absorb the levels' scale, which grows by an order
     of magnitude as the search hardens. There the expected levels are divided by their own root
     mean square of each channel and multiplied by a learned scale, soft and hard alike.
+
+    inverse_temperature   1 / T, float32 scalar; 0 once the search is committed. It belongs to
+                          the state, and every number has an average: of T itself, inf has none
+    committed             the same as a flag, so that training need not wait for the device. Where
+                          it lags behind, training multiplies by the same weight, only slower
     """
 
     codes: Tensor
+    inverse_temperature: Tensor
 
     def __init__(self, site: WeightSite, bits: int, options: SlbOptions) -> None:
         super().__init__()
         self.bits = bits
         self.grid = Grid.odd(bits)
         self.options = options
-        self.temperature = options.t_start_val
-        self.trains = True
+        self.register_buffer("inverse_temperature", torch.tensor(1 / options.t_start_val))
         self.register_buffer(
             "codes", torch.tensor(self.grid.codes, dtype=torch.int8), persistent=False
         )
@@ -164,7 +180,7 @@ class SlbWeight(WeightQuantizer):
         return self.codes.to(like) / self.grid.highest
 
     def relax(self, latent: Tensor) -> Tensor:
-        expected = self._expected(latent)
+        expected = self._hard(latent) if self.committed else self._soft(latent)
         if self.log_scale is None:
             return expected
         return expected * per_channel(self.log_scale.exp() / channel_rms(expected), expected)
@@ -177,13 +193,17 @@ class SlbWeight(WeightQuantizer):
             scale = self.log_scale.exp() / channel_rms(codes)
         return QTensor.symmetric(codes, scale, self.grid)
 
-    def _expected(self, latent: Tensor) -> Tensor:
-        if not self.searching:
-            return self._chosen(latent) / self.grid.highest
+    def _soft(self, latent: Tensor) -> Tensor:
+        """The expected levels, [out, ...]."""
+        coolness = self.inverse_temperature.to(latent.dtype).clamp(min=1 / HOTTEST)
         if self.bits == 1:
-            return torch.tanh(latent * (self.temperature / math.sqrt(2)))
-        result: Tensor = _ExpectedLevel.apply(latent, self.levels(latent), self.temperature)
+            return torch.tanh(latent / (coolness * math.sqrt(2)))
+        result: Tensor = _ExpectedLevel.apply(latent, self.levels(latent), 1 / coolness)
         return result
+
+    def _hard(self, latent: Tensor) -> Tensor:
+        """The most probable levels, [out, ...]."""
+        return self._chosen(latent) / self.grid.highest
 
     def _chosen(self, latent: Tensor) -> Tensor:
         """The most probable codes, as float32 [out, ...]."""
@@ -192,23 +212,51 @@ class SlbWeight(WeightQuantizer):
         return self.codes[latent.detach().argmax(-1)].to(torch.float32)
 
     def set_progress(self, epoch: int, epochs: int) -> None:
+        """Heats the search up, and commits it at the end, for good: only an earlier state goes back.
+
+        Errors: QdeployError if FSDP has cut the logits of single weights apart.
+        """
         total = self.options.epoch_size or epochs + self.options.has_trained_epoch
-        searched = self.searching
-        self.temperature = temperature(
-            epoch + 1 + self.options.has_trained_epoch, total, self.options
-        )
-        if searched and not self.searching:
-            self.trains = self.latent.requires_grad  # unless the weight is frozen
-        if searched != self.searching:
-            self.latent.requires_grad_(self.trains and self.searching)
-            self.latent.grad = None  # an optimizer skips what has no gradient
+        heat = temperature(epoch + 1 + self.options.has_trained_epoch, total, self.options)
+        self.committed |= math.isinf(heat)
+        if self.committed:
+            self._harden()
+        self.inverse_temperature.fill_(0 if self.committed else 1 / heat)
+
+    @torch.no_grad()
+    def _harden(self) -> None:
+        """Puts the best levels so far ahead that no optimizer changes them any more.
+
+        So the logits alone say that they are committed, also in an average of several states. Frozen
+        ones keep their values: no optimizer moves them, and `inverse_temperature` says the same.
+        """
+        if self.latent.requires_grad:
+            self.latent.copy_(hardened(self.latent, self.bits))
+            self.latent.grad = None  # an optimizer passes by what has no gradient
 
     def progress(self) -> dict[str, float]:
         return {"temperature": self.temperature}
 
     @property
+    def temperature(self) -> float:
+        """In the seven digits that float32 has; inf once committed."""
+        coolness = self.inverse_temperature.item()
+        return float(f"{1 / coolness:.7g}") if coolness else math.inf
+
+    @property
+    @torch.no_grad()
     def searching(self) -> bool:
-        return math.isfinite(self.temperature)
+        """Not once all distributions are one-hot, as those of a committed search are at any temperature.
+
+        So an average of committed states is committed, though its temperature is finite.
+        """
+        if self.committed:
+            return False
+        return bool((self._soft(self.latent) != self._hard(self.latent)).any())
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.committed = not self.inverse_temperature
 
     def extra_repr(self) -> str:
         scale = "none (BatchNorm follows)" if self.log_scale is None else "learned"
@@ -216,6 +264,23 @@ class SlbWeight(WeightQuantizer):
             f"slb, bits={self.bits}, temperature={self.temperature:.6g}, scale={scale}, "
             f"{self.options}"
         )
+
+
+def hardened(logits: Tensor, bits: int) -> Tensor:
+    """Logits of the same best levels, which are ahead of all others by MARGIN at least.
+
+    Errors: QdeployError for a piece of logits in which those of one weight are not together.
+    """
+    if bits == 1:
+        return signs(logits) * logits.abs().clamp(min=MARGIN)
+    if logits.ndim < 3:
+        raise QdeployError(
+            "the logits of a weight lie on several processes (FSDP), so its best level cannot be found: "
+            "call prepared.set_progress inside FSDP.summon_full_params, or use fully_shard"
+        )
+    best = torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    behind = logits.amax(-1, keepdim=True) - MARGIN
+    return torch.where(best > 0, logits, torch.minimum(logits, behind))
 
 
 def channel_rms(weight: Tensor) -> Tensor:

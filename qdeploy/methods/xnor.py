@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid, QTensor, per_channel
@@ -104,22 +103,37 @@ def filter_scale(weight: Tensor) -> Tensor:
     return weight.abs().flatten(1).mean(1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
-class _Binarize(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, factor: float) -> Tensor:
-        codes, alpha = signs(weight), filter_scale(weight)
-        # Not the weight itself: a layer called twice moves it between forward and backward.
-        ctx.save_for_backward(codes, alpha, weight.abs() <= 1)
-        ctx.factor = factor
-        return codes * per_channel(alpha, codes)
+# Neither of these two keeps the weight for the backward pass: a layer called twice moves it before that.
+
+
+class _Sign(torch.autograd.Function):
+    """sign(W), and factor g_i 1(|W_i| <= 1) as its gradient."""
 
     @staticmethod
-    @once_differentiable
+    def forward(ctx: Any, weight: Tensor, factor: float) -> Tensor:
+        ctx.save_for_backward(weight.abs() <= 1)
+        ctx.factor = factor
+        return signs(weight)
+
+    @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        codes, alpha, inside = ctx.saved_tensors
-        through_sign = per_channel(alpha, grad) * grad * inside
-        through_scale = codes * per_channel((grad * codes).flatten(1).mean(1), grad)
-        return (through_sign + through_scale) * ctx.factor, None
+        (inside,) = ctx.saved_tensors
+        return grad * inside * ctx.factor, None
+
+
+class _FilterScale(torch.autograd.Function):
+    """mean|W| of each filter of n weights, and factor g sign(W_i) / n as its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, factor: float) -> Tensor:
+        ctx.save_for_backward(signs(weight))
+        ctx.factor = factor
+        return filter_scale(weight)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (codes,) = ctx.saved_tensors
+        return codes * per_channel(grad / codes[0].numel() * ctx.factor, codes), None
 
 
 def binarize(weight: Tensor, gradient: Gradient) -> Tensor:
@@ -134,8 +148,8 @@ def binarize(weight: Tensor, gradient: Gradient) -> Tensor:
     factor = 1.0
     if gradient == "code":
         factor = weight[0].numel() - (weight[0, 0].numel() if is_centred(weight) else 0)
-    result: Tensor = _Binarize.apply(weight, factor)
-    return result
+    codes: Tensor = _Sign.apply(weight, factor)
+    return codes * per_channel(_FilterScale.apply(weight, factor), codes)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from qdeploy.data import Data, Normalisation, open_data
 from qdeploy.errors import QdeployError
 from qdeploy.metrics import EpochRecord
 from qdeploy.pipeline.assemble import float_network_of, trainable
-from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import ExportSection, Recipe, validated
 from qdeploy.run import RunFolder, recipe_file
 from qdeploy.training.checkpoint import load_checkpoint_of
@@ -71,8 +70,6 @@ def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: 
     float_network = float_network_of(recipe, data, run.network)
     network = trainable(recipe, float_network, data)
     found = load_checkpoint_of(recipe, file)
-    if isinstance(network, PreparedNetwork) and found.epoch:
-        network.set_progress(found.epoch - 1, recipe.train.epochs)  # a search may be over
     load_network_state(network, found)
     is_trained = load_baseline(recipe, run, float_network)
     return TrainedRun(run, recipe, data, network, float_network, is_trained, found.history, file)

@@ -269,3 +269,9 @@ def graph_module(prepared: PreparedNetwork) -> fx.GraphModule:
 def is_searching(network: nn.Module) -> bool:
     """Whether the integers of a prepared network, alone or inside of another, are still searched for."""
     return any(isinstance(m, PreparedNetwork) and m.searching for m in network.modules())
+
+
+def committed_latents(network: nn.Module) -> list[nn.Parameter]:
+    """The latents of finished searches, in a prepared network alone or inside of another."""
+    quantizers = (m for m in network.modules() if isinstance(m, WeightQuantizer))
+    return [quantizer.latent for quantizer in quantizers if quantizer.committed]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -20,14 +19,14 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import norms_over_processes
 from qdeploy.metrics import EpochRecord, Metrics, Running, write_metrics
 from qdeploy.preparation.calibrate import calibrate
-from qdeploy.preparation.prepared import PreparedNetwork, is_searching
+from qdeploy.preparation.prepared import PreparedNetwork, committed_latents, is_searching
 from qdeploy.recipe import TrainSection
 from qdeploy.training.checkpoint import Checkpoint, fingerprint
 from qdeploy.training.console import Advance
 from qdeploy.training.device import channels_last, determinism, seed_epoch
 from qdeploy.training.distillation import distillation_loss
 from qdeploy.training.evaluate import evaluate, hits_of, shipped_buffers
-from qdeploy.training.optimizer import adjust_optimizer, drop_frozen, make_optimizer
+from qdeploy.training.optimizer import adjust_optimizer, make_optimizer
 from qdeploy.training.schedule import set_lr
 from qdeploy.training.session import Session
 from qdeploy.training.weights import load_network_state
@@ -102,8 +101,6 @@ class Training:
         self.fabric = fabric = session.fabric
         self.network = fabric.to_device(channels_last(network))
         if checkpoint:
-            # Which parameters are frozen is not in the state, but decides what the optimizer has.
-            self.set_progress(checkpoint.epoch - 1)
             load_network_state(network, checkpoint, shipped=False)
         if teacher:
             fabric.to_device(channels_last(teacher.eval().requires_grad_(False)))
@@ -114,15 +111,14 @@ class Training:
             optimizer.load_state_dict(checkpoint.optimizer)
             fabric.strategy.precision.load_state_dict(checkpoint.scaler)
         self.optimizer = self._set_up(optimizer)
-        self.model = network
-        self._trained: list[str] = []
+        self.model = fabric.setup_module(network)
+        self.at_rest: list[nn.Parameter] = []
 
     def enter(self, epoch: int) -> None:
-        """Move the network's own schedules to `epoch`, and let go of what it freezes then."""
+        """Move the network's own schedules to `epoch`."""
         was_searching = is_searching(self.network)
         self.set_progress(epoch)
-        drop_frozen(self.optimizer)
-        self._share_gradients()
+        self.at_rest = committed_latents(self.network)
         seed_epoch(self.settings.seed, epoch)
         if was_searching and not is_searching(self.network):
             calibrate(self.network, self.calibration_batches(epoch), batch_norm=True)
@@ -131,17 +127,6 @@ class Training:
         """Tell a prepared network that `epoch` (from 0) is about to be trained."""
         if isinstance(self.network, PreparedNetwork):
             self.network.set_progress(epoch, self.settings.epochs)
-
-    def _share_gradients(self) -> None:
-        """Set the network up to average the gradients of its present parameters over processes.
-
-        That waits for the gradient of each of them, so it is done anew when some are frozen.
-        """
-        trained = [name for name, p in self.network.named_parameters() if p.requires_grad]
-        if trained != self._trained:
-            self.model = self.network
-            gc.collect()  # the averaging of before ends with its last reference
-            self.model, self._trained = self.fabric.setup_module(self.network), trained
 
     def train(self, epoch: int, advance: Advance) -> Metrics:
         """One pass over the training set; returns the means while the weights moved."""
@@ -206,6 +191,10 @@ class Training:
         loss = self.loss(logits, images, labels)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
+        for latent in self.at_rest:
+            latent.grad = (
+                None  # over several processes zeros, which decay and momentum would come with
+            )
         if (longest := self.settings.clip_norm) is not None:
             self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=longest, error_if_nonfinite=False

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
+from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import MovingRange
 from qdeploy.methods import ActivationSite, WeightSite, find, slb
 from qdeploy.methods.slb import OUTERMOST, temperature
@@ -127,7 +128,7 @@ def test_temperatures_never_overflow_and_rise_unless_the_factor_is_below_1(
 def test_the_hottest_soft_temperature_still_gives_numbers(bits):
     made = quantizer(trained_weight(4, 3, 3, 3), bits, t_start_time=0, t_end_time=1, t_factor=8)
     made.set_progress(1998, 2000)
-    assert made.searching
+    assert made.temperature == slb.HOTTEST
     weight = made.train()()
     weight.square().sum().backward()
     assert torch.isfinite(made.latent.grad).all()
@@ -297,7 +298,8 @@ def test_one_logit_trains_along_the_very_path_of_two(nesterov):
     random = torch.Generator().manual_seed(1)
     start = one.latent.detach().clone()
     for step in range(60):
-        one.temperature = two.temperature = 1.05**step
+        one.inverse_temperature.fill_(1.05**-step)
+        two.temperature = 1 / one.inverse_temperature.item()
         x = torch.randn(8, 4, dtype=torch.float64, generator=random)
         y = torch.randn(8, 3, dtype=torch.float64, generator=random)
         for model, optimizer in zip((one, two), optimizers, strict=True):
@@ -448,54 +450,210 @@ def test_the_scale_goes_on_training_after_the_commitment():
 # Commitment
 
 
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("set_to_none", [True, False])
-@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
-def test_once_committed_no_momentum_and_no_decay_moves_a_logit(bits, set_to_none, optimizer):
-    made = quantizer(trained_weight(4, 3), bits, normalized=False).train()
-    settings = {"momentum": 0.95} if optimizer is torch.optim.SGD else {}
-    optimizer = optimizer(made.parameters(), lr=0.2, weight_decay=0.1, **settings)
-    target = -made.eval()().detach().sign()  # pulls every weight to the other side
+def sgd(parameters):
+    return torch.optim.SGD(parameters, lr=0.2, momentum=0.95, weight_decay=2e-3)
+
+
+def adam_with_decay_in_the_gradient(parameters):
+    """Its steps are of one size, however small the gradient is."""
+    return torch.optim.Adam(parameters, lr=0.2, weight_decay=0.1)
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, lr=0.2, weight_decay=0.1)
+
+
+def lbfgs(parameters):
+    """Several forwards a step; takes a gradient that is not there for zeros."""
+    return torch.optim.LBFGS(parameters, lr=0.1, max_iter=4)
+
+
+OPTIMIZERS = [sgd, adam_with_decay_in_the_gradient, adamw, lbfgs]
+
+
+def trained(made, make_optimizer, steps, zeros=False, before_step=lambda step: None):
+    """Trains towards the other side of every weight; `zeros`: gradients of zeros where there are none."""
+    optimizer = make_optimizer(made.parameters())
+    target = -made.eval()().detach().sign()
     made.train()
 
-    def step():
-        optimizer.zero_grad(set_to_none=set_to_none)
-        (made() - target).square().sum().backward()
-        optimizer.step()
+    def closure():
+        optimizer.zero_grad()
+        loss = (made() - target).square().sum()
+        if loss.requires_grad:
+            loss.backward()
+        if zeros and made.latent.grad is None:
+            made.latent.grad = torch.zeros_like(made.latent)
+        return loss
 
-    step()
-    made.set_progress(9, 10)
-    committed = copy.deepcopy(made.state_dict())
-    assert not made.latent.requires_grad
+    for step in range(steps):
+        before_step(step)
+        optimizer.step(closure)
+    return made
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("zeros", [False, True], ids=["no gradient", "zeros, as under DDP"])
+@pytest.mark.parametrize("make_optimizer", OPTIMIZERS)
+def test_once_committed_the_best_levels_stay(bits, zeros, make_optimizer):
+    """Under all that still moves a logit, from momentum of a hot search to the decay of Adam."""
+    made = quantizer(trained_weight(4, 3), bits, normalized=False)
+    committed = []
+
+    def commit(step):
+        if step == 4:
+            made.set_progress(9, 10)
+            committed.extend(copy.deepcopy([made.collapse(made.latent).codes, made.log_scale]))
+
+    trained(made, make_optimizer, 60, zeros, commit)
     assert not made.searching
-    for _ in range(20):
-        step()
-    assert torch.equal(made.latent, committed["latent"])
-    assert not torch.equal(made.log_scale, committed["log_scale"])
+    assert torch.equal(made.collapse(made.latent).codes, committed[0])
+    assert not torch.equal(made.log_scale, committed[1])
 
 
-def test_before_the_commitment_momentum_does_flip_levels():
-    """The trap that the test above guards against is real."""
-    made = quantizer(trained_weight(4, 3), 1).train()
-    optimizer = torch.optim.SGD(made.parameters(), lr=0.2, momentum=0.95)
+@pytest.mark.parametrize("make_optimizer", OPTIMIZERS)
+def test_before_the_commitment_these_optimizers_do_flip_levels(make_optimizer):
+    """What the test above guards against is real."""
+    made = quantizer(trained_weight(4, 3), 1)
     before = made.eval()()
-    (made.train()() + before.sign()).square().sum().backward()
-    for _ in range(20):
-        optimizer.step()
-        made.latent.grad.zero_()
-    assert not torch.equal(made.eval()(), before)
+    assert not torch.equal(trained(made, make_optimizer, 20).eval()(), before)
 
 
-def test_the_schedule_can_go_back_and_search_again():
+@pytest.mark.parametrize("bits", BITS)
+def test_the_commitment_changes_no_code_also_where_levels_tie(bits):
+    made = quantizer(trained_weight(16, 8, 3, 3), bits)
+    with torch.no_grad():
+        made.latent[:4] = 0.0
+        made.latent[4:8] *= 1e7  # ahead by more than the margin
+    before = made.collapse(made.latent).codes
+    kept = made.latent[4:8].clone()
+    made.set_progress(9, 10)
+    assert torch.equal(made.collapse(made.latent).codes, before)
+    assert torch.equal(made.latent[4:8], kept) == (bits == 1)
+    logits = pair_of_logits(made.latent) * math.sqrt(2) if bits == 1 else made.latent
+    best, second = logits.detach().topk(2, -1).values.unbind(-1)
+    assert (best - second).min() >= 0.99 * slb.MARGIN
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_committed_latent_alone_says_so(bits):
+    """In a fresh quantizer, at temperature 1, and in an average of states."""
+    made = quantizer(trained_weight(4, 3, 3, 3), bits)
+    fresh = quantizer(trained_weight(4, 3, 3, 3, seed=1), bits)
+    assert fresh.searching
+    made.set_progress(9, 10)
+    fresh.load_state_dict({"latent": made.latent}, strict=False)
+    assert fresh.temperature == 1
+    assert not fresh.searching
+    assert torch.equal(fresh.train()(), made.train()())
+    fresh.train()().square().sum().backward()
+    assert not fresh.latent.grad.any()
+
+
+def test_a_state_goes_on_at_its_temperature_and_a_committed_one_is_committed():
+    made = quantizer(trained_weight(4, 3), 2)
+    made.set_progress(3, 10)
+    soft = copy.deepcopy(made.state_dict())
+    made.set_progress(9, 10)
+    other = quantizer(trained_weight(4, 3, seed=1), 2).train()
+    other.load_state_dict(made.state_dict())
+    assert (other.searching, other.temperature) == (False, math.inf)
+    assert not other().requires_grad
+    other.load_state_dict(soft)  # a learning rate finder goes back
+    assert other.searching
+    assert other.temperature == pytest.approx(temperature(4, 10, other.options))
+    other().sum().backward()
+    assert other.latent.grad.any()
+
+
+def averaged(average, made):
+    """As timm does it: each value of the state, those of numbers by lerp."""
+    with torch.no_grad():
+        for ours, theirs in zip(
+            average.state_dict().values(), made.state_dict().values(), strict=True
+        ):
+            assert theirs.is_floating_point()
+            ours.lerp_(theirs, 0.01)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_an_averaged_copy_becomes_committed_and_has_no_nan(bits):
+    made = quantizer(trained_weight(4, 3, 3, 3), bits)
+    average = copy.deepcopy(made)
+    for epoch in range(10):
+        made.set_progress(epoch, 10)
+        averaged(average, made)
+        if epoch == 3:
+            assert average.searching
+    for _ in range(50):
+        averaged(average, made)
+    assert 1 < average.temperature < math.inf
+    assert not average.searching
+    assert torch.equal(average.eval()(), made.eval()())
+    assert torch.equal(average.train()(), made.train()())
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_schedule_leaves_to_the_user_what_trains(bits, frozen):
+    made = quantizer(trained_weight(4, 3), bits)
+    made.latent.requires_grad_(not frozen)
+    before = made.latent.detach().clone()
+    for epoch in range(10):
+        made.set_progress(epoch, 10)
+        assert made.latent.requires_grad is not frozen
+    assert torch.equal(made.latent, before) is frozen
+    torch.testing.assert_close(made.train()(), made.eval()())
+    assert not made.searching
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_what_is_unfrozen_after_the_commitment_is_committed_from_the_next_epoch_on(bits):
+    made = quantizer(trained_weight(4, 3), bits)
+    made.latent.requires_grad_(False)
+    made.set_progress(8, 10)
+    made.latent.requires_grad_(True)
+    made.set_progress(9, 10)
+    codes = made.collapse(made.latent).codes
+    trained(made, sgd, 20, zeros=True)
+    assert torch.equal(made.collapse(made.latent).codes, codes)
+
+
+def test_a_commitment_is_final():
     made = quantizer(trained_weight(4, 3), 1)
     made.set_progress(9, 10)
     made.set_progress(0, 10)
-    assert made.searching
-    assert made.latent.requires_grad
+    assert not made.searching
+    assert made.temperature == math.inf
+    assert not made.train()().requires_grad
 
 
-def test_the_state_dict_holds_the_logits_and_nothing_that_can_be_worked_out():
-    assert set(quantizer(trained_weight(2, 3), 2).state_dict()) == {"latent"}
+def test_logits_that_are_cut_apart_are_refused():
+    """The rest of a weight's logits lies in another process: FSDP keeps one row of all parameters."""
+    made = quantizer(trained_weight(4, 3), 2)
+    made.latent = nn.Parameter(made.latent.detach().flatten()[:23])
+    with pytest.raises(QdeployError, match=r"set_progress inside FSDP\.summon_full_params"):
+        made.set_progress(9, 10)
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_all_temperatures_compile_to_one_graph_and_the_commitment_to_another(bits):
+    made = quantizer(trained_weight(4, 3), bits).train()
+    graphs = []
+
+    def eager(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    compiled = torch.compile(made, backend=eager, fullgraph=True)
+    for epoch in range(10):
+        made.set_progress(epoch, 10)
+        torch.testing.assert_close(compiled(), made())
+    assert len(graphs) == 2
+
+
+def test_the_state_dict_holds_the_logits_and_the_temperature():
+    assert set(quantizer(trained_weight(2, 3), 2).state_dict()) == {"latent", "inverse_temperature"}
 
 
 def test_every_setting_is_printed():

@@ -1,36 +1,15 @@
-"""Which parameters decay, which optimizer is made, and what leaves it when it is frozen."""
+"""Which optimizer is made, and what changes with its settings."""
+
+import copy
 
 import pytest
 import torch
+from networks import build, images
 from torch import nn
 
+import qdeploy
 from qdeploy.recipe import TrainSection
-from qdeploy.training.optimizer import drop_frozen, make_optimizer, parameter_groups
-
-
-class Mixed(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2, 2, 3)
-        self.batch_norm = nn.BatchNorm2d(2)
-        self.layer_norm = nn.LayerNorm((2, 4, 4))
-        self.linear = nn.Linear(4, 3)
-        self.logits = nn.Parameter(torch.ones(5, 3))
-        self.scale = nn.Parameter(torch.ones(3))
-        self.tied = self.linear
-        self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
-
-
-def test_only_weights_outside_norms_decay() -> None:
-    network = Mixed()
-    names = {parameter: name for name, parameter in network.named_parameters()}
-    weights, others = parameter_groups(network, 0.3)
-    assert {names[p] for p in weights["params"]} == {"conv.weight", "linear.weight", "logits"}
-    assert {names[p] for p in others["params"]} == {
-        *("conv.bias", "linear.bias", "scale", "batch_norm.weight", "batch_norm.bias"),
-        *("layer_norm.weight", "layer_norm.bias"),
-    }
-    assert (weights["weight_decay"], others["weight_decay"]) == (0.3, 0.0)
+from qdeploy.training.optimizer import adjust_optimizer, make_optimizer
 
 
 @pytest.mark.parametrize(
@@ -61,38 +40,13 @@ def test_one_step_of_sgd_is_the_formula() -> None:
     torch.testing.assert_close(layer.bias.detach(), bias - 0.5 * 3)
 
 
-def test_a_frozen_parameter_leaves_with_its_momentum_and_gradient() -> None:
-    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
-    optimizer = make_optimizer(nn.Sequential(first, second), TrainSection(weight_decay=0.1))
-    second(first(torch.ones(2, 3))).square().sum().backward()
+def test_other_settings_of_its_kind_keep_momentum_and_what_has_a_decay_of_its_own() -> None:
+    network = qdeploy.prepare(build("plain"), images(2), "pact", 4, 4, alpha_decay=0.02).train()
+    optimizer = make_optimizer(network, TrainSection(lr=0.1, weight_decay=0.1))
+    network(images(4)).square().mean().backward()
     optimizer.step()
-    first.weight.requires_grad_(False)
-    committed, others = first.weight.clone(), [first.bias.clone(), second.weight.clone()]
-
-    drop_frozen(optimizer)
-    optimizer.step()
-
-    assert torch.equal(first.weight, committed)
-    assert first.weight.grad is None
-    assert set(optimizer.state) == {first.bias, second.weight, second.bias}
-    assert not torch.equal(first.bias, others[0])
-    assert not torch.equal(second.weight, others[1])
-
-
-def test_the_state_fits_a_new_optimizer_when_every_weight_is_frozen() -> None:
-    def committed() -> nn.Linear:
-        layer = nn.Linear(2, 2)
-        layer.weight.requires_grad_(False)
-        return layer
-
-    layer = nn.Linear(2, 2)
-    optimizer = make_optimizer(layer, TrainSection())
-    layer(torch.ones(1, 2)).sum().backward()
-    optimizer.step()
-    layer.weight.requires_grad_(False)
-    drop_frozen(optimizer)
-
-    resumed = make_optimizer(committed(), TrainSection())
-    resumed.load_state_dict(optimizer.state_dict())
-    bias = resumed.param_groups[1]["params"][0]
-    assert torch.equal(resumed.state[bias]["momentum_buffer"], torch.ones(2))
+    momentum = copy.deepcopy(optimizer.state_dict()["state"])
+    adjust_optimizer(optimizer, TrainSection(lr=0.3, weight_decay=0.4))
+    assert [group["lr"] for group in optimizer.param_groups] == [0.3] * 3
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.4, 0.0, 0.02]
+    torch.testing.assert_close(optimizer.state_dict()["state"], momentum, rtol=0, atol=0)
