@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.grid import QTensor
+from qdeploy.layers.modes import within
 from qdeploy.layers.norm import (
     BatchNorm,
     batch_moments,
@@ -85,8 +86,7 @@ class QuantizedLayer(MayBeTransparent, nn.Module):
     def _norm_is_frozen(self) -> bool:
         if self.freeze_bn is None or self.transparent:
             return False
-        self.steps += 1
-        return bool(self.steps > self.freeze_bn)
+        return not within(self.steps, self.freeze_bn)
 
     @torch.no_grad()
     def integers(self) -> tuple[QTensor, Tensor]:

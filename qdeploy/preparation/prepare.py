@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.errors import QdeployError
+from qdeploy.layers.activation import one_notice
 from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation import deferred_relus, rewrites
@@ -93,6 +94,7 @@ def prepare(
     as_in_training(network, model)
     settings = quantized(network, settings, default, reduce_range)
     prepared = PreparedNetwork(network, settings).train(model.training)
+    one_notice(prepared)
     if check:
         check_prepared(model, prepared, inputs)
     prepared.checked = check
