@@ -94,7 +94,7 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
         self.observe(x.relu())
 
     def observe_nothing(self, x: Tensor) -> None:
-        """Sees a batch without values, [0, ...], where other processes may have some."""
+        """Takes part in what processes exchange about a batch, of which this one has no values."""
 
     @property
     def observing(self) -> bool:
@@ -149,7 +149,8 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
         if self.observing:
             x = x.detach()
             if not x.numel():
-                self.observe_nothing(x)
+                if processes.count() > 1:
+                    self.observe_nothing(x)
             elif self.does_relu and self.training:
                 self.observe_relu_of(x)
             else:

@@ -69,8 +69,7 @@ class StartsFromData(ActivationQuantizer):
             self.learning.copy_(self.seen > 0)
 
     def observe_nothing(self, x: Tensor) -> None:
-        if processes.count() > 1:
-            self.observe(x)
+        self.observe(x)
 
     def _take_in(self, x: Tensor) -> None:
         if processes.uneven():
