@@ -54,6 +54,15 @@ def uneven() -> bool:
     return running is not None and bool(running._join_config.enable)
 
 
+def sharded(parameter: Tensor) -> bool:
+    """Whether FSDP put a parameter together for this forward alone, in memory that others share.
+
+    What is written to it is lost.
+    """
+    started = distributed.is_available() and distributed.is_initialized()
+    return started and parameter.untyped_storage().nbytes() > parameter.nbytes
+
+
 def meet(call: str) -> None:
     """Waits until every process makes this call, a function of qdeploy.
 

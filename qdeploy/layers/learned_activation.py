@@ -77,6 +77,11 @@ class StartsFromData(ActivationQuantizer):
                 "the first batch of all processes starts what this method learns of activations, and inside "
                 "of Join some may have none; call qdeploy.calibrate(prepared, batches) before the training"
             )
+        if processes.sharded(self.learned):
+            raise QdeployError(
+                "what this method learns of activations starts from data, and FSDP would lose the start: "
+                "call qdeploy.calibrate(prepared, batches) before FSDP shards the network"
+            )
         start = self.start_of(x)
         finite = start.abs() < torch.inf
         self.batches += finite

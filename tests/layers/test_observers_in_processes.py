@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.distributed.algorithms.join import Join
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import qdeploy
@@ -79,6 +81,46 @@ def test_uneven_data_under_join_ends_with_equal_ranges(tmp_path):
     first, second = kept(file)
     for method in METHODS:
         torch.testing.assert_close(first[method], second[method], rtol=0, atol=0)
+
+
+def sharded_by_2(prepared):
+    return fully_shard(prepared, mesh=init_device_mesh("cpu", (2,)))
+
+
+def sharded_by_1(prepared):
+    return FullyShardedDataParallel(prepared, device_id=torch.device("cpu"), use_orig_params=True)
+
+
+def train_sharded(fabric, file):
+    """Three steps of a method under plain DDP, and the same under each FSDP."""
+    outputs = {}
+    for method in METHODS:
+        for shard in (DistributedDataParallel, sharded_by_1, sharded_by_2):
+            if method in ("lsq", "pact") and shard is not DistributedDataParallel:
+                with pytest.raises(QdeployError, match=r"qdeploy\.calibrate.* before FSDP"):
+                    shard(prepared_network(method)).train()(batch(0))
+            prepared = prepared_network(method)
+            qdeploy.calibrate(prepared, [batch(7)])
+            model = shard(prepared.train())
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+            for seed in range(3):
+                optimizer.zero_grad()
+                train(model, [batch(seed + 10 * processes.rank())])
+                optimizer.step()
+            with torch.no_grad():
+                outputs[method, shard.__name__] = model.eval()(batch(3))
+    keep(outputs, file)
+
+
+def test_fsdp_trains_as_ddp_does(tmp_path):
+    file = str(tmp_path / "outputs")
+    assert in_two_processes(train_sharded, tmp_path, file) == [0, 0]
+    for outputs in kept(file):
+        for method in METHODS:
+            plain, *others = (y for (name, _), y in outputs.items() if name == method)
+            assert len(others) == 2
+            for y in others:
+                assert (y - plain).abs().max() < 0.02 * plain.abs().max()
 
 
 def see_batches(fabric, file):
