@@ -193,7 +193,7 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
         Compiled code is made for the answer, and asks again only once a state was loaded.
         """
         if not (torch.compiler.is_compiling() and name in self._set):
-            found = on_host(self.get_buffer(name)) > 0
+            found = on_host(getattr(self, name)) > 0
             (self._set.add if found else self._set.discard)(name)
         return name in self._set
 
@@ -338,12 +338,11 @@ class MovingRange(ActivationQuantizer):
         low, high = self.over_batch(low, high)
         if self.places > 1:
             low, high = self._with_places_before(low, high)
-        width = high - low  # -inf where no process had values
-        finite = width.abs() < torch.inf
+        finite = (high - low).abs_() < torch.inf
         self.batches += finite
-        self.left_out += ~(width < torch.inf)
+        self.left_out += ~finite
         slowest = 0 if self.calibrating else 1 - self.decay
-        weight = (1 / self.batches.to(self.average.dtype)).clamp(min=slowest)
+        weight = self.batches.reciprocal().clamp_(min=slowest).to(self.average.dtype)
         new = torch.stack([low, high, torch.ones_like(low)]).to(self.average.dtype)
         self.average.copy_(torch.where(finite, self.average.lerp(new, weight), self.average))
 
