@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from qdeploy.layers.fake_quantize import (
     range_on,
     sign_of,
 )
+from qdeploy.layers.host import on_host
+from qdeploy.layers.modes import recomputing, within
 from qdeploy.layers.precision import in_float32
 from qdeploy.layers.transparent import MayBeTransparent
 
@@ -28,37 +31,61 @@ NO_DATA = (
     "network, or call qdeploy.calibrate(prepared, batches) with a few batches"
 )
 
+UNROUNDED = (
+    "the network is evaluated before its activation quantizers have seen data: without a range they round "
+    "nothing yet, and what ships will differ. Train it, or call qdeploy.calibrate(prepared, batches) "
+    "with a few batches"
+)
+
+
+class Notice:
+    """A warning that a network gives once."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.given = False
+
+    @torch.compiler.disable
+    def give(self) -> None:
+        if not self.given:
+            self.given = True
+            warnings.warn(self.text, stacklevel=3)
+
 
 class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
     """Rounds one activation tensor, per tensor, to unsigned codes.
 
-    A method subclasses it and writes `qparams`, `observe` if its range is measured, and `relax`
-    if training is to see more than a straight-through rounding. All activations are stored as
-    uint8 (9 bits and more as uint16), also the symmetric ones (zero point in the middle): the
-    integer kernels of ONNX Runtime's CPU provider want it so.
+    A method subclasses it and writes `qparams`, `observe` and `has_range` if its range is measured,
+    and `relax` if training is to see more than a straight-through rounding. All activations are
+    stored as uint8 (9 bits and more as uint16), also the symmetric ones (zero point in the middle):
+    the integer kernels of ONNX Runtime's CPU provider want it so.
 
     quant_delay: training steps before the rounding starts. Evaluation always rounds: what is
-    evaluated is what is shipped. `steps` is a buffer, so the count survives a resume.
+    evaluated is what is shipped. Only where nothing was seen yet it passes x as it is, with a warning.
+    `steps` is a buffer, so the count survives a resume.
     """
 
     steps: Tensor
-    decays: Mapping[
-        str, float
-    ] = {}  # weight decay of its parameters by name; others are left to the rule
+    decays: Mapping[str, float] = {}  # of its own parameters by name, see `parameter_groups`
     does_relu = False  # whether it took over the ReLU in front of it
     places = 1  # how many tensors of one batch it sees in turn: those that a concat joins, say
-    _is_set = False
 
     def __init__(self, grid: Grid, quant_delay: int = 0) -> None:
         super().__init__()
         self.grid = grid
         self.quant_delay = quant_delay
         self.calibrating = False
+        self.unrounded = Notice(UNROUNDED)
+        self._place = 0  # where in its batch the next tensor stands
+        self._set: set[str] = set()
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     @abstractmethod
     def qparams(self) -> tuple[Tensor, Tensor]:
-        """Scale and zero point, float32 scalars; the zero point is an integer on the grid."""
+        """Scale and zero point, float32 scalars; the zero point is an integer on the grid.
+
+        Errors: QdeployError(NO_DATA) if there is no range.
+        """
 
     def observe(self, x: Tensor) -> None:
         """Sees a batch in training and calibration."""
@@ -67,43 +94,73 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
         """Observes relu(x); a subclass may do that for less."""
         self.observe(x.relu())
 
+    def observe_nothing(self, x: Tensor) -> None:
+        """Takes part in what processes exchange about a batch, of which this one has no values."""
+
     @property
     def observing(self) -> bool:
         """Whether `observe` has anything left to do."""
         return True
 
     @property
-    def has_seen_data(self) -> bool:
-        """Whether training or calibration has left something in it."""
-        return bool(getattr(self, "batches", 0))
+    def has_range(self) -> bool:
+        """Whether there is something to round to."""
+        return True
 
     def reset(self) -> None:
         """Forgets what was observed."""
+
+    def share(self) -> None:
+        """Joins what each process observed in calibration; all of them call it, in the end."""
+        for buffer in self.buffers(recurse=False):
+            if buffer.is_floating_point():
+                buffer.copy_(processes.mean(buffer))
 
     @contextmanager
     def calibration(self) -> Iterator[None]:
         """Inside the block it observes in evaluation mode too: anew, and as plain means."""
         self.reset()
-        self.calibrating = True
+        self.calibrating, self._place = True, 0
         try:
             yield
         finally:
             self.calibrating = False
 
+    def train(self, mode: bool = True) -> Self:
+        self._place = 0  # also where an error cut a batch off
+        return super().train(mode)
+
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
-        does_relu = self.does_relu and self.training
         if self.transparent:
-            return x.relu() if does_relu else x
-        if (self.training or self.calibrating) and self.observing:
-            (self.observe_relu_of if does_relu else self.observe)(x.detach())
+            return self._passed(x)
+        begins_batch = self._place == 0
+        if (self.training or self.calibrating) and not recomputing():
+            self._see(x)
+        if not self.has_range:
+            self.unrounded.give()
+            return self._passed(x)
         if not self.training:
             return self.round(x)
-        if self.quant_delay:
-            self.steps += 1
-            if self.steps <= self.quant_delay:
-                return x.relu() if does_relu else x
+        if self.quant_delay and within(self.steps, self.quant_delay, begins_batch):
+            return self._passed(x)
         return self.relax(x)
+
+    def _see(self, x: Tensor) -> None:
+        if self.observing:
+            x = x.detach()
+            if not x.numel():
+                if processes.count() > 1:
+                    self.observe_nothing(x)
+            elif self.does_relu and self.training:
+                self.observe_relu_of(x)
+            else:
+                self.observe(x)
+        self._place = (self._place + 1) % self.places
+
+    def _passed(self, x: Tensor) -> Tensor:
+        """x as it is, or its ReLU where that was taken over."""
+        return x.relu() if self.does_relu and self.training else x
 
     @property
     def can_take_over_relu(self) -> bool:
@@ -126,17 +183,32 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
 
     def round(self, x: Tensor) -> Tensor:
         """What ships: x on the grid, the gradient straight through inside its range."""
-        scale, zero = self.qparams()
+        return self.rounded(x, *self.qparams())
+
+    def rounded(self, x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
         return fake_quantize(x, scale, zero, self.grid.lowest, self.grid.highest)
 
-    def _latched(self, flag: Tensor) -> bool:
-        """Whether a buffer is set that then stays so: reads the device until it is, not at every step."""
-        self._is_set = self._is_set or bool(flag)
-        return self._is_set
+    def is_set(self, name: str) -> bool:
+        """Whether a buffer, or its last number, is above 0; for what then stays so.
+
+        Compiled code is made for the answer, and asks again only once a state was loaded.
+        """
+        if not (torch.compiler.is_compiling() and name in self._set):
+            found = on_host(getattr(self, name)) > 0
+            (self._set.add if found else self._set.discard)(name)
+        return name in self._set
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
-        self._is_set = False
+        self._set.clear()
+
+
+def one_notice(network: nn.Module) -> None:
+    """Lets the network's quantizers warn once for all of them."""
+    notice = Notice(UNROUNDED)
+    for module in network.modules():
+        if isinstance(module, ActivationQuantizer):
+            module.unrounded = notice
 
 
 @contextmanager
@@ -192,6 +264,14 @@ def as_stored(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1) if stored_last else x
 
 
+def extremes_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum, scalars; inf and -inf where x is empty."""
+    if not x.numel():
+        nothing = x.new_tensor(torch.inf)
+        return nothing, -nothing
+    return torch.aminmax(x)
+
+
 class MovingRange(ActivationQuantizer):
     """Range from a moving average of each batch's minimum and maximum (Jacob et al., CVPR 2018).
 
@@ -201,11 +281,17 @@ class MovingRange(ActivationQuantizer):
     The average starts as a plain mean of the batches seen and turns into an exponential one
     with `decay` after 1 / (1 - decay) batches, so that it is right from the first batch on. In
     calibration it stays a plain mean.
+
+    average    [3]: of minimum, maximum and the number 1. Both are read divided by the last, which is 0
+               before the first batch and then 1: so a copy that averages states (EMA) from the start
+               on has the average of the ranges, as Adam corrects its moments
+    batches    how many batches are in it
+    left_out   how many are not, since they had values that are not finite
     """
 
-    minimum: Tensor
-    maximum: Tensor
+    average: Tensor
     batches: Tensor
+    left_out: Tensor
 
     def __init__(
         self,
@@ -220,66 +306,111 @@ class MovingRange(ActivationQuantizer):
         self.bits = bits
         self.symmetric = symmetric
         self.decay = decay
-        self.register_buffer("minimum", torch.zeros(()))
-        self.register_buffer("maximum", torch.zeros(()))
+        self.register_buffer("average", torch.zeros(3))
         self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self._in_batch: list[tuple[Tensor, Tensor]] = []  # ranges so far, of fewer than all places
+        self.register_buffer("left_out", torch.zeros((), dtype=torch.int64))
+        # Of several places: the state before this batch, and the range of its tensors so far.
+        self._before: list[Tensor] = []
+        self._so_far: tuple[Tensor, Tensor] | None = None
 
     @property
     def can_take_over_relu(self) -> bool:
         return not self.symmetric
 
+    @property
+    def minimum(self) -> Tensor:
+        return self.range()[0]
+
+    @property
+    def maximum(self) -> Tensor:
+        return self.range()[1]
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """Minimum and maximum, scalars; 0 and 0 before anything was seen."""
+        low, high, share = self.average.unbind()
+        share = share.clamp(min=torch.finfo(share.dtype).tiny)
+        return low / share, high / share
+
+    @torch.no_grad()
+    def set_range(self, low: Tensor, high: Tensor) -> None:
+        self.average.copy_(torch.stack([low, high, torch.ones_like(low)]))
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        self._average(*self.extremes(as_stored(x)))
+        self._take_in(*self.extremes(as_stored(x)))
 
     @torch.no_grad()
     def observe_relu_of(self, x: Tensor) -> None:
         low, high = self.extremes(as_stored(x))
-        self._average(low.relu(), high.relu())
+        self._take_in(low.relu(), high.relu())
 
-    def _average(self, low: Tensor, high: Tensor) -> None:
+    def observe_nothing(self, x: Tensor) -> None:
+        self.observe(x)
+
+    def _take_in(self, low: Tensor, high: Tensor) -> None:
         low, high = self.over_batch(low, high)
-        before = self.minimum, self.maximum
-        if self._in_batch:  # the average has this batch already, without this tensor
-            before = self._in_batch[-1]
-            low, high = torch.minimum(low, before[0]), torch.maximum(high, before[1])
-        else:
-            self.batches += 1
+        if self.places > 1:
+            low, high = self._with_places_before(low, high)
+        finite = (high - low).abs_() < torch.inf
+        self.batches += finite
+        self.left_out += ~finite
         slowest = 0 if self.calibrating else 1 - self.decay
-        weight = (1 / self.batches.to(torch.float32)).clamp(min=slowest)
-        self.minimum += weight * (low - before[0])
-        self.maximum += weight * (high - before[1])
-        self._in_batch.append((low, high))
-        if len(self._in_batch) == self.places:
-            self._in_batch.clear()
+        weight = self.batches.reciprocal().clamp_(min=slowest).to(self.average.dtype)
+        new = torch.stack([low, high, torch.ones_like(low)]).to(self.average.dtype)
+        self.average.copy_(torch.where(finite, self.average.lerp(new, weight), self.average))
+
+    def _with_places_before(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """The range of the batch's tensors so far, for an average that has none of them yet."""
+        state = [self.average, self.batches, self.left_out]
+        if self._place == 0 or self._so_far is None:
+            self._before = [now.clone() for now in state]
+        else:
+            for now, before in zip(state, self._before, strict=True):
+                now.copy_(before)
+            low = torch.minimum(low, self._so_far[0])
+            high = torch.maximum(high, self._so_far[1])
+        self._so_far = low, high
+        return low, high
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Minimum and maximum of this process's batch."""
-        return torch.aminmax(x)
+        return extremes_of(x)
 
     def over_batch(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        """What the average takes in: the extremes of the batch of all processes."""
-        return processes.extremes(low, high)
+        """What the average takes in: the extremes of the batch of all processes.
+
+        Where their data is uneven, of this process: DDP then gives all of them the buffers of one.
+        """
+        return (low, high) if processes.uneven() else processes.extremes(low, high)
+
+    def share(self) -> None:
+        processes.pool([self.average], self.batches)
+        self.left_out.copy_(processes.total(self.left_out))
 
     def reset(self) -> None:
-        for buffer in (self.minimum, self.maximum, self.batches):
+        for buffer in (self.average, self.batches, self.left_out):
             buffer.zero_()
-        self._is_set = False
-        self._in_batch.clear()
+        self._so_far = None
+
+    @property
+    def has_range(self) -> bool:
+        return self.training or self.is_set("average")  # training has just seen a batch
+
+    def relax(self, x: Tensor) -> Tensor:
+        return self.rounded(x, *self.grid_of_range())
 
     def qparams(self) -> tuple[Tensor, Tensor]:
-        if not self._latched(self.batches):
+        if not self.is_set("average"):
             raise QdeployError(NO_DATA)
-        return self.qparams_of(self.minimum, self.maximum)
+        return self.grid_of_range()
+
+    def grid_of_range(self) -> tuple[Tensor, Tensor]:
+        """Scale and zero point, without asking the device whether anything was seen."""
+        return self.qparams_of(*self.range())
 
     def qparams_of(self, minimum: Tensor, maximum: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of any range, or of ranges of any shape."""
         return range_on(self.grid, minimum, maximum, self.symmetric)
-
-    @property
-    def is_finite(self) -> bool:
-        return bool(self.minimum.isfinite() & self.maximum.isfinite())
 
     def extra_repr(self) -> str:
         return (
@@ -293,5 +424,5 @@ class GateRange(MovingRange):
 
     can_take_over_relu = False  # its range reaches below 0
 
-    def qparams(self) -> tuple[Tensor, Tensor]:
-        return gate_range(*super().qparams(), self.grid.lowest, self.grid.highest)
+    def grid_of_range(self) -> tuple[Tensor, Tensor]:
+        return gate_range(*super().grid_of_range(), self.grid.lowest, self.grid.highest)

@@ -1,12 +1,15 @@
-"""What holds while a network is evaluated."""
+"""Modes that a network runs in: evaluation, full precision, recomputation, the first steps of training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.backends import cudnn
+
+from qdeploy.layers.host import on_host, set_both
 
 
 @contextmanager
@@ -32,3 +35,23 @@ def full_float32() -> AbstractContextManager[None]:
         deterministic=cudnn.deterministic,
         allow_tf32=False,
     )
+
+
+def recomputing() -> bool:
+    """Whether a forward runs inside of backward, as gradient checkpointing repeats it.
+
+    The step has been observed and counted then. Compiled code is the same for both, and counts twice.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def within(steps: Tensor, limit: int, counting: bool = True) -> bool:
+    """Counts a training step in the buffer `steps`, []; whether it is one of the first `limit`.
+
+    Counts to limit + 1, so that the device is asked only after a state was loaded.
+    """
+    count = on_host(steps)
+    if counting and count <= limit and not recomputing():
+        count += 1
+        set_both(steps, count)
+    return count <= limit

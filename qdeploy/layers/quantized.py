@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from qdeploy import processes
 from qdeploy.grid import QTensor
+from qdeploy.layers.modes import within
 from qdeploy.layers.norm import (
     BatchNorm,
     batch_moments,
@@ -100,8 +101,7 @@ class QuantizedLayer(MayBeTransparent, nn.Module):
     def _norm_is_frozen(self) -> bool:
         if self.freeze_bn is None or self.transparent:
             return False
-        self.steps += 1
-        return bool(self.steps > self.freeze_bn)
+        return not within(self.steps, self.freeze_bn)
 
     @torch.no_grad()
     def integers(self) -> tuple[QTensor, Tensor]:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qdeploy.grid import Grid, QTensor, per_channel
 from qdeploy.layers.fake_quantize import fake_quantize, quantize, range_on
+from qdeploy.layers.modes import within
 from qdeploy.layers.weight import WeightQuantizer
 
 WeightRange = Literal["minmax", "mse"]
@@ -45,10 +46,8 @@ class UniformWeight(WeightQuantizer):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def relax(self, latent: Tensor) -> Tensor:
-        if self.quant_delay:
-            self.steps += 1
-            if self.steps <= self.quant_delay:
-                return latent
+        if self.quant_delay and within(self.steps, self.quant_delay):
+            return latent
         scale, zero = (per_channel(part, latent) for part in self.qparams(latent))
         return fake_quantize(latent, scale, zero, self.grid.lowest, self.grid.highest)
 

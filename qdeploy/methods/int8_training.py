@@ -136,11 +136,13 @@ class SampleRange(MovingRange):
     """A moving range that takes the mean of the samples' minima and of their maxima from each batch."""
 
     def extremes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        rows = x.reshape(len(x), -1)
+        rows = x.flatten(1)
         return rows.amin(1), rows.amax(1)  # apart: faster than aminmax
 
     def over_batch(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-        return processes.mean(low.mean()), processes.mean(high.mean())
+        if processes.uneven():
+            return low.mean(), high.mean()
+        return processes.mean_of_values(low), processes.mean_of_values(high)
 
 
 def weight(site: WeightSite, bits: int, options: Int8TrainingOptions) -> UniformWeight:

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.grid import Grid, QTensor, per_channel
-from qdeploy.layers.activation import NO_DATA, ActivationQuantizer
+from qdeploy.layers.activation import NO_DATA
 from qdeploy.layers.fake_quantize import passed, product, quantize
+from qdeploy.layers.learned_activation import StartsFromData
 from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
@@ -116,59 +117,39 @@ class LsqWeight(WeightQuantizer):
         return f"lsq, grid={self.grid}, steps={len(self.step)}"
 
 
-class LsqActivation(ActivationQuantizer):
+class LsqActivation(StartsFromData):
     """One learned step. Behind a ReLU Qn = 0 and Qp = 2^bits - 1, elsewhere as for weights.
 
-    The step starts from the first batch of training, or from the mean over calibration batches
-    if there were some before. Once it learns, calibration leaves it alone. A tensor of zeros
+    The step starts where section 2.1 has it, on a batch (see `StartsFromData`). A tensor of zeros
     starts as if its mean size were 1.
-
-    batches    how many calibration batches the start is the mean of
-    learning   whether training has begun
     """
-
-    batches: Tensor
-    learning: Tensor
 
     def __init__(self, site: ActivationSite, bits: int, options: LsqOptions) -> None:
         super().__init__(Grid.unsigned(bits))
         self.zero = 0 if site.nonnegative else 1 << (bits - 1)
-        self.step = nn.Parameter(torch.zeros(()))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("learning", torch.zeros((), dtype=torch.bool))
+        self.step = nn.Parameter(torch.zeros(1))
+
+    @property
+    def learned(self) -> nn.Parameter:
+        return self.step
 
     @property
     def can_take_over_relu(self) -> bool:
         return self.zero == 0
 
-    @property
-    def observing(self) -> bool:
-        return not self._latched(self.learning)
-
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        if self.calibrating or not self.batches:
-            mean_size = processes.mean(x.abs().mean())
-            mean_size = torch.where(mean_size > 0, mean_size, 1.0)
-            self.batches += 1
-            start = first_step(mean_size, self.grid.highest - self.zero)
-            self.step.add_((start - self.step) / self.batches)
-        if not self.calibrating:
-            self.learning.fill_(True)
-
-    def reset(self) -> None:
-        if not self._latched(self.learning):
-            self.batches.zero_()
-            self.step.detach().zero_()
+    def start_of(self, x: Tensor) -> Tensor:
+        mean_size = processes.mean_of_values(x.abs())
+        mean_size = torch.where(mean_size == 0, 1.0, mean_size)
+        return first_step(mean_size, self.grid.highest - self.zero)
 
     def relax(self, x: Tensor) -> Tensor:
-        features = x[0].numel()
-        return learned_step(x, positive(self.step), self.grid, self.zero, features)
+        features = x.shape[1:].numel()
+        return learned_step(x, positive(self.number()), self.grid, self.zero, features)
 
     def qparams(self) -> tuple[Tensor, Tensor]:
-        if not self._latched(self.learning) and not self.batches:
+        if not self.has_range:
             raise QdeployError(NO_DATA)
-        step = positive(self.step.detach())
+        step = positive(self.number().detach())
         return step, torch.full_like(step, self.zero)
 
     def extra_repr(self) -> str:

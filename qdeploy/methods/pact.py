@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
-from qdeploy.layers.activation import NO_DATA
+from qdeploy.layers.activation import NO_DATA, extremes_of
 from qdeploy.layers.fake_quantize import passed
+from qdeploy.layers.learned_activation import StartsFromData
 from qdeploy.methods.dorefa import BITS, BoundedActivation, weight
 from qdeploy.methods.method import ActivationSite, Method, Options, measured_range
 
@@ -63,34 +64,33 @@ class _LearnedClip(torch.autograd.Function):
         return to_x, to_alpha.view_as(alpha), None, None
 
 
-class PactActivation(BoundedActivation):
+class PactActivation(StartsFromData, BoundedActivation):
     """Rounds clip(x, 0, alpha), or clip(x, -alpha, alpha); alpha is trained."""
-
-    started: Tensor
 
     def __init__(self, site: ActivationSite, bits: int, options: PactOptions) -> None:
         super().__init__(site, bits)
         self.decays = {"alpha": options.alpha_decay}
-        self.alpha = nn.Parameter(torch.tensor(options.alpha or 1.0))
-        self.register_buffer("started", torch.tensor(options.alpha is not None))
+        self.alpha = nn.Parameter(torch.zeros(1))
+        if options.alpha is not None:
+            self.alpha.data.fill_(options.alpha)
+            self.seen.fill_(1)
+            self.learning.fill_(True)
 
     @property
-    def observing(self) -> bool:
-        return not self._latched(self.started)
+    def learned(self) -> nn.Parameter:
+        return self.alpha
 
-    @torch.no_grad()
-    def observe(self, x: Tensor) -> None:
-        self.alpha.copy_(first_alpha(x, self.grid.highest - int(self.zero)))
-        self.started.fill_(True)
+    def start_of(self, x: Tensor) -> Tensor:
+        return first_alpha(x, self.grid.highest - int(self.zero))
 
     def bound(self) -> Tensor:
-        if not self._latched(self.started):
+        if not self.has_range:
             raise QdeployError(NO_DATA)
-        return self.alpha.detach().clamp(min=LEAST)
+        return self.number().detach().clamp(min=LEAST)
 
     def relax(self, x: Tensor) -> Tensor:
         rounded = self.round(x.detach())
-        result: Tensor = _LearnedClip.apply(x, self.alpha, rounded, self.signed)
+        result: Tensor = _LearnedClip.apply(x, self.number(), rounded, self.signed)
         return result
 
     def extra_repr(self) -> str:
@@ -100,7 +100,7 @@ class PactActivation(BoundedActivation):
 def first_alpha(x: Tensor, steps: int) -> Tensor:
     """2 mean|x| sqrt(steps), at most max|x|: where LSQ starts (Esser et al., arXiv 1902.08153)."""
     size = x.abs()
-    mean, (_, largest) = processes.mean(size.mean()), processes.extremes(*size.aminmax())
+    mean, (_, largest) = processes.mean_of_values(size), processes.extremes(*extremes_of(size))
     return torch.minimum(2 * mean * steps**0.5, largest).clamp(min=LEAST)
 
 

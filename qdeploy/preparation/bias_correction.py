@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.norm import batch_moments
@@ -99,16 +100,17 @@ def restore_moments(
         corrections[name].append((factor, shift))
         return factor * y + shift
 
-    with each_output(prepared, correct):
+    with each_output(prepared, correct), processes.apart():
         for inputs in batches:
             prepared(*inputs)
     together: dict[Any, list[str]] = {}  # what several layers share changes once
     for name in corrections:
         together.setdefault(layers[name].norm or layers[name].bias, []).append(name)
     for names in together.values():
-        factors, shifts = zip(*(one for name in names for one in corrections[name]), strict=True)
-        layer = layers[names[0]]
-        change_output(layer, torch.stack(factors).mean(0), torch.stack(shifts).mean(0))
+        changes = torch.stack([torch.stack(one) for name in names for one in corrections[name]])
+        count = processes.total(changes.new_tensor(float(len(changes))))
+        factor, shift = processes.total(changes.sum(0)) / count
+        change_output(layers[names[0]], factor, shift)
 
 
 def change_output(layer: QuantizedLayer, factor: Tensor, shift: Tensor) -> None:
@@ -148,6 +150,6 @@ def quantized_layers(network: nn.Module) -> list[tuple[str, QuantizedLayer]]:
 
 
 def moments_of(y: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of y [..., C] over the batch of all processes, [C] each."""
+    """Mean and standard deviation of y [..., C], [C] each."""
     mean, variance = batch_moments(y.flatten(0, -2))
     return mean, variance.sqrt()

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from qdeploy import processes
 from qdeploy.errors import QdeployError
-from qdeploy.layers.activation import MovingRange, calibration
+from qdeploy.layers.activation import ActivationQuantizer, calibration
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.preparation.batches import Batch, inputs_of_batches
 from qdeploy.preparation.bias_correction import float_moments, restore_moments
+from qdeploy.preparation.left_out import left_out_of
 from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 from qdeploy.preparation.ranges import MEAN, check_ranges, measured
 from qdeploy.preparation.trace import described
@@ -28,6 +30,7 @@ def calibrate(
     percentile: float = 99.99,
     batch_norm: bool = False,
     correct_bias: bool = False,
+    alone: bool = False,
 ) -> None:
     """Measures activation ranges, and BatchNorm statistics if asked, for the weights that ship.
 
@@ -44,10 +47,14 @@ def calibrate(
                   search (SLB) goes on they belong to other weights and are re-estimated in any case
     correct_bias  makes each layer's mean output, and its deviation if it has a norm, what it was
                   in float (see bias_correction.py); all batches are kept in memory
+    alone         in a run of several processes measures in this one and asks no other
+
+    In such a run all processes call it, each with batches of its own, as many as it has: they
+    measure by themselves, and what comes out are the statistics of all batches, in all of them.
 
     Errors: QdeployError if `batches` is empty or one batch, one of them is not what forward takes,
-    a range is not known, a value is not finite, or biases are to be corrected after a method
-    without float weights.
+    a range is not known, a value is not finite, biases are to be corrected after a method
+    without float weights, or another process does not call it or fails.
     """
     if not any(isinstance(module, PreparedNetwork) for module in prepared.modules()):
         raise QdeployError(
@@ -55,15 +62,16 @@ def calibrate(
         )
     check_ranges(ranges, percentile)
     batch_norm = batch_norm or is_searching(prepared)
-    inputs: Iterable[tuple[Tensor, ...]] = inputs_of_batches(batches, prepared)
-    if not correct_bias:
-        observe(prepared, inputs, ranges, percentile, batch_norm)
-        return
-    inputs = list(inputs)
-    wanted = float_moments(prepared, inputs)
-    observe(prepared, inputs, ranges, percentile, batch_norm)
-    with evaluation_mode(prepared):
-        restore_moments(prepared, inputs, wanted)
+    with processes.apart() if alone else nullcontext():
+        processes.meet("calibrate")
+        with processes.failing_together("calibrate"), processes.apart():
+            inputs = inputs_of_batches(batches, prepared)
+            kept = list(inputs) if correct_bias else []
+            wanted = float_moments(prepared, kept) if correct_bias else {}
+        observe(prepared, kept or inputs, ranges, percentile, batch_norm)
+        if correct_bias:
+            with evaluation_mode(prepared):
+                restore_moments(prepared, kept, wanted)
 
 
 def observe(
@@ -73,15 +81,34 @@ def observe(
     percentile: float,
     batch_norm: bool,
 ) -> None:
-    with calibration_mode(prepared, batch_norm), measured(prepared, ranges, percentile):
-        for inputs in batches:
-            run(prepared, inputs)
-    for name, quantizer in prepared.named_modules():
-        if isinstance(quantizer, MovingRange) and not quantizer.is_finite:
+    norms = measured_norms(prepared) if batch_norm else []
+    with calibration_mode(prepared, norms), measured(prepared, ranges, percentile):
+        with processes.failing_together("calibrate"), processes.apart():
+            for inputs in batches:
+                run(prepared, inputs)
+        share(prepared, norms)
+    for name, count in left_out_of(prepared).items():
+        quantizer = prepared.get_submodule(name)
+        assert isinstance(quantizer, ActivationQuantizer)
+        if quantizer.observing:
             raise QdeployError(
-                f"calibration met values without bounds at {name}: look for "
-                "nan and inf in the images, in masks that are inputs, and in the network's weights"
+                f"calibration met values without bounds at {name} in {count} batches: look for nan and inf "
+                "in the images, in masks that are inputs, and in the network's weights"
             )
+
+
+def share(prepared: nn.Module, norms: Iterable[_BatchNorm]) -> None:
+    """Joins what the processes of a run measured, each by itself."""
+    if processes.count() == 1:
+        return
+    for module in prepared.modules():
+        if isinstance(module, ActivationQuantizer):
+            module.share()
+    for norm in norms:
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        assert norm.num_batches_tracked is not None
+        processes.pool([norm.running_mean, norm.running_var], norm.num_batches_tracked)
 
 
 def run(prepared: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -95,11 +122,14 @@ def run(prepared: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         ) from error
 
 
+def measured_norms(prepared: nn.Module) -> list[_BatchNorm]:
+    norms = (module for module in prepared.modules() if isinstance(module, _BatchNorm))
+    return [norm for norm in norms if norm.track_running_stats]
+
+
 @contextmanager
-def calibration_mode(prepared: nn.Module, batch_norm: bool) -> Iterator[None]:
-    """Evaluation mode, but observers and, if asked, norms start anew and average what they see."""
-    found = (m for m in prepared.modules() if batch_norm and isinstance(m, _BatchNorm))
-    norms = [norm for norm in found if norm.track_running_stats]
+def calibration_mode(prepared: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Evaluation mode, but observers and `norms` start anew and average what they see."""
     momenta = [norm.momentum for norm in norms]
     with evaluation_mode(prepared), calibration(prepared):
         for norm in norms:

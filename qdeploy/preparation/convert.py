@@ -30,6 +30,7 @@ from qdeploy.preparation.graph import (
 )
 from qdeploy.preparation.inside import unwrapped, with_prepared_replaced
 from qdeploy.preparation.integer_kernels import onto_kernels, source_activation
+from qdeploy.preparation.left_out import warn_of_left_out
 from qdeploy.preparation.prepared import PreparedNetwork, graph_module
 from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.read_weights import as_constants
@@ -49,6 +50,7 @@ def convert(prepared: nn.Module) -> nn.Module:
     Errors: QdeployError if activations were never observed, or nothing is prepared.
     """
     network = unwrapped(prepared)
+    warn_of_left_out(network)
     if isinstance(network, PreparedNetwork):
         if network.searching:
             warnings.warn(still_searching(network), stacklevel=2)

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.activation import MovingRange
+from qdeploy.layers.host import on_host
+from qdeploy.layers.learned_activation import StartsFromData
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.range_norm import RangeBatchNorm
 from qdeploy.preparation.attention import OpenAttention
@@ -38,7 +40,7 @@ def as_prepared_state(prepared: nn.Module, state: State, prefix: str) -> None:
     for name, module in prepared.named_modules():
         if isinstance(module, RangeBatchNorm):
             module.take_plain_state(state, f"{prefix}{name}.")
-    if any(m.has_seen_data for m in prepared.modules() if isinstance(m, ActivationQuantizer)):
+    if has_trained(prepared):
         warnings.warn(
             "float weights are loaded into a network that has trained: the search for weights starts anew "
             "from them, and ranges of activations stay until training or qdeploy.calibrate moves them",
@@ -46,6 +48,12 @@ def as_prepared_state(prepared: nn.Module, state: State, prefix: str) -> None:
         )
     for key, value in own.items():
         state.setdefault(key, value.detach())
+
+
+def has_trained(prepared: nn.Module) -> bool:
+    """Whether some activation quantizer has seen data."""
+    ranges = (m for m in prepared.modules() if isinstance(m, MovingRange | StartsFromData))
+    return any(on_host(quantizer.batches) for quantizer in ranges)
 
 
 def is_float(state: State, place: str) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.errors import QdeployError
+from qdeploy.layers.activation import one_notice
 from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation import deferred_relus, rewrites
@@ -97,6 +98,7 @@ def prepare(
     as_in_training(network, model)
     settings = quantized(network, settings, default, reduce_range)
     prepared = prepared_network(copy.deepcopy(opened), network, settings).train(model.training)
+    one_notice(prepared)
     prepared.feature_places = places_of(given, prepared, inputs)
     refuse_what_is_passed_by(prepared, given)
     if check:

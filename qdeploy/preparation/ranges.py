@@ -26,8 +26,8 @@ Range = tuple[Tensor, Tensor]
 class Histogram:
     """How often each value of a tensor was seen, in bins over -reach .. reach.
 
-    A batch that is larger doubles the reach, as often as it takes: two bins become one, so every
-    count stays where it belongs. low, high: the extremes, exact.
+    The reach is a power of two. A batch that is larger doubles it, as often as it takes: two bins
+    become one, so every count stays where it belongs. low, high: the extremes, exact.
     """
 
     def __init__(self) -> None:
@@ -46,9 +46,9 @@ class Histogram:
         return (self.edges[1:] + self.edges[:-1]) / 2
 
     def add(self, x: Tensor) -> None:
-        """Counts the values of x, those of all processes."""
+        """Counts the values of x."""
         x = x.detach().flatten().float()
-        low, high = (extreme.cpu() for extreme in processes.extremes(*torch.aminmax(x)))
+        low, high = (extreme.cpu() for extreme in torch.aminmax(x))
         largest = max(-low.item(), high.item())
         if not math.isfinite(largest):
             raise QdeployError(
@@ -58,11 +58,23 @@ class Histogram:
         self.low, self.high = torch.minimum(self.low, low), torch.maximum(self.high, high)
         if largest == 0:
             return  # zeros alone say nothing of a range
-        self.reach = self.reach or largest
-        while self.reach < largest:
-            self._double()
+        self._reach_to(2.0 ** math.ceil(math.log2(largest)))
         bins = ((x / self.reach + 1) * (BINS / 2)).long().clamp_(0, BINS - 1)
-        self.counts += processes.total(torch.bincount(bins, minlength=BINS)).cpu()
+        self.counts += torch.bincount(bins, minlength=BINS).cpu()
+
+    def share(self, device: torch.device) -> None:
+        """Joins what each process counted; they exchange tensors of `device`."""
+        extremes = processes.extremes(self.low.to(device), self.high.to(device))
+        self.low, self.high = (extreme.cpu() for extreme in extremes)
+        reach = torch.tensor(self.reach, dtype=torch.float64, device=device)
+        self._reach_to(processes.extremes(reach, reach)[1].item())
+        self.counts = processes.total(self.counts.to(device)).cpu()
+
+    def _reach_to(self, reach: float) -> None:
+        """Doubles the reach up to a power of two, so that bins of all processes become the same."""
+        self.reach = self.reach or reach
+        while self.reach < reach:
+            self._double()
 
     def _double(self) -> None:
         pairs = self.counts.reshape(-1, 2).sum(1)
@@ -185,18 +197,18 @@ def measured(network: nn.Module, ranges: str, percentile: float) -> Iterator[Non
     if ranges == MEAN:
         yield
         return
-    seen: dict[MovingRange, Histogram] = {}
+    seen = {module: Histogram() for module in network.modules() if isinstance(module, MovingRange)}
 
     def see(quantizer: nn.Module, inputs: tuple[Tensor]) -> None:
         assert isinstance(quantizer, MovingRange)
-        seen.setdefault(quantizer, Histogram()).add(inputs[0])
+        if inputs[0].numel():
+            seen[quantizer].add(inputs[0])
 
     with ExitStack() as hooks:
-        for module in network.modules():
-            if isinstance(module, MovingRange):
-                hooks.enter_context(module.register_forward_pre_hook(see))
+        for quantizer in seen:
+            hooks.enter_context(quantizer.register_forward_pre_hook(see))
         yield
     for quantizer, histogram in seen.items():
-        low, high = RANGES[ranges](histogram, quantizer, percentile)
-        quantizer.minimum.copy_(low)
-        quantizer.maximum.copy_(high)
+        histogram.share(quantizer.average.device)
+        if quantizer.batches:
+            quantizer.set_range(*RANGES[ranges](histogram, quantizer, percentile))

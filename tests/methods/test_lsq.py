@@ -297,13 +297,13 @@ def test_calibration_leaves_a_learned_step_alone():
 
 
 @pytest.mark.parametrize("before", ["nothing", "calibration"])
-def test_without_data_evaluation_says_what_to_do(before):
+def test_without_data_there_is_no_step_but_an_error_that_says_what_to_do(before):
     made = activation_quantizer()
     if before == "calibration":
         calibrate(made, torch.ones(2, 3))
         made.reset()
     with pytest.raises(QdeployError, match=r"seen no data.*qdeploy\.calibrate"):
-        made.eval()(torch.ones(2, 3))
+        made.eval().qparams()
 
 
 def prepared_network(**options):

@@ -1,4 +1,4 @@
-"""SLB in a loop of the user's own, on two processes with DDP or FSDP: it commits, and nothing waits for ever."""
+"""SLB in a loop of the user's own, on two processes with DDP or FSDP: it commits, and nothing waits."""
 
 import copy
 from collections.abc import Callable
