@@ -63,7 +63,7 @@ class Features(nn.Module):
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         run = self.in_training if self.prepared.training else self.evaluation
-        return run(self.prepared, *self.prepared.in_order(inputs, named))
+        return run(self.prepared, *run.in_order(inputs, named))
 
 
 def with_values(forward: Forward, places: dict[str, str]) -> Forward:

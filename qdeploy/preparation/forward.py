@@ -5,15 +5,17 @@ from __future__ import annotations
 import io
 import pickle
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FunctionType
 from typing import Any, Self
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx.node import map_aggregate, map_arg
+
+from qdeploy.errors import QdeployError
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,22 @@ class Forward:
         """The tensors that forward takes: their names and types."""
         nodes = self.graph.find_nodes(op="placeholder")
         return {str(node.target): node.meta["tensor_meta"].dtype for node in nodes}
+
+    def in_order(
+        self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]
+    ) -> tuple[Tensor, ...]:
+        """All that forward takes, by position. Errors: QdeployError for other names."""
+        if not named:
+            return inputs
+        names = list(self.arguments)
+        given, wanted = names[: len(inputs)], names[len(inputs) :]
+        if set(wanted) != named.keys():
+            raise QdeployError(
+                f"forward was prepared for {', '.join(names)} and is given "
+                f"{', '.join([*given, *named])}; give it those, by name or in order. What else the "
+                "float network takes keeps its default"
+            )
+        return *inputs, *(named[name] for name in wanted)
 
     def __deepcopy__(self, memo: Any) -> Self:
         return self

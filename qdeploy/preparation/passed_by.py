@@ -33,7 +33,7 @@ class Refusal:
 def refuse_what_is_passed_by(prepared: PreparedNetwork, called_in_float: Iterable[str]) -> None:
     """Lets the modules that only the float network calls refuse calls and hooks; given are their names."""
     norms = {layer.norm for _, layer in prepared.quantized_layers()}
-    called = (part for part in prepared.parts.values() if part not in norms)
+    called = (part for part in prepared.prepared_parts.values() if part not in norms)
     running = {module for part in called for module in part.modules()}
     for name in called_in_float:
         module = prepared.get_submodule(name)

@@ -20,10 +20,11 @@ from qdeploy.preparation.channel_affines import channel_affines
 from qdeploy.preparation.check import check_prepared
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.features import places_of, what_modules_give
+from qdeploy.preparation.graft import prepared_network
 from qdeploy.preparation.graph import called_module
 from qdeploy.preparation.parametrizations import folded_copy
 from qdeploy.preparation.passed_by import refuse_what_is_passed_by
-from qdeploy.preparation.prepared import PreparedNetwork, prepared_network
+from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.preparation.quantized_activations import quantize_activations
 from qdeploy.preparation.quantized_weights import quantize_weights
 from qdeploy.preparation.read_weights import read_from_quantizers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, Self
 
@@ -17,7 +17,6 @@ from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.preparation.float_state import as_prepared_state
 from qdeploy.preparation.forward import Forward
-from qdeploy.preparation.modes import forwards
 from qdeploy.preparation.settings import LayerSettings
 
 
@@ -34,7 +33,8 @@ class PreparedNetwork(nn.Module):
     evaluation_graph  what forward is in evaluation
     training_graph    what it is in training
     feature_places    the nodes of the graph that give what modules of the user's gave: see features.py
-    parts             the modules that the graphs run, by name
+    prepared_parts    the modules that the graphs call and the norms that layers run, by name
+    joined_norms      the name of the norm that a layer runs, by the layer's
     """
 
     settings: dict[str, LayerSettings | None]
@@ -42,7 +42,8 @@ class PreparedNetwork(nn.Module):
     evaluation_graph: Forward
     training_graph: Forward
     feature_places: dict[str, str]
-    parts: dict[str, nn.Module]
+    prepared_parts: dict[str, nn.Module]
+    joined_norms: dict[str, str]
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         if isinstance(inputs, fx.Proxy):
@@ -51,52 +52,41 @@ class PreparedNetwork(nn.Module):
                 'inside of it give, take qdeploy.features(prepared, ["layer1"])'
             )
         run = self.training_graph if self.training else self.evaluation_graph
-        return run(self, *self.in_order(inputs, named))
-
-    def in_order(
-        self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]
-    ) -> tuple[Tensor, ...]:
-        """All that forward takes, by position."""
-        if not named:
-            return inputs
-        names = list(self.arguments)
-        given, wanted = names[: len(inputs)], names[len(inputs) :]
-        if set(wanted) != named.keys():
-            raise QdeployError(
-                f"forward was prepared for {', '.join(names)} and is given "
-                f"{', '.join([*given, *named])}; give it those, by name or in order. What else the "
-                "float network takes keeps its default"
-            )
-        return *inputs, *(named[name] for name in wanted)
-
-    @property
-    def arguments(self) -> dict[str, torch.dtype]:
-        """The tensors that forward takes: their names and types."""
-        return self.evaluation_graph.arguments
+        if getattr(self, "_is_replica", False):  # of nn.DataParallel, which knows children alone
+            self.connect()
+        return run(self, *run.in_order(inputs, named))
 
     def train(self, mode: bool = True) -> Self:
         self.check_parts()
         return super().train(mode)
 
     def check_parts(self) -> None:
-        """Errors: QdeployError for a module that has taken the place of one that was prepared."""
-        for name, part in self.parts.items():
-            now = self.get_submodule(name)
-            if now is not part and getattr(now, "module", None) is not part:
-                self._adopt(name, part, now)
+        """Errors: QdeployError for a module that has taken the place of one that was prepared.
 
-    def _adopt(self, name: str, part: nn.Module, now: nn.Module) -> None:
-        """Takes in a SyncBatchNorm of the very norm that stood there, and nothing else."""
-        if type(part) not in BATCH_NORMS or not isinstance(now, nn.SyncBatchNorm):
-            raise QdeployError(
-                f"{name} was replaced after prepare, by {type(now).__name__}, which would stay in float or "
-                "have no effect at all. Replace it in the float network and prepare that; what has trained "
-                "goes along by name: new.load_state_dict(prepared.state_dict(), strict=False)"
-            )
-        self.parts[name] = now
-        for _, layer in self.quantized_layers():
-            if layer.norm is part:
-                layer.__dict__["norm"] = now
+        A SyncBatchNorm may, of the very norm that stood there: from then on layers run it.
+        """
+        for name, part in self.prepared_parts.items():
+            now = self.get_submodule(name)
+            if now is part or part in (
+                getattr(now, "module", None),
+                getattr(now, "_orig_mod", None),
+            ):
+                continue  # or a wrapper's: FSDP's, that of torch.compile
+            if type(part) not in BATCH_NORMS or not isinstance(now, nn.SyncBatchNorm):
+                raise QdeployError(
+                    f"{name} was replaced after prepare, by {type(now).__name__}, which would stay in float "
+                    "or have no effect at all. Replace it in the float network and prepare that; what has "
+                    "trained goes along by name: new.load_state_dict(prepared.state_dict(), strict=False)"
+                )
+            self.prepared_parts[name] = now
+            self.connect()
+
+    def connect(self) -> None:
+        """Tells layers of the norm that they run, and quantizers of their layer: none is a child."""
+        for name, layer in self.quantized_layers():
+            layer.quantizer.__dict__["layer"] = layer
+            if name in self.joined_norms:
+                layer.__dict__["norm"] = self.get_submodule(self.joined_norms[name])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kind = fn(torch.empty(0)).dtype
@@ -171,91 +161,6 @@ def class_of_prepared(kind: Any) -> type[PreparedNetwork]:
 
 def without_init(kind: Any) -> PreparedNetwork:
     return object.__new__(class_of_prepared(kind))
-
-
-def prepared_network(
-    model: nn.Module, network: fx.GraphModule, settings: Mapping[str, LayerSettings | None]
-) -> PreparedNetwork:
-    """The model, in place, with the modules and parameters of a graph that was made of it.
-
-    Errors: QdeployError for a name that a prepared network has for something of its own.
-    """
-    check_names(model)
-    graft(network, model)
-    if isinstance(model, fx.GraphModule):  # its class is its forward, and no base of another
-        model = plain(model)
-    prepared = without_init(type(model))
-    prepared.__dict__.update(vars(model))
-    prepared.settings = dict(settings)
-    prepared.checked = False
-    prepared.feature_places = {}
-    prepared.evaluation_graph, prepared.training_graph = forwards(network)
-    prepared.parts = parts_of(prepared)
-    return prepared
-
-
-def plain(model: nn.Module) -> nn.Module:
-    """A module of no class of its own that holds what the model holds."""
-    made = nn.Module().train(model.training)
-    for ours, theirs in zip(members(made), members(model), strict=True):
-        ours.update(theirs)
-    return made
-
-
-def check_names(model: nn.Module) -> None:
-    own = vars(PreparedNetwork).keys() | PreparedNetwork.__annotations__.keys()
-    inherited = vars(nn.Module).keys()
-    clashes = [
-        name for name in own - inherited if not name.startswith("__") and hasattr(model, name)
-    ]
-    if clashes:
-        raise QdeployError(
-            f"{type(model).__name__} has {', '.join(sorted(clashes))}, which a prepared network has for "
-            "something of its own; rename it, or prepare the part of the network without it"
-        )
-
-
-def parts_of(prepared: PreparedNetwork) -> dict[str, nn.Module]:
-    """The modules that its graphs call, and the norms that layers of them run."""
-    graphs = prepared.evaluation_graph.graph, prepared.training_graph.graph
-    calls = [str(node.target) for graph in graphs for node in graph.find_nodes(op="call_module")]
-    norms = {layer.norm for _, layer in prepared.quantized_layers()}
-    joined = [name for name, module in prepared.named_modules() if module in norms]
-    return {name: prepared.get_submodule(name) for name in (*calls, *joined)}
-
-
-def graft(network: nn.Module, model: nn.Module) -> None:
-    """Puts the modules, parameters and buffers of a graph into a model, by their names, in place.
-
-    What the model holds under several names is replaced under all of them.
-    """
-    replaced: dict[int, tuple[Any, Any]] = {}  # with the old ones, so that no id stands for two
-    replace_by_name(network, model, replaced)
-    for module in list(model.modules()):
-        for parts in members(module):
-            for name, old in parts.items():
-                parts[name] = replaced.get(id(old), (old, old))[1]
-
-
-def replace_by_name(
-    network: nn.Module, model: nn.Module, replaced: dict[int, tuple[Any, Any]]
-) -> None:
-    for name, part in network._modules.items():
-        old = model._modules.get(name)
-        if type(part) is nn.Module and old is not None:  # torch.fx's own, which only holds others
-            replace_by_name(part, old, replaced)
-        elif old is not part:
-            model._modules[name], replaced[id(old)] = part, (old, part)
-    for new, own in list(zip(members(network), members(model), strict=True))[1:]:
-        for name, tensor in new.items():
-            old, own[name] = own.get(name), tensor
-            replaced[id(old)] = old, tensor
-    replaced.pop(id(None), None)
-
-
-def members(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    """Its modules, parameters and buffers by name."""
-    return module._modules, module._parameters, module._buffers
 
 
 def graph_module(prepared: PreparedNetwork) -> fx.GraphModule:

@@ -199,6 +199,31 @@ def test_functional_call_takes_the_parameters_by_name():
     torch.testing.assert_close(found, torch.arange(4.0).expand(len(found), 4))
 
 
+def replicated(network):
+    """As torch.nn.parallel.replicate does it, which asks for GPUs; with copies of all tensors."""
+    modules = list(network.modules())
+    made = [module._replicate_for_data_parallel() for module in modules]
+    place = dict(zip(modules, made, strict=True))
+    for module, replica in place.items():
+        for name, child in module._modules.items():
+            setattr(replica, name, None if child is None else place[child])
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            replica.__dict__[name] = None if tensor is None else tensor.detach().clone()
+            replica._buffers.pop(name, None)
+    return made[0]
+
+
+def test_replicas_of_data_parallel_run_their_own_parameters():
+    prepared = prepared_of(method="lsq", bits=4, acts=4).train()
+    train(prepared)
+    wanted = copy.deepcopy(prepared)(images())
+    replica = replicated(prepared)
+    with torch.no_grad():
+        for parameter in prepared.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(replica(images()), wanted)
+
+
 class Clashing(nn.Module):
     def __init__(self):
         super().__init__()
