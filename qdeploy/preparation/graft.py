@@ -1,4 +1,4 @@
-"""From a float network and the graph that was made of it to a prepared network: parts change in their places."""
+"""A graph that was made of a float network goes back into it, part by part: a prepared network."""
 
 from __future__ import annotations
 

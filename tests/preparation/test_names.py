@@ -216,7 +216,7 @@ def replicated(network):
 def test_replicas_of_data_parallel_run_their_own_parameters():
     prepared = prepared_of(method="lsq", bits=4, acts=4).train()
     train(prepared)
-    wanted = copy.deepcopy(prepared)(images())
+    wanted = prepared.eval()(images())
     replica = replicated(prepared)
     with torch.no_grad():
         for parameter in prepared.parameters():
