@@ -10,6 +10,7 @@ from typing import overload
 import torch
 from torch import Tensor, fx, nn
 
+from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.bias import finest_multiples
@@ -47,15 +48,32 @@ def convert(prepared: nn.Module) -> nn.Module:
     Works on a copy, in evaluation mode on the CPU. Of another module that holds prepared networks,
     such as a Sequential with a softmax behind one, it is a copy with their integers inside.
 
-    Errors: QdeployError if activations were never observed, or nothing is prepared.
+    Errors: QdeployError if activations were never observed, nothing is prepared, or FSDP has spread the
+    weights over processes.
     """
     network = unwrapped(prepared)
+    check_whole(network)
     warn_of_left_out(network)
     if isinstance(network, PreparedNetwork):
         if network.searching:
             warnings.warn(still_searching(network), stacklevel=2)
         return integers_of(network)
     return with_prepared_replaced(network, integers_of).cpu().eval()
+
+
+def check_whole(network: nn.Module) -> None:
+    """Errors: QdeployError for a network of which each process has a part."""
+    layers = (m for m in network.modules() if isinstance(m, QuantizedLayer))
+    weights = [layer._parameters.get("weight") for layer in layers]  # FSDP may have taken it away
+    if any(
+        weight is None or weight.ndim < 2 or hasattr(weight, "full_tensor") for weight in weights
+    ):
+        raise QdeployError(
+            "FSDP has spread this network over processes. Gather its state in all of them, "
+            "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "
+            "torch.distributed.checkpoint.state_dict, load that into a network prepared in the same way, "
+            "and convert or export this one"
+        )
 
 
 def integers_of(prepared: PreparedNetwork) -> fx.GraphModule:
