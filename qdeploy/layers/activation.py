@@ -379,6 +379,11 @@ class MovingRange(ActivationQuantizer):
             buffer.zero_()
         self._so_far = None
 
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.is_set("average")  # asked here, so that compiled code need not
+        return self
+
     @property
     def has_range(self) -> bool:
         return self.training or self.is_set("average")  # training has just seen a batch
