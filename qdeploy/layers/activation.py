@@ -338,9 +338,10 @@ class MovingRange(ActivationQuantizer):
         low, high = self.over_batch(low, high)
         if self.places > 1:
             low, high = self._with_places_before(low, high)
-        finite = (high - low).abs_() < torch.inf
+        width = high - low  # -inf where no process had values
+        finite = width.abs() < torch.inf
         self.batches += finite
-        self.left_out += ~finite
+        self.left_out += ~(width < torch.inf)
         slowest = 0 if self.calibrating else 1 - self.decay
         weight = self.batches.reciprocal().clamp_(min=slowest).to(self.average.dtype)
         new = torch.stack([low, high, torch.ones_like(low)]).to(self.average.dtype)
