@@ -382,7 +382,8 @@ class MovingRange(ActivationQuantizer):
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        self.is_set("average")  # asked here, so that compiled code need not
+        if not mode:
+            self.is_set("average")  # asked here, so that compiled code need not
         return self
 
     @property
