@@ -351,9 +351,10 @@ class MovingRange(ActivationQuantizer):
         low, high = self.over_batch(low, high)
         if self.places > 1:
             low, high = self._with_places_before(low, high)
-        finite = (high - low).abs_() < torch.inf
+        width = high - low  # -inf where no process had values
+        finite = width.abs() < torch.inf
         self.batches += finite
-        self.left_out += ~finite
+        self.left_out += ~(width < torch.inf)
         slowest = 0 if self.calibrating else 1 - self.decay
         weight = self.batches.reciprocal().clamp_(min=slowest).to(self.average.dtype)
         new = torch.stack([low, high, torch.ones_like(low)]).to(self.average.dtype)
@@ -391,6 +392,12 @@ class MovingRange(ActivationQuantizer):
         for buffer in (self.average, self.batches, self.left_out):
             buffer.zero_()
         self._so_far = None
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if not mode:
+            self.is_set("average")  # asked here, so that compiled code need not
+        return self
 
     @property
     def has_range(self) -> bool:

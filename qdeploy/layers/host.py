@@ -44,5 +44,5 @@ def set_both(buffer: Tensor, number: Number) -> None:
 
 
 def _read(buffer: Tensor) -> Number:
-    number: Number = buffer.detach().flatten()[-1].item()
+    number: Number = 0 if buffer.is_meta else buffer.detach().flatten()[-1].item()
     return number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -131,13 +132,18 @@ def measured_norms(prepared: nn.Module) -> list[_BatchNorm]:
 def calibration_mode(prepared: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[None]:
     """Evaluation mode, but observers and `norms` start anew and average what they see."""
     momenta = [norm.momentum for norm in norms]
+    synchronised = [norm for norm in norms if type(norm) is nn.SyncBatchNorm]
     with evaluation_mode(prepared), calibration(prepared):
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # torch's word for the plain mean
             norm.train()
+        for norm in synchronised:  # would ask the other processes at each batch
+            norm.forward = partial(_BatchNorm.forward, norm)  # type: ignore[method-assign]
         try:
             yield
         finally:
             for norm, momentum in zip(norms, momenta, strict=True):
                 norm.momentum = momentum
+            for norm in synchronised:
+                del norm.forward

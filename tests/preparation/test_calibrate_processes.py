@@ -20,6 +20,7 @@ WAYS = {
     "mse": ("simqat", 4, {"ranges": "mse", "correct_bias": True}),
     "mean": ("simqat", 8, {}),
     "norm": ("simqat", 8, {"batch_norm": True}),
+    "synchronised norm": ("simqat", 8, {"batch_norm": True}),
     "range norm": ("int8_training", 8, {"ranges": "minmax", "batch_norm": True}),
     "percentile": ("simqat", 8, {"ranges": "percentile"}),
     "lsq": ("lsq", 4, {}),
@@ -38,6 +39,8 @@ def prepared_network(method="simqat", bits=8):
 def calibrated(way, batches, **options):
     method, bits, chosen = WAYS[way]
     prepared = prepared_network(method, bits)
+    if way == "synchronised norm":
+        prepared = nn.SyncBatchNorm.convert_sync_batchnorm(prepared)
     qdeploy.calibrate(prepared, batches, **chosen, **options)
     return prepared.state_dict()
 
