@@ -12,7 +12,6 @@ import torch
 from digits import SmallNet, batches, compared, digits, pretrained
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import TensorDataset
 from transformers import (
     EvalPrediction,
     Trainer,
