@@ -72,7 +72,6 @@ def main(epochs: int = 10, file: str = "digits.onnx") -> None:
     trainer = pl.Trainer(
         max_epochs=epochs,
         callbacks=[QdeployCallback(file)],
-        num_sanity_val_steps=0,  # TODO until evaluation before training works
         logger=False,
         enable_checkpointing=False,
     )
