@@ -52,7 +52,7 @@ def main(epochs: int = 10, file: str = "digits.onnx") -> None:
         print(f"epoch {epoch + 1}: loss {loss.item():.4f}")
 
     shipped = ema.module
-    qdeploy.calibrate(shipped, loader)
+    qdeploy.calibrate(shipped, loader, batch_norm=True)  # statistics of the averaged weights
     qdeploy.export(shipped, file, images[:2])
     print(qdeploy.validate(shipped, file, images.split(60)))  # 0 codes differ
     print(compared(teacher, shipped, file, test))

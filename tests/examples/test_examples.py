@@ -1,7 +1,9 @@
 """Each example runs in small, and ends in a file that is proven and as accurate as it says."""
 
 import importlib
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -69,11 +71,19 @@ def test_autocast_ends_in_a_proven_file(example, tmp_path, capfd):
     check(capfd.readouterr().out, tmp_path / "digits.onnx")
 
 
-def test_two_processes_end_in_a_proven_file(example, tmp_path, capfd):
-    main = example("accelerate_loop").main
-    accelerate = importlib.import_module("accelerate")
-    accelerate.PartialState._reset_state()  # the tests before had one process
-    accelerate.debug_launcher(main, (2,), num_processes=2)
-    printed = capfd.readouterr().out
-    assert printed.count("epoch 1:") == 1
-    check(printed, tmp_path / "digits.onnx")
+def test_two_processes_end_in_a_proven_file(example, tmp_path):
+    example("accelerate_loop")
+    program = tmp_path / "program.py"
+    program.write_text("import accelerate_loop\n\naccelerate_loop.main(epochs=2)\n")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    paths = os.pathsep.join(map(str, [EXAMPLES, TESTS.parent]))
+    done = subprocess.run(
+        [*launch, program],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("epoch 1:") == 1
+    check(done.stdout, tmp_path / "digits.onnx")
