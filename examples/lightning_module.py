@@ -56,7 +56,7 @@ class QdeployCallback(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         loader = trainer.train_dataloader
-        qdeploy.calibrate(module.model, (images.to(module.device) for images, _ in loader))
+        qdeploy.calibrate(module.model, loader)
         if trainer.is_global_zero:
             images, _ = next(iter(loader))
             qdeploy.export(module.model, self.file, images)

@@ -7,6 +7,7 @@ from .preparation.convert import convert as convert
 from .preparation.features import features as features
 from .preparation.parameter_groups import parameter_groups as parameter_groups
 from .preparation.prepare import prepare as prepare
+from .preparation.prepared import PreparedNetwork as PreparedNetwork
 from .proof.validate import validate as validate
 
 __version__: str

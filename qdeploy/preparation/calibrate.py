@@ -16,6 +16,7 @@ from qdeploy.layers.activation import ActivationQuantizer, calibration
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.preparation.batches import Batch, inputs_of_batches
 from qdeploy.preparation.bias_correction import float_moments, restore_moments
+from qdeploy.preparation.inside import is_flattened
 from qdeploy.preparation.left_out import left_out_of
 from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 from qdeploy.preparation.ranges import MEAN, check_ranges, measured
@@ -61,18 +62,30 @@ def calibrate(
         raise QdeployError(
             f"calibrate takes what qdeploy.prepare returned; {type(prepared).__name__} holds none of it"
         )
+    if isinstance(prepared, PreparedNetwork) and is_flattened(prepared):
+        raise QdeployError(
+            "FSDP has flattened the weights of this network: give calibrate the module that FSDP returned, "
+            "or call it inside of FSDP.summon_full_params"
+        )
     check_ranges(ranges, percentile)
     batch_norm = batch_norm or is_searching(prepared)
     with processes.apart() if alone else nullcontext():
         processes.meet("calibrate")
         with processes.failing_together("calibrate"), processes.apart():
-            inputs = inputs_of_batches(batches, prepared)
+            inputs = on_device_of(prepared, inputs_of_batches(batches, prepared))
             kept = list(inputs) if correct_bias else []
             wanted = float_moments(prepared, kept) if correct_bias else {}
         observe(prepared, kept or inputs, ranges, percentile, batch_norm)
         if correct_bias:
             with evaluation_mode(prepared):
                 restore_moments(prepared, kept, wanted)
+
+
+def on_device_of(
+    network: nn.Module, batches: Iterable[tuple[Tensor, ...]]
+) -> Iterator[tuple[Tensor, ...]]:
+    device = next(network.parameters()).device
+    return (tuple(x.to(device) for x in inputs) for inputs in batches)
 
 
 def observe(

@@ -29,7 +29,7 @@ from qdeploy.preparation.graph import (
     replace,
     shape_of,
 )
-from qdeploy.preparation.inside import unwrapped, with_prepared_replaced
+from qdeploy.preparation.inside import is_spread, unwrapped, with_prepared_replaced
 from qdeploy.preparation.integer_kernels import onto_kernels, source_activation
 from qdeploy.preparation.left_out import warn_of_left_out
 from qdeploy.preparation.prepared import PreparedNetwork, graph_module
@@ -63,11 +63,7 @@ def convert(prepared: nn.Module) -> nn.Module:
 
 def check_whole(network: nn.Module) -> None:
     """Errors: QdeployError for a network of which each process has a part."""
-    layers = (m for m in network.modules() if isinstance(m, QuantizedLayer))
-    weights = [layer._parameters.get("weight") for layer in layers]  # FSDP may have taken it away
-    if any(
-        weight is None or weight.ndim < 2 or hasattr(weight, "full_tensor") for weight in weights
-    ):
+    if is_spread(network):
         raise QdeployError(
             "FSDP has spread this network over processes. Gather its state in all of them, "
             "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "

@@ -14,6 +14,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from qdeploy.errors import QdeployError
+from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.prepared import PreparedNetwork
 
 WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
@@ -24,6 +25,22 @@ def unwrapped(module: nn.Module) -> nn.Module:
     while isinstance(module, (*WRAPPERS, OptimizedModule)):
         module = module._orig_mod if isinstance(module, OptimizedModule) else module.module
     return module
+
+
+def is_flattened(network: nn.Module) -> bool:
+    """Whether FSDP 1 keeps the weights of layers in one long parameter, of which they are views at most."""
+    weights = [layer._parameters.get("weight") for layer in layers_of(network)]
+    return any(weight is None or weight.ndim < 2 for weight in weights)
+
+
+def is_spread(network: nn.Module) -> bool:
+    """Whether each process has a part of the weights alone, by either FSDP."""
+    sharded = any(hasattr(layer.weight, "full_tensor") for layer in layers_of(network))
+    return sharded or is_flattened(network)
+
+
+def layers_of(network: nn.Module) -> list[QuantizedLayer]:
+    return [module for module in network.modules() if isinstance(module, QuantizedLayer)]
 
 
 def holds_prepared(module: nn.Module) -> bool:
