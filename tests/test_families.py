@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import qdeploy
+from qdeploy.benchmark.machine import saturates
 from qdeploy.deploy.export import finished_with_tensors, to_onnx
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.proof.tensors import ComparedNetwork
@@ -62,8 +63,8 @@ def prepared(name):
     estimate_statistics(network, batches)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # Codes of all 8 bits: what 7 bits can do, these can.
-        result = qdeploy.prepare(network, inputs(name, 2), "simqat", reduce_range=False)
+        # Codes of all 8 bits, where the processor adds them up right: what 7 bits can do, these can.
+        result = qdeploy.prepare(network, inputs(name, 2), "simqat", reduce_range=saturates())
     qdeploy.calibrate(result, batches)
     return network.eval(), result.eval()
 

@@ -70,7 +70,8 @@ def passed(grad: Tensor, x: Tensor, below: Tensor, above: Tensor) -> Tensor:
 
 def on_host(x: Tensor, value: Tensor) -> bool:
     """Whether a single value can be read: without waiting for a device, nor while a graph is made."""
-    return x.device.type == "cpu" and value.numel() == 1 and not torch.compiler.is_compiling()
+    single = value.numel() == 1 and value.ndim <= x.ndim
+    return x.device.type == "cpu" and single and not torch.compiler.is_compiling()
 
 
 def product(x: Tensor, y: Tensor) -> Tensor:

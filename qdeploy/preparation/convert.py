@@ -108,6 +108,7 @@ def integer_activations(network: fx.GraphModule) -> None:
             network.add_submodule(place, integer(*module.qparams(), module.grid))
             for call in calls:
                 call.target = place
+            network.delete_submodule(name)
 
 
 def without_silent_operators(network: fx.GraphModule) -> None:

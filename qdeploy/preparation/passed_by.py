@@ -32,9 +32,11 @@ class Refusal:
 
 def refuse_what_is_passed_by(prepared: PreparedNetwork, called_in_float: Iterable[str]) -> None:
     """Lets the modules that only the float network calls refuse calls and hooks; given are their names."""
-    norms = {layer.norm for _, layer in prepared.quantized_layers()}
-    called = (part for part in prepared.prepared_parts.values() if part not in norms)
-    running = {module for part in called for module in part.modules()}
+    graphs = prepared.evaluation_graph.graph, prepared.training_graph.graph
+    calls = {str(node.target) for graph in graphs for node in graph.find_nodes(op="call_module")}
+    running = {module for name in calls for module in prepared.get_submodule(name).modules()}
+    for _, layer in prepared.quantized_layers():  # which runs its norm, and what that holds
+        running.update([] if layer.norm is None else [*layer.norm.modules()][1:])
     for name in called_in_float:
         module = prepared.get_submodule(name)
         if name and module not in running:

@@ -258,7 +258,7 @@ class TestOptions:
         add_to_recipe(run, "export", "max_size = 100")
         # The last epoch is made worse, so that the two checkpoints are not the same.
         last = torch.load(run / "last.pt", weights_only=True)
-        last["state"]["network.fc3.bias"][3] += 100.0
+        last["state"]["fc3.bias"][3] += 100.0
         torch.save(last, run / "last.pt")
         fails("export", run, "--checkpoint", "best")
         best = max(metrics(exported), key=lambda row: row["test_top1"])["test_top1"]

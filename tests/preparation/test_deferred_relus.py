@@ -13,6 +13,7 @@ import qdeploy
 from qdeploy import methods
 from qdeploy.grid import Grid
 from qdeploy.layers.activation import ActivationQuantizer, DeferredReLU
+from qdeploy.preparation.prepared import graph_module
 
 INTO_QUANTIZERS = "qdeploy.preparation.deferred_relus.defer_relus"
 SETTINGS = [
@@ -172,7 +173,10 @@ def test_one_relu_module_called_at_several_places_is_taken_over_at_each():
         conv=conv(), same=conv(6), relu=nn.ReLU(inplace=True),
     )  # fmt: skip
     prepared = qdeploy.prepare(network, networks.images(2), "simqat")
-    assert len(deferred_relus(prepared)) == 2
+    (relu,) = deferred_relus(prepared)
+    assert relu is prepared.relu
+    calls = [node.target for node in graph_module(prepared).graph.nodes]
+    assert calls.count("relu") == 2
 
 
 def test_evaluation_and_calibration_see_the_relu(monkeypatch):
