@@ -29,6 +29,7 @@ def prepared_network(
     prepared.settings = dict(settings)
     prepared.checked = False
     prepared.feature_places = {}
+    prepared.prepared_chains = {}
     prepared.evaluation_graph, prepared.training_graph = graphs = forwards(network)
     prepared.joined_norms = joined_norms(prepared)
     calls = [str(n.target) for f in graphs for n in f.graph.find_nodes(op="call_module")]

@@ -29,8 +29,19 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def is_flattened(network: nn.Module) -> bool:
     """Whether FSDP 1 keeps the weights of layers in one long parameter, of which they are views at most."""
-    weights = [layer._parameters.get("weight") for layer in layers_of(network)]
+    layers = [layer for layer in layers_of(network) if not is_computed(layer)]
+    weights = [layer._parameters.get("weight") for layer in layers]
     return any(weight is None or weight.ndim < 2 for weight in weights)
+
+
+def is_computed(layer: nn.Module) -> bool:
+    """Whether torch computes its weight anew from others: a parametrization, torch.nn.utils.prune."""
+    return hasattr(layer, "parametrizations") or is_hooked(layer)
+
+
+def is_hooked(layer: nn.Module) -> bool:
+    """Whether a hook does so, which leaves in its place a tensor that cannot be copied."""
+    return any(name.startswith("weight_") for name, _ in layer.named_parameters(recurse=False))
 
 
 def is_spread(network: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from qdeploy.preparation.channel_affines import channel_affines
 from qdeploy.preparation.check import check_prepared
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.features import places_of, what_modules_give
+from qdeploy.preparation.float_state import take_state_by_part
 from qdeploy.preparation.graft import prepared_network
 from qdeploy.preparation.graph import called_module
 from qdeploy.preparation.parametrizations import folded_copy
@@ -103,6 +104,7 @@ def prepare(
     one_notice(prepared)
     prepared.feature_places = places_of(given, prepared, inputs)
     refuse_what_is_passed_by(prepared, given)
+    take_state_by_part(prepared)
     if check:
         check_prepared(model, prepared, inputs)
     prepared.checked = check

@@ -34,6 +34,7 @@ class PreparedNetwork(nn.Module):
     training_graph    what it is in training
     feature_places    the nodes of the graph that give what modules of the user's gave: see features.py
     prepared_parts    the modules that the graphs call and the norms that layers run, by name
+    prepared_chains   the names of what each Sequential holds that the graphs pass by, by its own
     joined_norms      the name of the norm that a layer runs, by the layer's
     """
 
@@ -43,6 +44,7 @@ class PreparedNetwork(nn.Module):
     training_graph: Forward
     feature_places: dict[str, str]
     prepared_parts: dict[str, nn.Module]
+    prepared_chains: dict[str, list[str]]
     joined_norms: dict[str, str]
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
@@ -51,6 +53,7 @@ class PreparedNetwork(nn.Module):
                 "a prepared network is a graph already, which nothing traces again; for what modules "
                 'inside of it give, take qdeploy.features(prepared, ["layer1"])'
             )
+        check_no_transform()
         run = self.training_graph if self.training else self.evaluation_graph
         if getattr(self, "_is_replica", False):  # of nn.DataParallel, which knows children alone
             self.connect()
@@ -61,25 +64,29 @@ class PreparedNetwork(nn.Module):
         return super().train(mode)
 
     def check_parts(self) -> None:
-        """Errors: QdeployError for a module that has taken the place of one that was prepared.
+        """Errors: QdeployError for a module that was replaced, removed or added since it was prepared.
 
-        A SyncBatchNorm may, of the very norm that stood there: from then on layers run it.
+        A SyncBatchNorm may take the place of the very norm that stood there: from then on layers run it.
         """
         for name, part in self.prepared_parts.items():
-            now = self.get_submodule(name)
-            if now is part or part in (
-                getattr(now, "module", None),
-                getattr(now, "_orig_mod", None),
-            ):
-                continue  # or a wrapper's: FSDP's, that of torch.compile
+            now = self._part(name)
+            if now is part or part is wrapped_by(now):
+                continue
             if type(part) not in BATCH_NORMS or not isinstance(now, nn.SyncBatchNorm):
-                raise QdeployError(
-                    f"{name} was replaced after prepare, by {type(now).__name__}, which would stay in float "
-                    "or have no effect at all. Replace it in the float network and prepare that; what has "
-                    "trained goes along by name: new.load_state_dict(prepared.state_dict(), strict=False)"
-                )
+                raise changed(f"{name} was replaced after prepare, by {type(now).__name__}")
             self.prepared_parts[name] = now
             self.connect()
+        for name, names in self.prepared_chains.items():
+            now = [child for child, _ in self._part(name).named_children()]
+            if now != names:
+                which = f"{name}, a Sequential," if name else "the Sequential"
+                raise changed(f"{which} was prepared with {', '.join(names)} and has {', '.join(now)}")
+
+    def _part(self, name: str) -> nn.Module:
+        try:
+            return self.get_submodule(name)
+        except AttributeError:
+            raise changed(f"{name} was removed after prepare, or what held it was replaced") from None
 
     def connect(self) -> None:
         """Tells layers of the norm that they run, and quantizers of their layer: none is a child."""
@@ -150,6 +157,31 @@ class PreparedNetwork(nn.Module):
         """Its class is made anew where it is loaded; the user's class must be there."""
         kinds = type(self).__mro__
         return without_init, (kinds[kinds.index(PreparedNetwork) + 1],), self.__dict__
+
+
+def check_no_transform() -> None:
+    """Errors: QdeployError inside of a transform of torch.func."""
+    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+        raise QdeployError(
+            "the transforms of torch.func (grad, vmap, jacrev) cannot pass through what rounds. Take "
+            "torch.autograd.grad of torch.func.functional_call(prepared, parameters, inputs), and a loop "
+            "over examples or networks in place of vmap"
+        )
+
+
+def wrapped_by(module: nn.Module) -> nn.Module | None:
+    """What a wrapper of torch's runs: that of FSDP or of torch.compile."""
+    if not type(module).__module__.startswith("torch."):
+        return None
+    wrapped: nn.Module | None = getattr(module, "module", getattr(module, "_orig_mod", None))
+    return wrapped
+
+
+def changed(what: str) -> QdeployError:
+    return QdeployError(
+        f"{what}, which would stay in float or have no effect at all. Change the float network and prepare "
+        "that; what has trained goes along by name: new.load_state_dict(prepared.state_dict(), strict=False)"
+    )
 
 
 @cache

@@ -172,7 +172,8 @@ def test_one_relu_module_called_at_several_places_is_taken_over_at_each():
         conv=conv(), same=conv(6), relu=nn.ReLU(inplace=True),
     )  # fmt: skip
     prepared = qdeploy.prepare(network, networks.images(2), "simqat")
-    assert len(deferred_relus(prepared)) == 2
+    (relu,) = deferred_relus(prepared)
+    assert [quantizer.does_relu for quantizer in relu.children()] == [True, True]
 
 
 def test_evaluation_and_calibration_see_the_relu(monkeypatch):
