@@ -70,7 +70,11 @@ def check_whole(network: nn.Module) -> None:
             "torch.distributed.checkpoint.state_dict, load that into a network prepared in the same way, "
             "and convert or export this one"
         )
-    hooked = [name for name, part in network.named_modules() if isinstance(part, QuantizedLayer) and is_hooked(part)]
+    hooked = [
+        name
+        for name, part in network.named_modules()
+        if isinstance(part, QuantizedLayer) and is_hooked(part)
+    ]
     if hooked:
         raise QdeployError(
             f"a hook computes the weight of {', '.join(hooked)}. Make it permanent before convert and export: "

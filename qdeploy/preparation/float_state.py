@@ -15,7 +15,11 @@ from qdeploy.layers.range_norm import RangeBatchNorm
 from qdeploy.preparation.attention import OpenAttention
 
 State = dict[str, Any]
-STARTED = (QuantizedLayer, OpenAttention, RangeBatchNorm)  # what a float network has in another form
+STARTED = (
+    QuantizedLayer,
+    OpenAttention,
+    RangeBatchNorm,
+)  # what a float network has in another form
 
 
 def take_state_by_part(prepared: nn.Module) -> None:
@@ -42,7 +46,8 @@ def as_prepared_state(prepared: nn.Module, state: State, prefix: str) -> None:
     for name, module in prepared.named_modules():
         if isinstance(module, OpenAttention):
             module.open_state(state, f"{prefix}{name}.")
-    own = {prefix + key: value for key, value in prepared.state_dict(keep_vars=True).items()}
+    tensors = nn.Module.state_dict(prepared, keep_vars=True)  # the user's class may rename them
+    own = {prefix + key: value for key, value in tensors.items()}
     known = {id(value): key for key, value in own.items() if key in state}
     for key, value in own.items():  # the same tensor under another name
         if id(value) in known:

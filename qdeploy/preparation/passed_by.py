@@ -39,7 +39,7 @@ def refuse_what_is_passed_by(prepared: PreparedNetwork, called_in_float: Iterabl
         module = prepared.get_submodule(name)
         if name and module not in running:
             refuse(module, name)
-    prepared.prepared_chains = {
+    prepared.prepared_chains |= {
         name: [child for child, _ in module.named_children()]
         for name, module in prepared.named_modules()
         if isinstance(module, nn.Sequential) and module not in running

@@ -102,12 +102,12 @@ def prepare(
     settings = quantized(network, settings, default, reduce_range)
     prepared = prepared_network(copy.deepcopy(opened), network, settings).train(model.training)
     one_notice(prepared)
-    prepared.feature_places = places_of(given, prepared, inputs)
+    prepared.feature_places |= places_of(given, prepared, inputs)
     refuse_what_is_passed_by(prepared, given)
     take_state_by_part(prepared)
     if check:
         check_prepared(model, prepared, inputs)
-    prepared.checked = check
+    vars(prepared)["checked"] = check
     return prepared
 
 

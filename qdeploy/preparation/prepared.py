@@ -16,7 +16,7 @@ from qdeploy.layers.norm import BATCH_NORMS
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.preparation.float_state import as_prepared_state
-from qdeploy.preparation.forward import Forward
+from qdeploy.preparation.forward import Forward, OfNoPart
 from qdeploy.preparation.settings import LayerSettings
 
 
@@ -47,13 +47,24 @@ class PreparedNetwork(nn.Module):
     prepared_chains: dict[str, list[str]]
     joined_norms: dict[str, str]
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Only of a slice, for which a Sequential makes one more of its class: it has no graph."""
+        super().__init__(*arguments, **options)
+        self.__dict__ |= {"evaluation_graph": OfNoPart(), "training_graph": OfNoPart()}
+        for name in (
+            "settings",
+            "feature_places",
+            "prepared_parts",
+            "prepared_chains",
+            "joined_norms",
+        ):
+            self.__dict__[name] = {}
+
+    def __init_subclass__(cls) -> None:
+        """Tells the user's class nothing of this one: it may keep a register of its networks."""
+
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        if isinstance(inputs, fx.Proxy):
-            raise QdeployError(
-                "a prepared network is a graph already, which nothing traces again; for what modules "
-                'inside of it give, take qdeploy.features(prepared, ["layer1"])'
-            )
-        check_no_transform()
+        check_caller(inputs)
         run = self.training_graph if self.training else self.evaluation_graph
         if getattr(self, "_is_replica", False):  # of nn.DataParallel, which knows children alone
             self.connect()
@@ -80,13 +91,17 @@ class PreparedNetwork(nn.Module):
             now = [child for child, _ in self._part(name).named_children()]
             if now != names:
                 which = f"{name}, a Sequential," if name else "the Sequential"
-                raise changed(f"{which} was prepared with {', '.join(names)} and has {', '.join(now)}")
+                raise changed(
+                    f"{which} was prepared with {', '.join(names)} and has {', '.join(now)}"
+                )
 
     def _part(self, name: str) -> nn.Module:
         try:
             return self.get_submodule(name)
         except AttributeError:
-            raise changed(f"{name} was removed after prepare, or what held it was replaced") from None
+            raise changed(
+                f"{name} was removed after prepare, or what held it was replaced"
+            ) from None
 
     def connect(self) -> None:
         """Tells layers of the norm that they run, and quantizers of their layer: none is a child."""
@@ -159,9 +174,16 @@ class PreparedNetwork(nn.Module):
         return without_init, (kinds[kinds.index(PreparedNetwork) + 1],), self.__dict__
 
 
-def check_no_transform() -> None:
-    """Errors: QdeployError inside of a transform of torch.func."""
-    if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
+def check_caller(inputs: Any) -> None:
+    """Errors: QdeployError inside of torch.fx's tracing and of transforms of torch.func."""
+    if torch.compiler.is_compiling():
+        return
+    if isinstance(inputs, fx.Proxy) or any(isinstance(x, fx.Proxy) for x in inputs):
+        raise QdeployError(
+            "a prepared network is a graph already, which nothing traces again; for what modules "
+            'inside of it give, take qdeploy.features(prepared, ["layer1"])'
+        )
+    if torch._C._functorch.peek_interpreter_stack() is not None:
         raise QdeployError(
             "the transforms of torch.func (grad, vmap, jacrev) cannot pass through what rounds. Take "
             "torch.autograd.grad of torch.func.functional_call(prepared, parameters, inputs), and a loop "

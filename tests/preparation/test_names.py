@@ -307,13 +307,16 @@ def test_a_replaced_module_is_refused(replace, then):
     prepared = prepared_of()
     qdeploy.calibrate(prepared, [images()])
     replace(prepared)
-    with pytest.raises(QdeployError, match=r"after prepare|was prepared with 0, 1 and has") as error:
+    with pytest.raises(
+        QdeployError, match=r"after prepare|was prepared with 0, 1 and has"
+    ) as error:
         then(prepared)
     assert "Change the float network and prepare that" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "change", [lambda m: m.append(nn.Softmax(1)), lambda m: m.insert(0, nn.Identity()), lambda m: m.pop(1)]
+    "change",
+    [lambda m: m.append(nn.Softmax(1)), lambda m: m.insert(0, nn.Identity()), lambda m: m.pop(1)],
 )
 def test_a_sequential_that_is_prepared_itself_keeps_its_parts(change):
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2))
