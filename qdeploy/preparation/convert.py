@@ -62,7 +62,7 @@ def convert(prepared: nn.Module) -> nn.Module:
 
 
 def check_whole(network: nn.Module) -> None:
-    """Errors: QdeployError for a network of which each process has a part, or whose weights hooks compute."""
+    """Errors: QdeployError for a network of which each process has a part, or with weights of hooks."""
     if is_spread(network):
         raise QdeployError(
             "FSDP has spread this network over processes. Gather its state in all of them, "
@@ -77,7 +77,7 @@ def check_whole(network: nn.Module) -> None:
     ]
     if hooked:
         raise QdeployError(
-            f"a hook computes the weight of {', '.join(hooked)}. Make it permanent before convert and export: "
+            f"a hook computes the weight of {', '.join(hooked)}. Make it permanent before convert or export: "
             "torch.nn.utils.prune.remove(layer, 'weight'), torch.nn.utils.remove_weight_norm(layer)"
         )
 

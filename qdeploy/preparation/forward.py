@@ -58,10 +58,10 @@ class Forward:
         given, wanted = names[: len(inputs)], names[len(inputs) :]
         if set(wanted) != named.keys() or len(inputs) > len(names):
             more = [f"{len(inputs) - len(names)} more"] if len(inputs) > len(names) else []
+            found = ", ".join([*given, *more, *named]) or "nothing"
             raise QdeployError(
-                f"forward was prepared for {', '.join(names)} and is given "
-                f"{', '.join([*given, *more, *named]) or 'nothing'}; give it those, by name or in order. What else the "
-                "float network takes keeps its default"
+                f"forward was prepared for {', '.join(names)} and is given {found}; give it those, by name or "
+                "in order. What else the float network takes keeps its default"
             )
         return *inputs, *(named[name] for name in wanted)
 

@@ -88,11 +88,11 @@ class PreparedNetwork(nn.Module):
             self.prepared_parts[name] = now
             self.connect()
         for name, names in self.prepared_chains.items():
-            now = [child for child, _ in self._part(name).named_children()]
-            if now != names:
+            found = [child for child, _ in self._part(name).named_children()]
+            if found != names:
                 which = f"{name}, a Sequential," if name else "the Sequential"
                 raise changed(
-                    f"{which} was prepared with {', '.join(names)} and has {', '.join(now)}"
+                    f"{which} was prepared with {', '.join(names)} and has {', '.join(found)}"
                 )
 
     def _part(self, name: str) -> nn.Module:
