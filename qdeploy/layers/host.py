@@ -16,7 +16,8 @@ def on_host(buffer: Tensor) -> Number:
 
     Reading waits for the device. torch counts what is changed in place (a state that is loaded, a
     copy_), and a tensor in the buffer's place is another one; what is changed as `buffer.data` is
-    noticed after `forget`. An inference tensor has no such count and is read each time. A graph that torch.compile makes ends here.
+    noticed after `forget`. An inference tensor has no such count and is read each time. A graph that
+    torch.compile makes ends here.
     """
     return _on_host_uncompiled(buffer) if torch.compiler.is_compiling() else _on_host(buffer)
 

@@ -60,8 +60,8 @@ class Forward:
             more = [f"{len(inputs) - len(names)} more"] if len(inputs) > len(names) else []
             found = ", ".join([*given, *more, *named]) or "nothing"
             raise QdeployError(
-                f"forward was prepared for {', '.join(names)} and is given {found}; give it those, by name or "
-                "in order. What else the float network takes keeps its default"
+                f"forward was prepared for {', '.join(names)} and is given {found}; give it those, by name "
+                "or in order. What else the float network takes keeps its default"
             )
         return *inputs, *(named[name] for name in wanted)
 
