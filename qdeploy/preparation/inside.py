@@ -15,15 +15,19 @@ from torch.optim.swa_utils import AveragedModel
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.preparation.features import Features
 from qdeploy.preparation.prepared import PreparedNetwork
 
-WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
+WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel, OptimizedModule, Features)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """What a wrapper runs: data parallelism, an average, and what torch.compile gives."""
-    while isinstance(module, (*WRAPPERS, OptimizedModule)):
-        module = module._orig_mod if isinstance(module, OptimizedModule) else module.module
+    """What a wrapper runs: data parallelism, an average, what torch.compile and qdeploy.features give."""
+    while isinstance(module, WRAPPERS):
+        if isinstance(module, Features):
+            module = module.prepared
+        else:
+            module = module._orig_mod if isinstance(module, OptimizedModule) else module.module
     return module
 
 

@@ -42,6 +42,7 @@ from qdeploy.preparation.settings import (
 from qdeploy.preparation.trace import Inputs, annotate_shapes, as_inputs, trace_both_modes
 from qdeploy.preparation.vocabulary import operator_of
 
+FX_NAMES = ("graph", "meta", "self")
 Settings = dict[str, LayerSettings | None]  # by the name of a product; None stays float
 
 
@@ -120,6 +121,12 @@ def check_network(model: object) -> None:
         )
     if isinstance(model, PreparedNetwork):
         raise QdeployError("this network is prepared already; give prepare the float network")
+    taken = [name for name, _ in model.named_children() if name in FX_NAMES]
+    if taken:
+        raise QdeployError(
+            f"{type(model).__name__} has a module named {taken[0]}, a name that torch.fx has for something "
+            "of its own; rename it"
+        )
 
 
 def rewritten(network: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:

@@ -34,7 +34,7 @@ class PreparedNetwork(nn.Module):
     training_graph    what it is in training
     feature_places    the nodes of the graph that give what modules of the user's gave: see features.py
     prepared_parts    the modules that the graphs call and the norms that layers run, by name
-    prepared_chains   the names of what each Sequential holds that the graphs pass by, by its own
+    prepared_chains   the names of what each Sequential and each list of modules holds, by its own
     joined_norms      the name of the norm that a layer runs, by the layer's
     """
 
@@ -90,9 +90,8 @@ class PreparedNetwork(nn.Module):
         for name, names in self.prepared_chains.items():
             found = [child for child, _ in self._part(name).named_children()]
             if found != names:
-                which = f"{name}, a Sequential," if name else "the Sequential"
                 raise changed(
-                    f"{which} was prepared with {', '.join(names)} and has {', '.join(found)}"
+                    f"{name or type(self).__name__} was prepared with {', '.join(names)} and has {', '.join(found)}"
                 )
 
     def _part(self, name: str) -> nn.Module:
@@ -218,11 +217,15 @@ def without_init(kind: Any) -> PreparedNetwork:
 
 
 def graph_module(prepared: PreparedNetwork) -> fx.GraphModule:
-    """The graph of evaluation, with the modules of the network that runs it."""
+    """The graph of evaluation, with the modules of the network that runs it, without wrappers."""
     prepared.check_parts()
-    return fx.GraphModule(
-        prepared, copy.deepcopy(prepared.evaluation_graph.graph), type(prepared).__name__
-    )
+    graph = copy.deepcopy(prepared.evaluation_graph.graph)
+    network = fx.GraphModule(prepared, graph, type(prepared).__name__)
+    for call in network.graph.find_nodes(op="call_module"):
+        part = prepared.prepared_parts[call.target]
+        if network.get_submodule(call.target) is not part:
+            network.set_submodule(call.target, part)
+    return network
 
 
 def is_searching(network: nn.Module) -> bool:

@@ -233,6 +233,14 @@ class Clashing(nn.Module):
         return self.fc(x)
 
 
+@pytest.mark.parametrize("name", ["graph", "meta", "self"])
+def test_a_name_of_torch_fx_is_refused(name):
+    network = nn.Sequential()
+    network.add_module(name, nn.Linear(3, 2))
+    with pytest.raises(QdeployError, match=f"Sequential has a module named {name}, .* rename it"):
+        qdeploy.prepare(network, torch.ones(2, 3), "simqat")
+
+
 def test_a_name_that_is_taken_is_refused():
     with pytest.raises(QdeployError, match="Clashing has settings, which a prepared network has"):
         qdeploy.prepare(Clashing(), torch.ones(2, 3), "simqat")
@@ -327,7 +335,7 @@ def test_a_sequential_that_is_prepared_itself_keeps_its_parts(change):
 
 
 def test_what_forward_does_not_run_may_be_added():
-    """As metrics and losses are, and modules in lists that are no Sequential."""
+    """As metrics and losses are."""
     prepared = prepared_of()
     prepared.criterion = nn.CrossEntropyLoss()
     prepared.backbone.add_module("probe", nn.Linear(7, 2))

@@ -90,6 +90,44 @@ def test_a_slice_of_a_sequential_freezes_its_part_and_does_not_run():
         part(images())
 
 
+@pytest.mark.parametrize(
+    "kind", [nn.ModuleList, lambda parts: nn.ModuleDict(dict(zip("ab", parts, strict=True)))]
+)
+def test_a_list_of_modules_keeps_its_parts(kind):
+    class Stacked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stack = kind([nn.Linear(5, 5), nn.Linear(5, 5)])
+
+        def forward(self, x):
+            for part in self.stack.children():
+                x = part(x)
+            return x
+
+    prepared = qdeploy.prepare(Stacked(), torch.ones(2, 5), "simqat")
+    prepared.train().stack.add_module("2", nn.Linear(5, 5))
+    with pytest.raises(QdeployError, match="stack was prepared with ., . and has ., ., 2"):
+        prepared.train()
+
+
+def test_a_layer_that_is_compiled_by_itself_ships():
+    prepared = prepared_of()
+    qdeploy.calibrate(prepared, [images()])
+    wanted = qdeploy.convert(prepared)
+    prepared.head = torch.compile(prepared.head, backend="eager")
+    found = qdeploy.convert(prepared.train())
+    assert type(found.get_submodule("head")) is type(wanted.get_submodule("head"))
+    assert torch.equal(found(images()), wanted(images()))
+    assert isinstance(prepared.head, torch._dynamo.OptimizedModule)
+
+
+def test_of_features_the_network_is_converted():
+    prepared = prepared_of()
+    qdeploy.calibrate(prepared, [images()])
+    found = qdeploy.convert(qdeploy.features(prepared, ["backbone"]))
+    assert torch.equal(found(images()), qdeploy.convert(prepared)(images()))
+
+
 def test_nothing_traces_a_module_with_a_prepared_network_inside():
     with pytest.raises(QdeployError, match="a graph already"):
         torch.fx.symbolic_trace(nn.Sequential(prepared_of()))
