@@ -90,9 +90,8 @@ class PreparedNetwork(nn.Module):
         for name, names in self.prepared_chains.items():
             found = [child for child, _ in self._part(name).named_children()]
             if found != names:
-                raise changed(
-                    f"{name or type(self).__name__} was prepared with {', '.join(names)} and has {', '.join(found)}"
-                )
+                which, had, has = name or type(self).__name__, ", ".join(names), ", ".join(found)
+                raise changed(f"{which} was prepared with {had} and has {has}")
 
     def _part(self, name: str) -> nn.Module:
         try:

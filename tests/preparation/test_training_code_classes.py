@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.utils.prune
 from networks import images
-from test_names import Net, awkward_norms, net, prepared_of, train
+from test_names import METHODS, Net, awkward_norms, net, prepared_of, train
 from torch import nn
 
 import qdeploy
@@ -106,7 +106,7 @@ def test_a_list_of_modules_keeps_its_parts(kind):
 
     prepared = qdeploy.prepare(Stacked(), torch.ones(2, 5), "simqat")
     prepared.train().stack.add_module("2", nn.Linear(5, 5))
-    with pytest.raises(QdeployError, match="stack was prepared with ., . and has ., ., 2"):
+    with pytest.raises(QdeployError, match=r"stack was prepared with ., . and has ., ., 2"):
         prepared.train()
 
 
@@ -126,6 +126,17 @@ def test_of_features_the_network_is_converted():
     qdeploy.calibrate(prepared, [images()])
     found = qdeploy.convert(qdeploy.features(prepared, ["backbone"]))
     assert torch.equal(found(images()), qdeploy.convert(prepared)(images()))
+
+
+@pytest.mark.parametrize(("method", "bits", "acts"), METHODS)
+def test_a_weight_that_was_frozen_before_ships_as_it_was(method, bits, acts):
+    network = net()
+    network.backbone.stem.requires_grad_(False)
+    prepared = prepared_of(network, method, bits, acts)
+    before, _ = prepared.backbone.stem.integers()
+    train(prepared.train(), 3)
+    after, _ = prepared.backbone.stem.integers()
+    assert torch.equal(before.dequantize(), after.dequantize())
 
 
 def test_nothing_traces_a_module_with_a_prepared_network_inside():
