@@ -30,16 +30,16 @@ def prepared_network(
     norms = joined_norms(prepared)
     calls = [str(n.target) for f in graphs for n in f.graph.find_nodes(op="call_module")]
     parts = {name: prepared.get_submodule(name) for name in (*calls, *norms.values())}
-    prepared.__dict__ |= {  # the user's class may have a __setattr__ of its own
-        "settings": dict(settings),
-        "checked": False,
-        "feature_places": {},
-        "evaluation_graph": evaluation,
-        "training_graph": training,
-        "joined_norms": norms,
-        "prepared_parts": parts,
-        "prepared_chains": {},
-    }
+    prepared.__dict__.update(  # the user's class may have a __setattr__ of its own
+        settings=dict(settings),
+        checked=False,
+        feature_places={},
+        evaluation_graph=evaluation,
+        training_graph=training,
+        joined_norms=norms,
+        prepared_parts=parts,
+        prepared_chains={},
+    )
     return prepared
 
 

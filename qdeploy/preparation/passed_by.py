@@ -40,11 +40,13 @@ def refuse_what_is_passed_by(prepared: PreparedNetwork, called_in_float: Iterabl
         module = prepared.get_submodule(name)
         if name and module not in running:
             refuse(module, name)
-    prepared.prepared_chains |= {
-        name: [child for child, _ in module.named_children()]
-        for name, module in prepared.named_modules()
-        if isinstance(module, CHAINS) and module not in running
-    }
+    prepared.prepared_chains.update(
+        {
+            name: [child for child, _ in module.named_children()]
+            for name, module in prepared.named_modules()
+            if isinstance(module, CHAINS) and module not in running
+        }
+    )
 
 
 def is_passed_by(module: nn.Module) -> bool:

@@ -103,7 +103,7 @@ def prepare(
     settings = quantized(network, settings, default, reduce_range)
     prepared = prepared_network(copy.deepcopy(opened), network, settings).train(model.training)
     one_notice(prepared)
-    prepared.feature_places |= places_of(given, prepared, inputs)
+    prepared.feature_places.update(places_of(given, prepared, inputs))
     refuse_what_is_passed_by(prepared, given)
     take_state_by_part(prepared)
     if check:

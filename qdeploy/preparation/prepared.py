@@ -50,7 +50,7 @@ class PreparedNetwork(nn.Module):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Only of a slice, for which a Sequential makes one more of its class: it has no graph."""
         super().__init__(*arguments, **options)
-        self.__dict__ |= {"evaluation_graph": OfNoPart(), "training_graph": OfNoPart()}
+        self.__dict__.update(evaluation_graph=OfNoPart(), training_graph=OfNoPart())
         for name in (
             "settings",
             "feature_places",

@@ -16,7 +16,7 @@ class Closed(Net):
     """Takes no new attributes."""
 
     def __setattr__(self, name, value):
-        if vars(self).get("closed") and not hasattr(self, name):
+        if vars(self).get("closed") and name != "training":
             raise AttributeError(name)
         super().__setattr__(name, value)
 
