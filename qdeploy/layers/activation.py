@@ -21,7 +21,7 @@ from qdeploy.layers.fake_quantize import (
     range_on,
     sign_of,
 )
-from qdeploy.layers.host import on_host
+from qdeploy.layers.host import forget, on_host
 from qdeploy.layers.modes import recomputing, within
 from qdeploy.layers.precision import in_float32
 from qdeploy.layers.transparent import MayBeTransparent
@@ -128,7 +128,16 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
 
     def train(self, mode: bool = True) -> Self:
         self._place = 0  # also where an error cut a batch off
+        if mode != self.training:
+            self._look_again()
         return super().train(mode)
+
+    def _look_again(self) -> None:
+        """Reads flags and counters anew: an average or a restored state may have come as `buffer.data`."""
+        for buffer in self.buffers(recurse=False):
+            forget(buffer)
+        for name in tuple(self._set):
+            self.is_set(name)
 
     @in_float32
     def forward(self, x: Tensor) -> Tensor:
@@ -221,10 +230,12 @@ def calibration(network: nn.Module) -> Iterator[None]:
         yield
 
 
-class DeferredReLU(nn.Module):
+class DeferredReLU(nn.ReLU):
     """A ReLU that training leaves to the quantizer behind it, which clips at 0 as well.
 
-    replaced   the user's module, whose quantizers it keeps; hooks on it see what a ReLU gives
+    Only the graph of training calls it so; called by anybody else, or hooked, it is a ReLU.
+
+    replaced   the user's module, whose quantizers it keeps
     """
 
     def __init__(self, replaced: nn.Module | None = None) -> None:
@@ -232,8 +243,9 @@ class DeferredReLU(nn.Module):
         for name, quantizer in () if replaced is None else replaced.named_children():
             self.add_module(name, quantizer)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x if self.training and not self._is_hooked() else x.relu()
+    def forward(self, x: Tensor, deferred: bool = False) -> Tensor:
+        deferred = deferred and self.training and not self._is_hooked()
+        return x if deferred else x.relu()
 
     def _is_hooked(self) -> bool:
         hooks = self._forward_pre_hooks, self._forward_hooks, self._backward_pre_hooks

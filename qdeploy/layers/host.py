@@ -15,9 +15,9 @@ def on_host(buffer: Tensor) -> Number:
     """The last number of a small buffer, read from its device only where the buffer has changed.
 
     Reading waits for the device. torch counts what is changed in place (a state that is loaded, a
-    copy_), and a tensor in the buffer's place is another one; what is changed as `buffer.data` stays
-    unnoticed. An inference tensor has no such count and is read each time. A graph that torch.compile
-    makes ends here.
+    copy_), and a tensor in the buffer's place is another one; what is changed as `buffer.data` is
+    noticed after `forget`. An inference tensor has no such count and is read each time. A graph that
+    torch.compile makes ends here.
     """
     return _on_host_uncompiled(buffer) if torch.compiler.is_compiling() else _on_host(buffer)
 
@@ -41,6 +41,11 @@ def set_both(buffer: Tensor, number: Number) -> None:
     buffer.fill_(number)
     if not buffer.is_inference():
         _known[buffer] = buffer._version, number
+
+
+def forget(buffer: Tensor) -> None:
+    """Lets the buffer be read when it is asked for next."""
+    _known.pop(buffer, None)
 
 
 def _read(buffer: Tensor) -> Number:

@@ -29,7 +29,7 @@ from qdeploy.preparation.graph import (
     replace,
     shape_of,
 )
-from qdeploy.preparation.inside import is_spread, unwrapped, with_prepared_replaced
+from qdeploy.preparation.inside import is_hooked, is_spread, unwrapped, with_prepared_replaced
 from qdeploy.preparation.integer_kernels import onto_kernels, source_activation
 from qdeploy.preparation.left_out import warn_of_left_out
 from qdeploy.preparation.prepared import PreparedNetwork, graph_module
@@ -62,13 +62,23 @@ def convert(prepared: nn.Module) -> nn.Module:
 
 
 def check_whole(network: nn.Module) -> None:
-    """Errors: QdeployError for a network of which each process has a part."""
+    """Errors: QdeployError for a network of which each process has a part, or with weights of hooks."""
     if is_spread(network):
         raise QdeployError(
             "FSDP has spread this network over processes. Gather its state in all of them, "
             "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "
             "torch.distributed.checkpoint.state_dict, load that into a network prepared in the same way, "
             "and convert or export this one"
+        )
+    hooked = [
+        name
+        for name, part in network.named_modules()
+        if isinstance(part, QuantizedLayer) and is_hooked(part)
+    ]
+    if hooked:
+        raise QdeployError(
+            f"a hook computes the weight of {', '.join(hooked)}. Make it permanent before convert or export: "
+            "torch.nn.utils.prune.remove(layer, 'weight'), torch.nn.utils.remove_weight_norm(layer)"
         )
 
 

@@ -15,10 +15,30 @@ from qdeploy.layers.range_norm import RangeBatchNorm
 from qdeploy.preparation.attention import OpenAttention
 
 State = dict[str, Any]
+STARTED = (
+    QuantizedLayer,
+    OpenAttention,
+    RangeBatchNorm,
+)  # float networks have them in another form
+
+
+def take_state_by_part(prepared: nn.Module) -> None:
+    """Lets parts of a prepared network load the state of theirs, `prepared.backbone.load_state_dict(...)`."""
+    for part in prepared.modules():
+        if part is not prepared and any(isinstance(m, STARTED) for m in part.modules()):
+            part.register_load_state_dict_pre_hook(as_state_of_part)
+
+
+def as_state_of_part(part: nn.Module, state: State, prefix: str, *_: Any) -> None:
+    """`as_prepared_state` where the part is what loads, not the network around it."""
+    if not prefix:
+        as_prepared_state(part, state, prefix)
 
 
 def as_prepared_state(prepared: nn.Module, state: State, prefix: str) -> None:
     """Turns the weights of a float network in `state` into latent parameters, in place.
+
+    prepared   the network, or a part of it
 
     A weight is the float network's where nothing beside it tells that it was prepared. What only a
     prepared network has stays as it is in `prepared`, but for steps and scales of weights, which start anew.
@@ -26,20 +46,22 @@ def as_prepared_state(prepared: nn.Module, state: State, prefix: str) -> None:
     for name, module in prepared.named_modules():
         if isinstance(module, OpenAttention):
             module.open_state(state, f"{prefix}{name}.")
-    own = {prefix + key: value for key, value in prepared.state_dict(keep_vars=True).items()}
+    tensors = nn.Module.state_dict(prepared, keep_vars=True)  # the user's class may rename them
+    own = {prefix + key: value for key, value in tensors.items()}
     known = {id(value): key for key, value in own.items() if key in state}
     for key, value in own.items():  # the same tensor under another name
         if id(value) in known:
             state.setdefault(key, state[known[id(value)]])
-    layers = {n: m for n, m in prepared.named_modules() if isinstance(m, QuantizedLayer)}
-    given = {f"{prefix}{n}.": m for n, m in layers.items() if is_float(state, f"{prefix}{n}.")}
+    places = {f"{prefix}{name}." if name else prefix: m for name, m in prepared.named_modules()}
+    layers = {place: m for place, m in places.items() if isinstance(m, QuantizedLayer)}
+    given = {place: layer for place, layer in layers.items() if is_float(state, place)}
     if not given:
         return
     for place, layer in given.items():
         restart(layer, state, place)
-    for name, module in prepared.named_modules():
+    for place, module in places.items():
         if isinstance(module, RangeBatchNorm):
-            module.take_plain_state(state, f"{prefix}{name}.")
+            module.take_plain_state(state, place)
     if has_trained(prepared):
         warnings.warn(
             "float weights are loaded into a network that has trained: the search for weights starts anew "

@@ -33,8 +33,11 @@ class Forward:
     """
 
     def __init__(self, graph: fx.Graph) -> None:
-        self.graph = graph
-        self.run = compiled(graph)
+        self.start(graph)
+
+    def start(self, graph: fx.Graph) -> None:
+        self.graph, self.run = graph, compiled(graph)
+        self.takes = len(graph.find_nodes(op="placeholder"))
 
     def __call__(self, network: nn.Module, *inputs: Any) -> Any:
         return self.run(network, *inputs)
@@ -48,16 +51,17 @@ class Forward:
     def in_order(
         self, inputs: tuple[Tensor, ...], named: Mapping[str, Tensor]
     ) -> tuple[Tensor, ...]:
-        """All that forward takes, by position. Errors: QdeployError for other names."""
-        if not named:
+        """All that forward takes, by position. Errors: QdeployError for more, fewer or other names."""
+        if not named and len(inputs) == self.takes:
             return inputs
         names = list(self.arguments)
         given, wanted = names[: len(inputs)], names[len(inputs) :]
-        if set(wanted) != named.keys():
+        if set(wanted) != named.keys() or len(inputs) > len(names):
+            more = [f"{len(inputs) - len(names)} more"] if len(inputs) > len(names) else []
+            found = ", ".join([*given, *more, *named]) or "nothing"
             raise QdeployError(
-                f"forward was prepared for {', '.join(names)} and is given "
-                f"{', '.join([*given, *named])}; give it those, by name or in order. What else the "
-                "float network takes keeps its default"
+                f"forward was prepared for {', '.join(names)} and is given {found}; give it those, by name "
+                "or in order. What else the float network takes keeps its default"
             )
         return *inputs, *(named[name] for name in wanted)
 
@@ -78,7 +82,20 @@ class Forward:
             )
             nodes[name] = node = graph.create_node(op, target, args, kwargs, name)
             node.meta["tensor_meta"] = shape
-        self.graph, self.run = graph, compiled(graph)
+        self.start(graph)
+
+
+class OfNoPart(Forward):
+    """Stands where a network has no graph: in a slice of a Sequential, `prepared[:2]`."""
+
+    def __init__(self) -> None:
+        pass
+
+    def in_order(self, inputs: Any, named: Any) -> Any:
+        raise QdeployError(
+            "only the whole prepared network runs, not a slice of it; what its modules give inside of it "
+            'is had by qdeploy.features(prepared, ["1"])'
+        )
 
 
 def data_of(node: fx.Node) -> tuple[Any, ...]:

@@ -26,14 +26,20 @@ def prepared_network(
         model = plain(model)
     prepared = without_init(type(model))
     prepared.__dict__.update(vars(model))
-    prepared.settings = dict(settings)
-    prepared.checked = False
-    prepared.feature_places = {}
-    prepared.evaluation_graph, prepared.training_graph = graphs = forwards(network)
-    prepared.joined_norms = joined_norms(prepared)
+    evaluation, training = graphs = forwards(network)
+    norms = joined_norms(prepared)
     calls = [str(n.target) for f in graphs for n in f.graph.find_nodes(op="call_module")]
-    names = (*calls, *prepared.joined_norms.values())
-    prepared.prepared_parts = {name: prepared.get_submodule(name) for name in names}
+    parts = {name: prepared.get_submodule(name) for name in (*calls, *norms.values())}
+    prepared.__dict__.update(  # the user's class may have a __setattr__ of its own
+        settings=dict(settings),
+        checked=False,
+        feature_places={},
+        evaluation_graph=evaluation,
+        training_graph=training,
+        joined_norms=norms,
+        prepared_parts=parts,
+        prepared_chains={},
+    )
     return prepared
 
 

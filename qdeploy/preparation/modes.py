@@ -18,7 +18,9 @@ from torch import fx
 from torch.fx.graph_module import _copy_attr
 from torch.fx.node import map_arg
 
+from qdeploy.layers.activation import DeferredReLU
 from qdeploy.preparation.forward import Forward
+from qdeploy.preparation.graph import called_module
 from qdeploy.preparation.sizes import expect, expect_sizes
 from qdeploy.preparation.tracer import by_mode
 from qdeploy.preparation.vocabulary import Argument, argument, operator_of
@@ -139,5 +141,14 @@ def graph_of_mode(network: fx.GraphModule, training: bool) -> fx.Graph:
         if node.target is by_mode:
             node.replace_all_uses_with(node.args[training])
             graph.erase_node(node)
+    if training:
+        defer(graph, network)
     graph.eliminate_dead_code()
     return graph
+
+
+def defer(graph: fx.Graph, network: fx.GraphModule) -> None:
+    """Tells each deferred ReLU that a quantizer behind it will clip."""
+    for node in graph.find_nodes(op="call_module"):
+        if isinstance(called_module(node, network), DeferredReLU):
+            node.kwargs = {"deferred": True}

@@ -18,6 +18,7 @@ HOOKS = (
     "register_forward_pre_hook", "register_forward_hook", "register_full_backward_pre_hook",
     "register_full_backward_hook", "register_backward_hook",
 )  # fmt: skip
+CHAINS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)  # what is added to them, forward would run
 
 
 class Refusal:
@@ -41,6 +42,13 @@ def refuse_what_is_passed_by(prepared: PreparedNetwork, called_in_float: Iterabl
         module = prepared.get_submodule(name)
         if name and module not in running:
             refuse(module, name)
+    prepared.prepared_chains.update(
+        {
+            name: [child for child, _ in module.named_children()]
+            for name, module in prepared.named_modules()
+            if isinstance(module, CHAINS) and module not in running
+        }
+    )
 
 
 def is_passed_by(module: nn.Module) -> bool:

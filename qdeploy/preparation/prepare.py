@@ -20,6 +20,7 @@ from qdeploy.preparation.channel_affines import channel_affines
 from qdeploy.preparation.check import check_prepared
 from qdeploy.preparation.equalize import equalize as equalize_channels
 from qdeploy.preparation.features import places_of, what_modules_give
+from qdeploy.preparation.float_state import take_state_by_part
 from qdeploy.preparation.graft import prepared_network
 from qdeploy.preparation.graph import called_module
 from qdeploy.preparation.parametrizations import folded_copy
@@ -41,6 +42,7 @@ from qdeploy.preparation.settings import (
 from qdeploy.preparation.trace import Inputs, annotate_shapes, as_inputs, trace_both_modes
 from qdeploy.preparation.vocabulary import operator_of
 
+FX_NAMES = ("graph", "meta", "self")
 Settings = dict[str, LayerSettings | None]  # by the name of a product; None stays float
 
 
@@ -101,11 +103,12 @@ def prepare(
     settings = quantized(network, settings, default, reduce_range)
     prepared = prepared_network(copy.deepcopy(opened), network, settings).train(model.training)
     one_notice(prepared)
-    prepared.feature_places = places_of(given, prepared, inputs)
+    prepared.feature_places.update(places_of(given, prepared, inputs))
     refuse_what_is_passed_by(prepared, given)
+    take_state_by_part(prepared)
     if check:
         check_prepared(model, prepared, inputs)
-    prepared.checked = check
+    vars(prepared)["checked"] = check
     return prepared
 
 
@@ -118,6 +121,12 @@ def check_network(model: object) -> None:
         )
     if isinstance(model, PreparedNetwork):
         raise QdeployError("this network is prepared already; give prepare the float network")
+    taken = [name for name, _ in model.named_children() if name in FX_NAMES]
+    if taken:
+        raise QdeployError(
+            f"{type(model).__name__} has a module named {taken[0]}, a name that torch.fx has for something "
+            "of its own; rename it"
+        )
 
 
 def rewritten(network: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:

@@ -16,7 +16,7 @@ from qdeploy.layers.norm import BATCH_NORMS
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.preparation.float_state import as_prepared_state
-from qdeploy.preparation.forward import Forward
+from qdeploy.preparation.forward import Forward, OfNoPart
 from qdeploy.preparation.settings import LayerSettings
 
 
@@ -34,6 +34,7 @@ class PreparedNetwork(nn.Module):
     training_graph    what it is in training
     feature_places    the nodes of the graph that give what modules of the user's gave: see features.py
     prepared_parts    the modules that the graphs call and the norms that layers run, by name
+    prepared_chains   the names of what each Sequential and each list of modules holds, by its own
     joined_norms      the name of the norm that a layer runs, by the layer's
     """
 
@@ -43,14 +44,27 @@ class PreparedNetwork(nn.Module):
     training_graph: Forward
     feature_places: dict[str, str]
     prepared_parts: dict[str, nn.Module]
+    prepared_chains: dict[str, list[str]]
     joined_norms: dict[str, str]
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        """Only of a slice, for which a Sequential makes one more of its class: it has no graph."""
+        super().__init__(*arguments, **options)
+        self.__dict__.update(evaluation_graph=OfNoPart(), training_graph=OfNoPart())
+        of_no_part = (
+            "settings",
+            "feature_places",
+            "prepared_parts",
+            "prepared_chains",
+            "joined_norms",
+        )
+        self.__dict__ |= {name: {} for name in of_no_part}
+
+    def __init_subclass__(cls) -> None:
+        """Tells the user's class nothing of this one: it may keep a register of its networks."""
+
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
-        if isinstance(inputs, fx.Proxy):
-            raise QdeployError(
-                "a prepared network is a graph already, which nothing traces again; for what modules "
-                'inside of it give, take qdeploy.features(prepared, ["layer1"])'
-            )
+        check_caller(inputs)
         run = self.training_graph if self.training else self.evaluation_graph
         if getattr(self, "_is_replica", False):  # of nn.DataParallel, which knows children alone
             self.connect()
@@ -61,25 +75,31 @@ class PreparedNetwork(nn.Module):
         return super().train(mode)
 
     def check_parts(self) -> None:
-        """Errors: QdeployError for a module that has taken the place of one that was prepared.
+        """Errors: QdeployError for a module that was replaced, removed or added since it was prepared.
 
-        A SyncBatchNorm may, of the very norm that stood there: from then on layers run it.
+        A SyncBatchNorm may take the place of the very norm that stood there: from then on layers run it.
         """
         for name, part in self.prepared_parts.items():
-            now = self.get_submodule(name)
-            if now is part or part in (
-                getattr(now, "module", None),
-                getattr(now, "_orig_mod", None),
-            ):
-                continue  # or a wrapper's: FSDP's, that of torch.compile
+            now = self._part(name)
+            if now is part or part is wrapped_by(now):
+                continue
             if type(part) not in BATCH_NORMS or not isinstance(now, nn.SyncBatchNorm):
-                raise QdeployError(
-                    f"{name} was replaced after prepare, by {type(now).__name__}, which would stay in float "
-                    "or have no effect at all. Replace it in the float network and prepare that; what has "
-                    "trained goes along by name: new.load_state_dict(prepared.state_dict(), strict=False)"
-                )
+                raise changed(f"{name} was replaced after prepare, by {type(now).__name__}")
             self.prepared_parts[name] = now
             self.connect()
+        for name, names in self.prepared_chains.items():
+            found = [child for child, _ in self._part(name).named_children()]
+            if found != names:
+                which, had, has = name or type(self).__name__, ", ".join(names), ", ".join(found)
+                raise changed(f"{which} was prepared with {had} and has {has}")
+
+    def _part(self, name: str) -> nn.Module:
+        try:
+            return self.get_submodule(name)
+        except AttributeError:
+            raise changed(
+                f"{name} was removed after prepare, or what held it was replaced"
+            ) from None
 
     def connect(self) -> None:
         """Tells layers of the norm that they run, and quantizers of their layer: none is a child."""
@@ -152,6 +172,38 @@ class PreparedNetwork(nn.Module):
         return without_init, (kinds[kinds.index(PreparedNetwork) + 1],), self.__dict__
 
 
+def check_caller(inputs: Any) -> None:
+    """Errors: QdeployError inside of torch.fx's tracing and of transforms of torch.func."""
+    if torch.compiler.is_compiling():
+        return
+    if isinstance(inputs, fx.Proxy) or any(isinstance(x, fx.Proxy) for x in inputs):
+        raise QdeployError(
+            "a prepared network is a graph already, which nothing traces again; for what modules "
+            'inside of it give, take qdeploy.features(prepared, ["layer1"])'
+        )
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        raise QdeployError(
+            "the transforms of torch.func (grad, vmap, jacrev) cannot pass through what rounds. Take "
+            "torch.autograd.grad of torch.func.functional_call(prepared, parameters, inputs), and a loop "
+            "over examples or networks in place of vmap"
+        )
+
+
+def wrapped_by(module: nn.Module) -> nn.Module | None:
+    """What a wrapper of torch's runs: that of FSDP or of torch.compile."""
+    if not type(module).__module__.startswith("torch."):
+        return None
+    wrapped: nn.Module | None = getattr(module, "module", getattr(module, "_orig_mod", None))
+    return wrapped
+
+
+def changed(what: str) -> QdeployError:
+    return QdeployError(
+        f"{what}, which would stay in float or have no effect at all. Change the float network and prepare "
+        "that; what has trained goes along by name: new.load_state_dict(prepared.state_dict(), strict=False)"
+    )
+
+
 @cache
 def class_of_prepared(kind: Any) -> type[PreparedNetwork]:
     """PreparedNetwork as a subclass of the user's class, the same for all networks of that class."""
@@ -164,11 +216,15 @@ def without_init(kind: Any) -> PreparedNetwork:
 
 
 def graph_module(prepared: PreparedNetwork) -> fx.GraphModule:
-    """The graph of evaluation, with the modules of the network that runs it."""
+    """The graph of evaluation, with the modules of the network that runs it, without wrappers."""
     prepared.check_parts()
-    return fx.GraphModule(
-        prepared, copy.deepcopy(prepared.evaluation_graph.graph), type(prepared).__name__
-    )
+    graph = copy.deepcopy(prepared.evaluation_graph.graph)
+    network = fx.GraphModule(prepared, graph, type(prepared).__name__)
+    for call in network.graph.find_nodes(op="call_module"):
+        part = prepared.prepared_parts[call.target]
+        if network.get_submodule(call.target) is not part:
+            network.set_submodule(call.target, part)
+    return network
 
 
 def is_searching(network: nn.Module) -> bool:

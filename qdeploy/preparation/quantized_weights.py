@@ -96,7 +96,7 @@ def quantizer_of(site: WeightSite, chosen: LayerSettings) -> WeightQuantizer:
     quantizer = new_quantizer(chosen, site.normalized, site.reduce_range, site.weight)
     quantizer.remake = partial(new_quantizer, chosen, site.normalized, site.reduce_range)
     weight, latent = site.weight, quantizer.latent
-    latent.requires_grad_(weight.requires_grad)
+    quantizer.requires_grad_(weight.requires_grad)  # a step that trains would move a frozen weight
     if latent.shape != weight.shape or not torch.equal(latent, weight):
         quantizer.origin = weight.detach()
     elif isinstance(weight, nn.Parameter):

@@ -137,11 +137,20 @@ def test_a_hook_on_a_relu_sees_what_a_relu_gives():
     """Though in training its quantizer does the work."""
     prepared, seen = prepared_of().train(), []
     relu = prepared.backbone.layer1[0].relu
-    assert relu(torch.tensor([-1.0])) == -1  # nobody looks: it is left to the quantizer
+    assert relu(torch.tensor([-1.0]), deferred=True) == -1  # nobody looks: left to the quantizer
     relu.register_forward_hook(lambda _module, _inputs, y: seen.append(y))
     prepared(images())
     assert (seen[0] >= 0).all()
     assert (seen[0] == 0).any()
+
+
+def test_a_relu_that_is_called_by_itself_is_one():
+    """As in a loop over the parts of a Sequential, or in a method of the user's."""
+    prepared = prepared_of().train()
+    relus = [module for module in prepared.modules() if isinstance(module, nn.ReLU)]
+    assert len(relus) == 3  # of two blocks, and the function of the backbone
+    for relu in relus:
+        assert relu(torch.tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
 
 
 def test_hooks_on_layers_and_on_the_whole_network_fire():

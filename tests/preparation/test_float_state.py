@@ -44,6 +44,17 @@ def test_a_part_of_it_loads_without_strict():
     assert all(torch.equal(value, head[name]) for name, value in prepared.head.state_dict().items())
 
 
+@every_setting
+@pytest.mark.parametrize("part", ["backbone", "backbone.layer1.0", "backbone.stem", "head"])
+def test_a_part_loads_the_state_of_that_part(method, bits, acts, options, part):
+    prepared = prepared_of(net(0), method, bits, acts, **options)
+    for copied in (prepared, copy.deepcopy(prepared)):
+        copied.get_submodule(part).load_state_dict(net(1).get_submodule(part).state_dict())
+        wanted = prepared_of(net(1), method, bits, acts, **options).get_submodule(part).state_dict()
+        for name, value in copied.get_submodule(part).state_dict().items():
+            torch.testing.assert_close(value, wanted[name], msg=name)
+
+
 def test_inside_of_another_module():
     outer = nn.Sequential(prepared_of(net(0)), nn.Softmax(1))
     outer.load_state_dict(nn.Sequential(net(1), nn.Softmax(1)).state_dict())

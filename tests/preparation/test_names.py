@@ -233,6 +233,14 @@ class Clashing(nn.Module):
         return self.fc(x)
 
 
+@pytest.mark.parametrize("name", ["graph", "meta", "self"])
+def test_a_name_of_torch_fx_is_refused(name):
+    network = nn.Sequential()
+    network.add_module(name, nn.Linear(3, 2))
+    with pytest.raises(QdeployError, match=f"Sequential has a module named {name}, .* rename it"):
+        qdeploy.prepare(network, torch.ones(2, 3), "simqat")
+
+
 def test_a_name_that_is_taken_is_refused():
     with pytest.raises(QdeployError, match="Clashing has settings, which a prepared network has"):
         qdeploy.prepare(Clashing(), torch.ones(2, 3), "simqat")
@@ -265,14 +273,73 @@ def replaced_layer(prepared):
     prepared.backbone.layer1[0].conv = nn.Conv2d(7, 7, 3, padding=1)
 
 
-@pytest.mark.parametrize("replace", [replaced_head, replaced_layer])
+class Wrapper(nn.Module):
+    """As for LoRA, with the layer under the name that torch's wrappers have for it."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.module, self.more = layer, nn.Linear(7, 4)
+
+    def forward(self, x):
+        return self.module(x) + self.more(x)
+
+
+def wrapped_head(prepared):
+    prepared.head = Wrapper(prepared.head)
+
+
+def replaced_backbone(prepared):
+    prepared.backbone = nn.Identity()
+
+
+def removed_head(prepared):
+    del prepared.head
+
+
+def longer_chain(prepared):
+    prepared.backbone.layer1.append(Block(7))
+
+
+def shorter_chain(prepared):
+    del prepared.backbone.layer1[1]
+
+
+CHANGES = [
+    replaced_head, replaced_layer, wrapped_head, replaced_backbone, removed_head, longer_chain, shorter_chain,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("replace", CHANGES)
 @pytest.mark.parametrize("then", [lambda m: m.train(), lambda m: m.eval(), qdeploy.convert])
 def test_a_replaced_module_is_refused(replace, then):
     prepared = prepared_of()
     qdeploy.calibrate(prepared, [images()])
     replace(prepared)
-    with pytest.raises(QdeployError, match=r"was replaced after prepare, by .* prepare that"):
+    with pytest.raises(
+        QdeployError, match=r"after prepare|was prepared with 0, 1 and has"
+    ) as error:
         then(prepared)
+    assert "Change the float network and prepare that" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda m: m.append(nn.Softmax(1)), lambda m: m.insert(0, nn.Identity()), lambda m: m.pop(1)],
+)
+def test_a_sequential_that_is_prepared_itself_keeps_its_parts(change):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(784, 2))
+    prepared = qdeploy.prepare(network, torch.randn(2, 3, 16, 16), "simqat")
+    change(prepared)
+    with pytest.raises(QdeployError, match="Change the float network and prepare that"):
+        prepared.eval()
+
+
+def test_what_forward_does_not_run_may_be_added():
+    """As metrics and losses are."""
+    prepared = prepared_of()
+    prepared.criterion = nn.CrossEntropyLoss()
+    prepared.backbone.add_module("probe", nn.Linear(7, 2))
+    prepared.eval()
 
 
 def test_what_has_trained_goes_along_into_a_network_with_another_head():
