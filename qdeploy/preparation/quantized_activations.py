@@ -95,7 +95,23 @@ def add_beside(
         place = f"{scope_of(node)}.{node.name}_activation".lstrip(".")
     name = free_name(place + suffix, network)
     network.add_submodule(name, quantizer)
+    quantizer.requires_grad_(not is_frozen(name, network))
     return name
+
+
+def is_frozen(name: str, network: fx.GraphModule) -> bool:
+    """Whether the user froze the part that a quantizer belongs to: the first around it with parameters."""
+    while name:
+        name, _, _ = name.rpartition(".")
+        inside = (
+            m
+            for m in network.get_submodule(name).modules()
+            if not isinstance(m, ActivationQuantizer)
+        )
+        own = [p.requires_grad for module in inside for p in module.parameters(recurse=False)]
+        if own:
+            return not any(own)
+    return False
 
 
 def is_layer(node: fx.Node, network: fx.GraphModule) -> bool:

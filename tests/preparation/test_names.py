@@ -141,6 +141,17 @@ def test_a_frozen_part_in_evaluation_stands_still(method, bits, acts):
     assert not any(p.requires_grad for p in prepared.backbone.parameters())
 
 
+@pytest.mark.parametrize("method", ["lsq", "pact"])
+def test_a_part_that_was_frozen_before_prepare_learns_no_steps(method):
+    network = net()
+    network.backbone.requires_grad_(False)
+    prepared = prepared_of(network, method, 4, 4)
+    trained = {name for name, p in prepared.named_parameters() if p.requires_grad}
+    assert not [name for name in trained if name.startswith("backbone.")]
+    assert "head.weight" in trained
+    assert len(trained) > len([p for p in network.parameters() if p.requires_grad])
+
+
 def test_quantizers_belong_to_the_part_that_makes_their_tensor():
     prepared = prepared_of()
     names = [n for n, m in prepared.named_modules() if isinstance(m, ActivationQuantizer)]
