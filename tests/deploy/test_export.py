@@ -59,7 +59,8 @@ def test_the_file_computes_what_training_evaluates(name, settings):
     file, x = exported(name, settings), images(64)
     integer = outputs(file.converted, x)
     found = run(file.packed, x)
-    assert np.abs(found - integer).max() < 0.02 * spread(integer)
+    # A float operator between integer tensors may tip a code over, by processor.
+    assert np.abs(found - integer).max() < 0.05 * spread(integer)
     trained = outputs(file.prepared, x)
     few_steps = min(SETTINGS[settings][1:3]) < 8 and "slb" not in settings
     # Where rounding comes last, one value on a tie moves an output by a whole step.

@@ -380,7 +380,7 @@ class TestBadInput:
     def test_a_checkpoint_that_does_not_fit(self, run):
         recipe = run / "recipe.toml"
         recipe.write_text(recipe.read_text().replace("weight_bits = 1", "weight_bits = 2"))
-        assert "does not fit PreparedNetwork" in fails("export", run)
+        assert "does not fit PreparedLeNet5" in fails("export", run)
 
     def test_a_truncated_checkpoint(self, run):
         whole = (run / "last.pt").read_bytes()

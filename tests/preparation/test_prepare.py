@@ -67,6 +67,7 @@ def test_what_is_saved_whole_is_loaded_as_it_was(name, tmp_path):
 
 @pytest.mark.parametrize(("method", "bits"), [("simqat", 8), ("lsq", 4)])
 def test_once_it_has_begun_to_train_it_compiles_to_one_graph(method, bits):
+    torch.compiler.reset()  # of the networks before, whose forward is the same code
     network = nn.Sequential(conv(), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 2))
     prepared = prepared_of(network, method, bits)
     for _ in range(2):
