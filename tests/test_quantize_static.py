@@ -46,6 +46,9 @@ def errors(name, folder):
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.filterwarnings("ignore")
 def test_as_near_to_float_or_nearer(name, tmp_path):
-    """1.0 to 2.6 times as near; of three families the two differ by 2 % in a single draw."""
+    """1.0 to 2.6 times as near; of three families the two differ by 2 % in a single draw.
+
+    Of 7 bits both have steps twice as wide, and a draw says less.
+    """
     ours, theirs = errors(name, tmp_path)
-    assert ours <= 1.05 * theirs
+    assert ours <= (1.15 if saturates() else 1.05) * theirs
