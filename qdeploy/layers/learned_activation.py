@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
-from qdeploy.layers.activation import ActivationQuantizer
+from qdeploy.layers.activation import ActivationQuantizer, MovingRange
 
 
 class StartsFromData(ActivationQuantizer):
@@ -100,3 +100,9 @@ class StartsFromData(ActivationQuantizer):
         if self.observing:
             processes.pool([self.learned.detach(), self.seen], self.batches)
             self.left_out.copy_(processes.total(self.left_out))
+
+
+MEASURING = (
+    MovingRange,
+    StartsFromData,
+)  # quantizers that need data, and count what they have seen

@@ -122,6 +122,11 @@ class QuantizedLayer(MayBeTransparent, nn.Module):
         return f"{self.kind}, {self.product}, fold={self.fold}, freeze_bn={self.freeze_bn}"
 
 
+def quantized_layers(network: nn.Module) -> list[tuple[str, QuantizedLayer]]:
+    """Name and module of each quantized layer of a network."""
+    return [(n, m) for n, m in network.named_modules() if isinstance(m, QuantizedLayer)]
+
+
 class _PassingBy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, parameter: Tensor) -> Tensor:

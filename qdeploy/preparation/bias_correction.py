@@ -19,7 +19,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.norm import batch_moments
 from qdeploy.layers.norm import deviation as deviation_of
-from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.quantized import QuantizedLayer, quantized_layers
 from qdeploy.layers.weight import WeightQuantizer
 
 # By layer: two values [out] for each time that it was called.
@@ -143,10 +143,6 @@ def each_output(network: nn.Module, do: Callable[[str, Tensor], Tensor | None]) 
             if layer.bias is not None or layer.norm is not None:
                 hooks.enter_context(layer.register_forward_hook(partial(hook, name=name)))
         yield
-
-
-def quantized_layers(network: nn.Module) -> list[tuple[str, QuantizedLayer]]:
-    return [(n, m) for n, m in network.named_modules() if isinstance(m, QuantizedLayer)]
 
 
 def moments_of(y: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,11 +16,11 @@ from qdeploy.layers.activation import ActivationQuantizer, calibration
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.preparation.batches import Batch, inputs_of_batches
 from qdeploy.preparation.bias_correction import float_moments, restore_moments
-from qdeploy.preparation.inside import is_flattened
 from qdeploy.preparation.left_out import left_out_of
 from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 from qdeploy.preparation.ranges import MEAN, check_ranges, measured
 from qdeploy.preparation.trace import described
+from qdeploy.preparation.whole import is_flattened
 
 
 @torch.no_grad()

@@ -40,8 +40,7 @@ def complexity(network: nn.Module, example_input: Tensor) -> Complexity:
     if any(isinstance(module, IntegerLayer) for module in network.modules()):
         raise QdeployError("complexity takes what qdeploy.prepare returned, before convert")
     example, copied = example_input[:1].cpu(), copy.deepcopy(network).cpu().eval()
-    prepared = copied if isinstance(copied, PreparedNetwork) else None
-    graph = graph_module(prepared) if prepared else trace(copied, example)
+    graph = graph_module(copied) if isinstance(copied, PreparedNetwork) else trace(copied, example)
     counter = ProductCounter(graph)
     with calibration(graph):
         counter.run(example)

@@ -10,7 +10,6 @@ from typing import overload
 import torch
 from torch import Tensor, fx, nn
 
-from qdeploy.errors import QdeployError
 from qdeploy.grid import SIGN, Grid, QTensor
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.bias import finest_multiples
@@ -29,13 +28,14 @@ from qdeploy.preparation.graph import (
     replace,
     shape_of,
 )
-from qdeploy.preparation.inside import is_hooked, is_spread, unwrapped, with_prepared_replaced
+from qdeploy.preparation.inside import unwrapped, with_prepared_replaced
 from qdeploy.preparation.integer_kernels import onto_kernels, source_activation
 from qdeploy.preparation.left_out import warn_of_left_out
 from qdeploy.preparation.prepared import PreparedNetwork, graph_module
 from qdeploy.preparation.quantizer_placement import is_mover
 from qdeploy.preparation.read_weights import as_constants
 from qdeploy.preparation.vocabulary import is_clip, is_relu, operator_of
+from qdeploy.preparation.whole import check_whole
 
 
 @overload
@@ -59,27 +59,6 @@ def convert(prepared: nn.Module) -> nn.Module:
             warnings.warn(still_searching(network), stacklevel=2)
         return integers_of(network)
     return with_prepared_replaced(network, integers_of).cpu().eval()
-
-
-def check_whole(network: nn.Module) -> None:
-    """Errors: QdeployError for a network of which each process has a part, or with weights of hooks."""
-    if is_spread(network):
-        raise QdeployError(
-            "FSDP has spread this network over processes. Gather its state in all of them, "
-            "get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)) of "
-            "torch.distributed.checkpoint.state_dict, load that into a network prepared in the same way, "
-            "and convert or export this one"
-        )
-    hooked = [
-        name
-        for name, part in network.named_modules()
-        if isinstance(part, QuantizedLayer) and is_hooked(part)
-    ]
-    if hooked:
-        raise QdeployError(
-            f"a hook computes the weight of {', '.join(hooked)}. Make it permanent before convert or export: "
-            "torch.nn.utils.prune.remove(layer, 'weight'), torch.nn.utils.remove_weight_norm(layer)"
-        )
 
 
 def integers_of(prepared: PreparedNetwork) -> fx.GraphModule:

@@ -7,19 +7,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.host import on_host
-from qdeploy.layers.learned_activation import StartsFromData
+from qdeploy.layers.learned_activation import MEASURING
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.range_norm import RangeBatchNorm
 from qdeploy.preparation.attention import OpenAttention
 
 State = dict[str, Any]
-STARTED = (
-    QuantizedLayer,
-    OpenAttention,
-    RangeBatchNorm,
-)  # float networks have them in another form
+# What a float network has in another form.
+STARTED = (QuantizedLayer, OpenAttention, RangeBatchNorm)
 
 
 def take_state_by_part(prepared: nn.Module) -> None:
@@ -74,7 +70,7 @@ def as_prepared_state(prepared: nn.Module, state: State, prefix: str) -> None:
 
 def has_trained(prepared: nn.Module) -> bool:
     """Whether some activation quantizer has seen data."""
-    ranges = (m for m in prepared.modules() if isinstance(m, MovingRange | StartsFromData))
+    ranges = (m for m in prepared.modules() if isinstance(m, MEASURING))
     return any(on_host(quantizer.batches) for quantizer in ranges)
 
 

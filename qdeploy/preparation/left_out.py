@@ -6,15 +6,13 @@ import warnings
 
 from torch import nn
 
-from qdeploy.layers.activation import MovingRange
 from qdeploy.layers.host import on_host
-from qdeploy.layers.learned_activation import StartsFromData
+from qdeploy.layers.learned_activation import MEASURING
 
 
 def left_out_of(network: nn.Module) -> dict[str, int]:
     """{name of a quantizer: how many batches it left out}, of those that left some out."""
-    measuring = (MovingRange, StartsFromData)
-    named = ((n, m) for n, m in network.named_modules() if isinstance(m, measuring))
+    named = ((n, m) for n, m in network.named_modules() if isinstance(m, MEASURING))
     counts = {name: int(on_host(module.left_out)) for name, module in named}
     return {name: count for name, count in counts.items() if count}
 

@@ -42,7 +42,6 @@ from qdeploy.preparation.settings import (
 from qdeploy.preparation.trace import Inputs, annotate_shapes, as_inputs, trace_both_modes
 from qdeploy.preparation.vocabulary import operator_of
 
-FX_NAMES = ("graph", "meta", "self")
 Settings = dict[str, LayerSettings | None]  # by the name of a product; None stays float
 
 
@@ -99,7 +98,6 @@ def prepare(
     settings = settings_by_layer(names, default, layers or {}, first_last_float)
     if equalize:
         equalize_channels(network)
-    as_in_training(network, model)
     settings = quantized(network, settings, default, reduce_range)
     prepared = prepared_network(copy.deepcopy(opened), network, settings).train(model.training)
     one_notice(prepared)
@@ -121,12 +119,6 @@ def check_network(model: object) -> None:
         )
     if isinstance(model, PreparedNetwork):
         raise QdeployError("this network is prepared already; give prepare the float network")
-    taken = [name for name, _ in model.named_children() if name in FX_NAMES]
-    if taken:
-        raise QdeployError(
-            f"{type(model).__name__} has a module named {taken[0]}, a name that torch.fx has for something "
-            "of its own; rename it"
-        )
 
 
 def rewritten(network: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModule:
@@ -142,17 +134,6 @@ def rewritten(network: fx.GraphModule, inputs: Sequence[Tensor]) -> fx.GraphModu
     deferred_relus.clips_first(network)
     network.recompile()
     return network
-
-
-def as_in_training(network: fx.GraphModule, model: nn.Module) -> None:
-    """Gives modules the mode in which the user's network has them when it trains.
-
-    A graph has no train() of the user's, which may leave a BatchNorm in evaluation.
-    """
-    modules = dict(network.train().named_modules())
-    for name, module in copy.deepcopy(model).train().named_modules():
-        if name in modules and not module.training:
-            modules[name].training = False
 
 
 def quantized(

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.norm import BATCH_NORMS
-from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.quantized import QuantizedLayer, quantized_layers
 from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.preparation.float_state import as_prepared_state
 from qdeploy.preparation.forward import Forward, OfNoPart
@@ -149,9 +149,7 @@ class PreparedNetwork(nn.Module):
 
     def quantized_layers(self) -> Iterator[tuple[str, QuantizedLayer]]:
         """Name and module of each quantized layer."""
-        for name, module in self.named_modules():
-            if isinstance(module, QuantizedLayer):
-                yield name, module
+        return iter(quantized_layers(self))
 
     def _weight_quantizers(self) -> Iterator[WeightQuantizer]:
         return (layer.quantizer for _, layer in self.quantized_layers())
@@ -190,11 +188,11 @@ def check_caller(inputs: Any) -> None:
 
 
 def wrapped_by(module: nn.Module) -> nn.Module | None:
-    """What a wrapper of torch's runs: that of FSDP or of torch.compile."""
+    """What a wrapper of torch's runs: of data parallelism, FSDP, an average, torch.compile."""
     if not type(module).__module__.startswith("torch."):
         return None
-    wrapped: nn.Module | None = getattr(module, "module", getattr(module, "_orig_mod", None))
-    return wrapped
+    compiled: nn.Module | None = module._modules.get("_orig_mod")
+    return compiled or getattr(module, "module", None)
 
 
 def changed(what: str) -> QdeployError:

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.graph import Interpreter
 
+FX_NAMES = ("graph", "meta", "self")
+
 
 def check_leaves(model: nn.Module, leaves: Iterable[str]) -> None:
     names = [name for name, _ in model.named_modules() if name]
@@ -24,7 +26,13 @@ def check_leaves(model: nn.Module, leaves: Iterable[str]) -> None:
 
 
 def check_modules(model: nn.Module) -> None:
-    """Errors: QdeployError for weights that are not float32, and for hooks, which a graph has not."""
+    """Errors: QdeployError for weights that are not float32, hooks, which a graph has not, and fx's names."""
+    taken = [name for name, _ in model.named_children() if name in FX_NAMES]
+    if taken:
+        raise QdeployError(
+            f"{type(model).__name__} has a module named {taken[0]}, a name that torch.fx has for something "
+            "of its own; rename it"
+        )
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != torch.float32:
             raise QdeployError(
