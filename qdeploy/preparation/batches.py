@@ -54,7 +54,7 @@ def arguments_of(network: nn.Module) -> Mapping[str, torch.dtype | None]:
     Of a module that holds a prepared network only the first is known, and its type is not.
     """
     if isinstance(network, PreparedNetwork):
-        return network.evaluation_graph.arguments
+        return network.plan.evaluation.arguments
     return {next(iter(inspect.signature(network.forward).parameters), "input"): None}
 
 

@@ -40,12 +40,12 @@ def features(prepared: PreparedNetwork, names: Sequence[str]) -> Features:
         raise QdeployError(
             f"features takes what qdeploy.prepare returned, not {type(prepared).__name__}"
         )
-    missing = [name for name in names if name not in prepared.feature_places]
+    missing = [name for name in names if name not in prepared.plan.places]
     if missing:
         raise QdeployError(
             f"the prepared network does not compute the output of {', '.join(missing)}: a layer and its "
             "BatchNorm are one, and some operators stand in another order. It has those of "
-            f"{', '.join(prepared.feature_places)}"
+            f"{', '.join(prepared.plan.places)}"
         )
     return Features(prepared, names)
 
@@ -57,9 +57,9 @@ class Features(nn.Module):
         super().__init__()
         self.prepared = prepared
         self.names = list(names)
-        places = {name: prepared.feature_places[name] for name in self.names}
-        self.evaluation = with_values(prepared.evaluation_graph, places)
-        self.in_training = with_values(prepared.training_graph, places)
+        places = {name: prepared.plan.places[name] for name in self.names}
+        self.evaluation = with_values(prepared.plan.evaluation, places)
+        self.in_training = with_values(prepared.plan.training, places)
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         run = self.in_training if self.prepared.training else self.evaluation

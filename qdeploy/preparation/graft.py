@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from qdeploy.errors import QdeployError
 from qdeploy.preparation.modes import forwards
-from qdeploy.preparation.prepared import PreparedNetwork, without_init
+from qdeploy.preparation.prepared import Plan, PreparedNetwork, without_init
 from qdeploy.preparation.settings import LayerSettings
 
 
@@ -26,20 +26,11 @@ def prepared_network(
         model = plain(model)
     prepared = without_init(type(model))
     prepared.__dict__.update(vars(model))
-    evaluation, training = graphs = forwards(network)
-    norms = joined_norms(prepared)
+    graphs = forwards(network)
+    plan = Plan(*graphs, settings=dict(settings), norms=joined_norms(prepared))
     calls = [str(n.target) for f in graphs for n in f.graph.find_nodes(op="call_module")]
-    parts = {name: prepared.get_submodule(name) for name in (*calls, *norms.values())}
-    prepared.__dict__.update(  # the user's class may have a __setattr__ of its own
-        settings=dict(settings),
-        checked=False,
-        feature_places={},
-        evaluation_graph=evaluation,
-        training_graph=training,
-        joined_norms=norms,
-        prepared_parts=parts,
-        prepared_chains={},
-    )
+    plan.parts = {name: prepared.get_submodule(name) for name in (*calls, *plan.norms.values())}
+    prepared.__dict__["plan"] = plan  # the user's class may have a __setattr__ of its own
     return prepared
 
 

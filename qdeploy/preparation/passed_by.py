@@ -33,7 +33,7 @@ class Refusal:
 
 def refuse_what_is_passed_by(prepared: PreparedNetwork, called_in_float: Iterable[str]) -> None:
     """Lets the modules that only the float network calls refuse calls and hooks; given are their names."""
-    graphs = prepared.evaluation_graph.graph, prepared.training_graph.graph
+    graphs = prepared.plan.evaluation.graph, prepared.plan.training.graph
     calls = {str(node.target) for graph in graphs for node in graph.find_nodes(op="call_module")}
     running = {module for name in calls for module in prepared.get_submodule(name).modules()}
     for _, layer in prepared.quantized_layers():  # which runs its norm, and what that holds
@@ -42,13 +42,11 @@ def refuse_what_is_passed_by(prepared: PreparedNetwork, called_in_float: Iterabl
         module = prepared.get_submodule(name)
         if name and module not in running:
             refuse(module, name)
-    prepared.prepared_chains.update(
-        {
-            name: [child for child, _ in module.named_children()]
-            for name, module in prepared.named_modules()
-            if isinstance(module, CHAINS) and module not in running
-        }
-    )
+    prepared.plan.chains = {
+        name: [child for child, _ in module.named_children()]
+        for name, module in prepared.named_modules()
+        if isinstance(module, CHAINS) and module not in running
+    }
 
 
 def is_passed_by(module: nn.Module) -> bool:

@@ -101,12 +101,12 @@ def prepare(
     settings = quantized(network, settings, default, reduce_range)
     prepared = prepared_network(copy.deepcopy(opened), network, settings).train(model.training)
     one_notice(prepared)
-    prepared.feature_places.update(places_of(given, prepared, inputs))
+    prepared.plan.places = places_of(given, prepared, inputs)
     refuse_what_is_passed_by(prepared, given)
     take_state_by_part(prepared)
     if check:
         check_prepared(model, prepared, inputs)
-    vars(prepared)["checked"] = check
+    prepared.plan.checked = check
     return prepared
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Self
 
@@ -20,6 +21,29 @@ from qdeploy.preparation.forward import Forward, OfNoPart
 from qdeploy.preparation.settings import LayerSettings
 
 
+@dataclass
+class Plan:
+    """What preparation made of a network.
+
+    evaluation, training   what forward is in each mode
+    settings   of each product, by its name; None stays float
+    norms      the name of the norm that a layer runs, by the layer's
+    parts      the modules that the graphs call and the norms that layers run, by name
+    chains     the names of what each Sequential and each list of modules holds, by its own
+    places     the nodes of the graph that give what modules of the user's gave: see features.py
+    checked    whether `prepare` has compared it with the float network
+    """
+
+    evaluation: Forward
+    training: Forward
+    settings: dict[str, LayerSettings | None] = field(default_factory=dict)
+    norms: dict[str, str] = field(default_factory=dict)
+    parts: dict[str, nn.Module] = field(default_factory=dict)
+    chains: dict[str, list[str]] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    checked: bool = False
+
+
 class PreparedNetwork(nn.Module):
     """A network whose Conv and Linear layers search for integers.
 
@@ -27,45 +51,31 @@ class PreparedNetwork(nn.Module):
     modules, parameters and attributes have the names that they had, and what is new stands beside
     them. Its forward is the graph that preparation made. In training mode it multiplies by relaxed
     weights, in evaluation mode by those that ship. `print(prepared)` shows every setting.
-
-    settings          of each product, by its name; None stays float
-    checked           whether `prepare` has compared it with the float network
-    evaluation_graph  what forward is in evaluation
-    training_graph    what it is in training
-    feature_places    the nodes of the graph that give what modules of the user's gave: see features.py
-    prepared_parts    the modules that the graphs call and the norms that layers run, by name
-    prepared_chains   the names of what each Sequential and each list of modules holds, by its own
-    joined_norms      the name of the norm that a layer runs, by the layer's
     """
 
-    settings: dict[str, LayerSettings | None]
-    checked: bool
-    evaluation_graph: Forward
-    training_graph: Forward
-    feature_places: dict[str, str]
-    prepared_parts: dict[str, nn.Module]
-    prepared_chains: dict[str, list[str]]
-    joined_norms: dict[str, str]
+    plan: Plan
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         """Only of a slice, for which a Sequential makes one more of its class: it has no graph."""
         super().__init__(*arguments, **options)
-        self.__dict__.update(evaluation_graph=OfNoPart(), training_graph=OfNoPart())
-        of_no_part = (
-            "settings",
-            "feature_places",
-            "prepared_parts",
-            "prepared_chains",
-            "joined_norms",
-        )
-        self.__dict__ |= {name: {} for name in of_no_part}
+        self.__dict__["plan"] = Plan(OfNoPart(), OfNoPart())
+
+    @property
+    def settings(self) -> dict[str, LayerSettings | None]:
+        """Those of each product, by its name; None stays float."""
+        return self.plan.settings
+
+    @property
+    def checked(self) -> bool:
+        """Whether `prepare` has compared it with the float network."""
+        return self.plan.checked
 
     def __init_subclass__(cls) -> None:
         """Tells the user's class nothing of this one: it may keep a register of its networks."""
 
     def forward(self, *inputs: Tensor, **named: Tensor) -> Any:
         check_caller(inputs)
-        run = self.training_graph if self.training else self.evaluation_graph
+        run = self.plan.training if self.training else self.plan.evaluation
         if getattr(self, "_is_replica", False):  # of nn.DataParallel, which knows children alone
             self.connect()
         return run(self, *run.in_order(inputs, named))
@@ -79,15 +89,15 @@ class PreparedNetwork(nn.Module):
 
         A SyncBatchNorm may take the place of the very norm that stood there: from then on layers run it.
         """
-        for name, part in self.prepared_parts.items():
+        for name, part in self.plan.parts.items():
             now = self._part(name)
             if now is part or part is wrapped_by(now):
                 continue
             if type(part) not in BATCH_NORMS or not isinstance(now, nn.SyncBatchNorm):
                 raise changed(f"{name} was replaced after prepare, by {type(now).__name__}")
-            self.prepared_parts[name] = now
+            self.plan.parts[name] = now
             self.connect()
-        for name, names in self.prepared_chains.items():
+        for name, names in self.plan.chains.items():
             found = [child for child, _ in self._part(name).named_children()]
             if found != names:
                 which, had, has = name or type(self).__name__, ", ".join(names), ", ".join(found)
@@ -105,8 +115,8 @@ class PreparedNetwork(nn.Module):
         """Tells layers of the norm that they run, and quantizers of their layer: none is a child."""
         for name, layer in self.quantized_layers():
             layer.quantizer.__dict__["layer"] = layer
-            if name in self.joined_norms:
-                layer.__dict__["norm"] = self.get_submodule(self.joined_norms[name])
+            if name in self.plan.norms:
+                layer.__dict__["norm"] = self.get_submodule(self.plan.norms[name])
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         kind = fn(torch.empty(0)).dtype
@@ -216,10 +226,10 @@ def without_init(kind: Any) -> PreparedNetwork:
 def graph_module(prepared: PreparedNetwork) -> fx.GraphModule:
     """The graph of evaluation, with the modules of the network that runs it, without wrappers."""
     prepared.check_parts()
-    graph = copy.deepcopy(prepared.evaluation_graph.graph)
+    graph = copy.deepcopy(prepared.plan.evaluation.graph)
     network = fx.GraphModule(prepared, graph, type(prepared).__name__)
     for call in network.graph.find_nodes(op="call_module"):
-        part = prepared.prepared_parts[call.target]
+        part = prepared.plan.parts[call.target]
         if network.get_submodule(call.target) is not part:
             network.set_submodule(call.target, part)
     return network

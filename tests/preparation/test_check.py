@@ -26,10 +26,10 @@ def wrong_bias(prepared):
 
 
 def wrong_operator(prepared):
-    graph = copy.deepcopy(prepared.evaluation_graph.graph)
+    graph = copy.deepcopy(prepared.plan.evaluation.graph)
     node = next(node for node in graph.nodes if node.target is operator.add)
     node.target = operator.sub
-    prepared.evaluation_graph = prepared.training_graph = Forward(graph)
+    prepared.plan.evaluation = prepared.plan.training = Forward(graph)
 
 
 def other_dropout(prepared):

@@ -273,7 +273,7 @@ def test_arguments_that_are_not_given_keep_their_defaults():
     network, x = Masked().eval(), torch.randn(8, 4)
     prepared = qdeploy.prepare(network, x, "simqat")
     qdeploy.calibrate(prepared, [x])
-    assert list(prepared.evaluation_graph.arguments) == ["x"]
+    assert list(prepared.plan.evaluation.arguments) == ["x"]
     with torch.no_grad():
         torch.testing.assert_close(prepared.eval()(x), network(x), rtol=0.05, atol=0.05)
 
