@@ -212,6 +212,12 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
         self._set.clear()
 
 
+def parameters_beside_quantizers(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of a module but those that activation quantizers inside of it learn."""
+    parts = (part for part in module.modules() if not isinstance(part, ActivationQuantizer))
+    return [parameter for part in parts for parameter in part.parameters(recurse=False)]
+
+
 def one_notice(network: nn.Module) -> None:
     """Lets the network's quantizers warn once for all of them."""
     notice = Notice(UNROUNDED)

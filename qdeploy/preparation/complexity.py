@@ -19,7 +19,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from qdeploy.errors import QdeployError
-from qdeploy.layers.activation import ActivationQuantizer, calibration
+from qdeploy.layers.activation import (
+    ActivationQuantizer,
+    calibration,
+    parameters_beside_quantizers,
+)
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.graph import Interpreter, called_module, float_inputs
@@ -110,9 +114,8 @@ def parameters_of(node: fx.Node, network: fx.GraphModule) -> int:
         bias = () if module.bias is None else (module.bias,)
         norm = () if module.norm is None else module.norm.parameters()
         return module.quantizer().numel() + sum(p.numel() for p in (*bias, *norm))
-    if module is not None:  # without the steps that a method learns
-        parts = (part for part in module.modules() if not isinstance(part, ActivationQuantizer))
-        return sum(p.numel() for part in parts for p in part.parameters(recurse=False))
+    if module is not None:
+        return sum(parameter.numel() for parameter in parameters_beside_quantizers(module))
     value = attrgetter(str(node.target))(network) if node.op == "get_attr" else None
     return value.numel() if isinstance(value, nn.Parameter) else 0
 

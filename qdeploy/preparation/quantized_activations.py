@@ -7,7 +7,11 @@ from collections.abc import Iterable, Mapping
 from torch import fx
 
 from qdeploy.errors import QdeployError
-from qdeploy.layers.activation import ActivationQuantizer, GateRange
+from qdeploy.layers.activation import (
+    ActivationQuantizer,
+    GateRange,
+    parameters_beside_quantizers,
+)
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.methods import ActivationSite
 from qdeploy.preparation import quantizer_placement as placement
@@ -103,14 +107,8 @@ def is_frozen(name: str, network: fx.GraphModule) -> bool:
     """Whether the user froze the part that a quantizer belongs to: the first around it with parameters."""
     while name:
         name, _, _ = name.rpartition(".")
-        inside = (
-            m
-            for m in network.get_submodule(name).modules()
-            if not isinstance(m, ActivationQuantizer)
-        )
-        own = [p.requires_grad for module in inside for p in module.parameters(recurse=False)]
-        if own:
-            return not any(own)
+        if own := parameters_beside_quantizers(network.get_submodule(name)):
+            return not any(parameter.requires_grad for parameter in own)
     return False
 
 
