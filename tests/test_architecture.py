@@ -59,10 +59,9 @@ IMPORTED_AS = {"pillow": "PIL", "scikit-learn": "sklearn", "onnxruntime-gpu": "o
 
 def modules():
     """Every module of the package by its name after `qdeploy.`, with its file."""
-    for folder, prefix in ((ROOT / "qdeploy", ()), (ROOT / "models", ("models",))):
-        for file in sorted(folder.rglob("*.py")):
-            parts = (*prefix, *file.relative_to(folder).with_suffix("").parts)
-            yield ".".join(part for part in parts if part != "__init__"), file
+    for file in sorted((ROOT / "qdeploy").rglob("*.py")):
+        parts = file.relative_to(ROOT / "qdeploy").with_suffix("").parts
+        yield ".".join(part for part in parts if part != "__init__"), file
 
 
 def imports(source):

@@ -124,7 +124,6 @@ def add_files(folder):
     """A copy of qdeploy with two more files in it."""
     ignored = shutil.ignore_patterns("__pycache__", "*.md")
     shutil.copytree(ROOT / "qdeploy", folder / "qdeploy", ignore=ignored)
-    shutil.copytree(ROOT / "models", folder / "qdeploy" / "models", ignore=ignored)
     (folder / "qdeploy" / "methods" / "throwaway.py").write_text(METHOD)
     (folder / "qdeploy" / "datasets" / "two_words.py").write_text(DATASET)
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NAMES_IN_A_CHECKOUT = {"models": "qdeploy/models", "qdeploy": "qdeploy"}
 
 
 def run(*command, folder):
@@ -43,18 +42,13 @@ def checked_out():
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).is_file():
             yield Path(name)
-    for folder in NAMES_IN_A_CHECKOUT:
-        for file in sorted((ROOT / folder).rglob("*")):
-            if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".md":
-                yield file.relative_to(ROOT)
+    for file in sorted((ROOT / "qdeploy").rglob("*")):
+        if file.is_file() and "__pycache__" not in file.parts and file.suffix != ".md":
+            yield file.relative_to(ROOT)
 
 
 def test_the_wheel_holds_every_file_of_the_package(wheel):
-    expected = {
-        name.as_posix().replace(name.parts[0], NAMES_IN_A_CHECKOUT[name.parts[0]], 1)
-        for name in checked_out()
-        if name.parts[0] in NAMES_IN_A_CHECKOUT
-    }
+    expected = {name.as_posix() for name in checked_out() if name.parts[0] == "qdeploy"}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == expected
     kinds = {Path(name).suffix for name in held}

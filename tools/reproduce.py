@@ -166,7 +166,7 @@ def commit() -> str:
     """
     if told := os.environ.get("QDEPLOY_COMMIT"):
         return told
-    changed = git("status", "--porcelain", "--", "qdeploy", "models")
+    changed = git("status", "--porcelain", "--", "qdeploy")
     return git("rev-parse", "--short", "HEAD") + ("+" if changed else "")
 
 

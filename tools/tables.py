@@ -1,4 +1,4 @@
-"""Writes the tables of README, models/ and docs/ from the files in results/: python tools/tables.py
+"""Writes the tables of README, qdeploy/models/ and docs/ from the files in results/: python tools/tables.py
 
 Each table stands between `<!-- table: NAME -->` and `<!-- end -->`, each file between
 `<!-- file: PATH -->` and `<!-- end -->`; nothing there is typed by hand.
@@ -20,7 +20,7 @@ from qdeploy.record import Record
 from qdeploy.report.table import record_table
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "models/README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "qdeploy/models/README.md", *sorted((ROOT / "docs").glob("*.md")))
 Rows = list[tuple[str, ...]]
 
 
