@@ -5,10 +5,10 @@ import graphlib
 import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomli
 
 ROOT = Path(__file__).parents[1]
 
@@ -156,7 +156,7 @@ def test_every_edge_of_the_map_is_needed():
 
 
 def test_every_third_party_import_is_a_dependency():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {re.match(r"[\w-]+", dependency)[0] for dependency in project["dependencies"]}
     declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
     imported = {

@@ -1,12 +1,12 @@
 """What the command line says without training anything; tests/pipeline has the long way."""
 
 import re
-import tomllib
 from dataclasses import replace
 from importlib.metadata import version
 
 import click
 import pytest
+import tomli
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,7 +67,7 @@ def test_a_method_is_explained_and_its_options_are_those_of_a_recipe(name):
     assert text.startswith(f"{method.summary}\n{method.paper}\n")
     options, explanation = text.partition("[quantize.options]")[2].split("\n\n", 1)
     defaults = method.options().model_dump(mode="json", exclude_none=True)
-    assert tomllib.loads(options) == defaults
+    assert tomli.loads(options) == defaults
     for option in method.options.model_fields:
         assert f"{option}" in options
         named = rf"^(\w+, )*{option}(, \w+)*(   |: )"
@@ -82,7 +82,7 @@ def test_options_of_another_package_are_shown_whatever_they_are():
         rest: float | None = None
 
     text = explained(replace(find("lsq"), options=Others)).partition("[quantize.options]\n")[2]
-    assert tomllib.loads(text) == {"names": ["é", "🙂"], "table": {"a": 1e-05}}
+    assert tomli.loads(text) == {"names": ["é", "🙂"], "table": {"a": 1e-05}}
     assert "# steps: has to be given\n" in text
     assert "# rest: not given" in text
 

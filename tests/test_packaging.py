@@ -4,12 +4,12 @@ import json
 import subprocess
 import sys
 import sysconfig
-import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import tomli
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,7 +79,7 @@ def test_the_installed_package_trains_and_exports_a_zoo_recipe(installed, tmp_pa
     run(installed / "qdeploy", "export", "run", "--samples", 50, folder=tmp_path)
 
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert report["version"] == project["version"]
     assert report["dataset"]["test_samples"] == 50
     assert report["size"]["onnx"] == (tmp_path / "run" / "model.onnx").stat().st_size

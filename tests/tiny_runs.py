@@ -4,12 +4,12 @@ import io
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from typing_extensions import Self
 
 from qdeploy.metrics import EpochRecord
 from qdeploy.preparation.prepare import prepare

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tomllib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import tomli
 from pydantic import ConfigDict, TypeAdapter
 
 from qdeploy.errors import QdeployError
@@ -58,7 +58,7 @@ class Plan:
 
     @classmethod
     def load(cls, name: str) -> Plan:
-        values = tomllib.loads((PLANS / f"{name}.toml").read_text())
+        values = tomli.loads((PLANS / f"{name}.toml").read_text())
         plan = TypeAdapter(cls).validate_python({**values, "name": name})
         for row in plan.rows.values():
             if row.starts_from is not None and row.starts_from not in plan.rows:

@@ -4,11 +4,11 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError

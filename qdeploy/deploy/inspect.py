@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import tomllib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import tomli
 
 from qdeploy.benchmark.graph import Graph, is_foreign
 from qdeploy.deploy.contents import WITHOUT_SCALES, Contents, FileLayer, Port, Quantized
@@ -46,7 +46,7 @@ def inspect(path: Path) -> Contents:
         ),
         outputs=tuple(map(_port, model.graph.output)),
         layers=tuple(_Reader(graph).layers()),
-        recipe=_parsed(tomllib.loads, metadata.get("qdeploy.recipe", "")),
+        recipe=_parsed(tomli.loads, metadata.get("qdeploy.recipe", "")),
         origin=_parsed(json.loads, metadata.get("qdeploy.origin", "{}")),
         metadata=metadata,
     )

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 from torch import Tensor, fx, nn
@@ -83,7 +83,7 @@ def measured(
         name=trained.recipe.name,
         file=timed.placements[-1].file,
         version=qdeploy.__version__,
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         machine=timed.machine,
         recipe=trained.recipe.model_dump(mode="json"),
         method=trained.recipe.quantize.method,

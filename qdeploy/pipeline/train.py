@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO, Unpack
+from typing import Any, TextIO
 
 from torch import nn
+from typing_extensions import Unpack
 
 from qdeploy import processes
 from qdeploy.data import Data, Share, open_data

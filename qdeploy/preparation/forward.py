@@ -8,12 +8,13 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FunctionType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload, OpOverloadPacket
 from torch.fx.node import map_aggregate, map_arg
+from typing_extensions import Self
 
 from qdeploy.errors import QdeployError
 

@@ -6,10 +6,11 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from typing_extensions import Self
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Sequence
 from importlib.resources import files
-from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import tomli
 
 from qdeploy.errors import QdeployError, did_you_mean
+
+if TYPE_CHECKING:
+    from importlib.resources.abc import Traversable  # of Python 3.11
 
 _ZOO = "qdeploy.models.recipes"
 _METHOD = ["quantize", "method"]
@@ -54,7 +57,7 @@ def _recipe_file(source: str) -> Traversable:
 
 def _parse(file: Traversable) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text("utf-8"))
+        return tomli.loads(file.read_text("utf-8"))
     except OSError as error:
         raise QdeployError(f"cannot read the recipe {file}: {error.strerror}") from error
     except ValueError as error:  # TOMLDecodeError, which names line and column, or not UTF-8
@@ -128,8 +131,8 @@ def _key_path(override: str) -> list[str]:
     """The segments of an override's dotted key; quotes and dots are as TOML reads them."""
     key, equals, _ = override.partition("=")
     try:
-        table = tomllib.loads(f"{key} {equals} 0")
-    except tomllib.TOMLDecodeError:
+        table = tomli.loads(f"{key} {equals} 0")
+    except tomli.TOMLDecodeError:
         raise QdeployError(
             f"override {override!r} cannot be read; allowed: section.key=value, a glob in"
             ' quotes, such as train.lr=0.01 or quantize.layers."conv*".weight_bits=2'
@@ -144,6 +147,6 @@ def _key_path(override: str) -> list[str]:
 def _value(text: str) -> Any:
     """`text` as a TOML value, or as it stands if it is none, so that words need no quotes."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return tomli.loads(f"value = {text}")["value"]
+    except tomli.TOMLDecodeError:
         return text.strip()

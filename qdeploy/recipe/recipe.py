@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import tomli_w
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from qdeploy.recipe.loading import read_table
 from qdeploy.recipe.problems import validated

@@ -4,10 +4,10 @@ import os
 import shutil
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
+import tomli
 import torch
 from command_line import (
     QUICK,
@@ -90,7 +90,7 @@ def test_the_data_root_is_remembered(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     quick = ["lenet5-mnist-float", "--epochs", 2, "--set", "data.batch_size=4"]
     succeeds("train", *quick, "--data-root", "data", "-o", "run")
-    recipe = tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())
+    recipe = tomli.loads((tmp_path / "run" / "recipe.toml").read_text())
     assert recipe["data"]["root"] == str(tmp_path / "data")
     expected = checkpoint(tmp_path / "run" / "last.pt")
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 import pytest
 from parsed_page import Page
@@ -11,7 +11,7 @@ from sample_records import epochs
 from qdeploy.report.html import training_page
 from qdeploy.report.progress import Progress
 
-WRITTEN = datetime(2026, 11, 21, 12, 0, 5, tzinfo=UTC)
+WRITTEN = datetime(2026, 11, 21, 12, 0, 5, tzinfo=timezone.utc)
 
 
 def page(rows, planned=20, going=False, title="lenet5"):
