@@ -124,7 +124,8 @@ class Placement:
                ONNX's own domain is "domain::operator" ("com.microsoft::QGemm"). None on TensorRT,
                which compiles operators into engines that cannot be listed.
     providers  {provider: {operator: count}} as the nodes were dealt out, which is before
-               QuantizeLinear and DequantizeLinear are fused into the operator between them.
+               QuantizeLinear and DequantizeLinear are fused into the operator between them. None
+               where ONNX Runtime is older than 1.24 and does not tell.
     kernels    what ran, in order, with times; empty in records of older versions.
     products   every convolution and matrix product of the file; none on TensorRT.
     coverage   of the quantized ones; None on TensorRT, and in records of older versions.
@@ -132,7 +133,7 @@ class Placement:
 
     file: str
     operators: dict[str, int] | None
-    providers: dict[str, dict[str, int]]
+    providers: dict[str, dict[str, int]] | None
     kernels: tuple[Kernel, ...] = ()
     products: tuple[ProductRun, ...] = ()
     coverage: Coverage | None = None
@@ -147,6 +148,12 @@ class Placement:
     def float_kernels(self) -> dict[str, int]:
         """{kernel: count} of the convolutions and matrix products that compute in float."""
         return {k: n for k, n in self._kernels().items() if k in FLOAT_PRODUCTS}
+
+    @property
+    def ran_on(self) -> tuple[str, ...]:
+        """The providers that something ran on; of older records, those that nodes were dealt out to."""
+        ran = dict.fromkeys(kernel.provider for kernel in self.kernels)
+        return tuple(ran or self.providers or ())
 
     def _kernels(self) -> dict[str, int]:
         kernels: Counter[str] = Counter()

@@ -49,7 +49,9 @@ def placement(
     )
 
 
-def _providers(session: Session) -> dict[str, dict[str, int]]:
+def _providers(session: Session) -> dict[str, dict[str, int]] | None:
+    if not hasattr(session.inference, "get_provider_graph_assignment_info"):
+        return None
     counts: dict[str, Counter[str]] = {}
     for part in session.inference.get_provider_graph_assignment_info():
         counts.setdefault(part.ep_name, Counter()).update(_count(part.get_nodes()))

@@ -1,11 +1,15 @@
 """What a file is timed on: random values in the shapes that it declares."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 
 from qdeploy.errors import QdeployError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import onnx.parser
-import onnxruntime as ort
 
+from qdeploy.benchmark.onnx_runtime import onnx_runtime
 from qdeploy.benchmark.providers import CPU, create
 from qdeploy.record import Machine
 
@@ -39,7 +39,7 @@ def this_machine() -> Machine:
         gpu=_gpu(),
         system=platform.platform(terse=True),
         python=platform.python_version(),
-        onnxruntime=ort.__version__,
+        onnxruntime=onnx_runtime().__version__,
         instructions=_instructions(),
         saturates=saturates(),
     )

@@ -1,15 +1,27 @@
 """ONNX Runtime's execution providers: which there are, and which really work here."""
 
+from __future__ import annotations
+
 import contextlib
+import ctypes
 import functools
+import importlib.metadata
 import io
+import re
+import sys
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx.parser
-import onnxruntime as ort
 
+from qdeploy.benchmark.onnx_runtime import WITH_GPU, builds, instead_of, mixed, onnx_runtime
 from qdeploy.errors import QdeployError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
@@ -22,13 +34,7 @@ PROVIDERS = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU
 # changed a quarter of all codes, and one prediction in seven of a 1-bit network.
 OPTIONS = {CUDA: {"use_tf32": "0"}}
 
-NEEDS = {
-    "cpu": "Install onnxruntime",
-    "cuda": "It needs an NVIDIA GPU with its driver, CUDA 13 and cuDNN 9: "
-    'pip install "onnxruntime-gpu[cuda,cudnn]"',
-    "tensorrt": "It needs what cuda needs, and the TensorRT 10 libraries on the library path",
-}
-
+BUILT_WITHOUT = "this build of ONNX Runtime was made without it"
 PROBE = '<ir_version: 10, opset_import: ["": 21]> probe (float[1] x) => (float[1] y) {y = Relu(x)}'
 
 
@@ -48,31 +54,85 @@ def choose(provider: str) -> str:
     return provider
 
 
-@functools.cache
 def works(provider: str) -> bool:
-    """Whether `provider` ("cpu", "cuda" or "tensorrt") runs a network on this machine.
+    """Whether `provider` ("cpu", "cuda" or "tensorrt") runs a network on this machine."""
+    return why_not(provider) is None
+
+
+@functools.cache
+def why_not(provider: str) -> str | None:
+    """What keeps `provider` from running on this machine, in ONNX Runtime's words or the system's.
 
     get_available_providers() lists what was compiled in, whether or not there is a GPU, so one
     operator is run to find out.
     """
     wanted = PROVIDERS[provider][0]
-    if wanted not in ort.get_available_providers():
-        return False
+    _preload([wanted])
+    if wanted not in onnx_runtime().get_available_providers():
+        return BUILT_WITHOUT
     try:
         probe = create(onnx.parser.parse_model(PROBE).SerializeToString(), [wanted])
         probe.run(None, {"x": np.zeros(1, np.float32)})
-    except Exception:  # a broken driver fails with whatever it likes; each means no
-        return False
-    return wanted in probe.get_providers()
+    except Exception as error:  # a broken driver fails with whatever it likes
+        return in_words(error)
+    return None if wanted in probe.get_providers() else _unloadable(wanted)
 
 
 def absent(provider: str) -> QdeployError:
     """The error for a provider that was asked for by name and does not work."""
     there = ", ".join(name for name in PROVIDERS if works(name))
+    reason = why_not(provider) or "ONNX Runtime left it out for this network"
     return QdeployError(
-        f"the provider {provider!r} does not work on this machine; those that do: {there}. "
-        f"{NEEDS[provider]}."
+        f"the provider {provider!r} does not work on this machine ({reason}); those that do: {there}. "
+        f"{_way_out(provider, reason)}."
     )
+
+
+def _way_out(provider: str, reason: str) -> str:
+    names = builds()
+    if len(names) > 1:
+        return mixed(names)
+    if reason == BUILT_WITHOUT:
+        return f"Take a build that has it: {instead_of(names, WITH_GPU)}"
+    ort = onnx_runtime()
+    cuda = f"CUDA {ort.cuda_version.partition('.')[0]}"
+    needs = [
+        f"ONNX Runtime {ort.__version__} needs an NVIDIA GPU, a driver for {cuda}, and the libraries of "
+        f"{cuda} and cuDNN 9, which {WITH_GPU} brings"
+    ]
+    if provider == "tensorrt":
+        needs.append("It needs the libraries of TensorRT 10 on the library path as well")
+    needs += [
+        f"{name} is installed, which a PyTorch for another CUDA brings, and all cuDNN lies in the same "
+        f"folder: install PyTorch for {cuda}"
+        for name in _foreign_cudnn(cuda)
+    ]
+    return ". ".join(needs)
+
+
+def _foreign_cudnn(cuda: str) -> list[str]:
+    """Installed packages of cuDNN for another CUDA; those for all CUDAs share one folder."""
+    own = f"nvidia-cudnn-{cuda.lower().replace('cuda ', 'cu')}"
+    found = {package.name or "" for package in importlib.metadata.distributions()}
+    return sorted(name for name in found - {own} if name.startswith("nvidia-cudnn-cu"))
+
+
+def in_words(error: Exception) -> str:
+    """What ONNX Runtime says, without its codes and the place in its sources."""
+    text = str(error).split(" : ", 3)[-1]
+    return re.sub(r"^\S+\.(cc|h):\d+ [^)]*\) ", "", text).strip().rstrip(".")
+
+
+def _unloadable(provider: str) -> str:
+    """Which library is missing of those that a provider is linked with."""
+    name = provider.removesuffix("ExecutionProvider").lower()
+    shared = {"win32": f"onnxruntime_providers_{name}.dll"}
+    file = shared.get(sys.platform, f"libonnxruntime_providers_{name}.so")
+    try:
+        ctypes.CDLL(str(Path(onnx_runtime().__file__).parent / "capi" / file))
+    except OSError as error:
+        return str(error)
+    return "ONNX Runtime could not start it"
 
 
 def create(
@@ -82,20 +142,30 @@ def create(
 
     A provider whose libraries are missing is left out without a word: look at get_providers().
     """
+    _preload(providers)
+    configured = [(name, OPTIONS.get(name, {})) for name in providers]
     with _quiet():
-        if providers[0] != CPU:
-            ort.preload_dlls()
-        configured = [(name, OPTIONS.get(name, {})) for name in providers]
         # With its fallback on, a provider that fails is replaced by the CPU as well.
-        return ort.InferenceSession(source, options, providers=configured, enable_fallback=0)
+        return onnx_runtime().InferenceSession(
+            source, options, providers=configured, enable_fallback=0
+        )
+
+
+def _preload(providers: list[str]) -> None:
+    """Loads the libraries of CUDA and cuDNN that pip installed, if a provider needs them."""
+    if providers[0] != CPU:
+        with _quiet():
+            onnx_runtime().preload_dlls()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silences ONNX Runtime's own words on missing libraries: `absent` says it better."""
+    ort = onnx_runtime()
     ort.set_default_logger_severity(4)
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             yield
     finally:
         ort.set_default_logger_severity(2)

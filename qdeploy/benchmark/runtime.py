@@ -1,32 +1,26 @@
 """A network loaded into ONNX Runtime."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
-from onnxruntime.capi import onnxruntime_pybind11_state as status
 
 from qdeploy.benchmark.inputs import TYPES
-from qdeploy.benchmark.providers import PROVIDERS, absent, choose, create
+from qdeploy.benchmark.onnx_runtime import onnx_runtime
+from qdeploy.benchmark.providers import PROVIDERS, absent, choose, create, in_words
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import stored_bytes
 
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Images = np.ndarray[Any, np.dtype[Any]]
-
-# ONNX Runtime's answers to a file that is damaged, no network, or beyond this version.
-REFUSALS = (
-    status.Fail,
-    status.InvalidArgument,
-    status.InvalidGraph,
-    status.InvalidProtobuf,
-    status.NotImplemented,
-    status.RuntimeException,
-)
 
 
 @dataclass(frozen=True)
@@ -57,12 +51,17 @@ class Session:
                 f"but was given {images.dtype} {_words(images.shape)}. "
                 "Resize the images, or export the network for this size."
             )
-        logits: Array = self.inference.run(None, {self._input.name: images})[0]
-        return logits
+        return self.run_on({self._input.name: images})[0]
 
     def run_on(self, inputs: Mapping[str, Images]) -> list[Array]:
-        """All outputs, of all inputs by name."""
-        found: list[Array] = self.inference.run(None, dict(inputs))
+        """All outputs, of all inputs by name. Errors: QdeployError if ONNX Runtime cannot run the file."""
+        try:
+            found: list[Array] = self.inference.run(None, dict(inputs))
+        except refusals() as error:
+            raise QdeployError(
+                f"ONNX Runtime {onnx_runtime().__version__} cannot run the network: {in_words(error)}. "
+                "A newer ONNX Runtime may."
+            ) from error
         return found
 
     @property
@@ -140,7 +139,7 @@ def open_session(
 
 
 def _options(threads: int) -> ort.SessionOptions:
-    options = ort.SessionOptions()
+    options = onnx_runtime().SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
@@ -159,12 +158,24 @@ def _load(
         raise QdeployError(f"{model} is no file. Give the path of an ONNX file.")
     try:
         return create(model if isinstance(model, bytes) else str(model), providers, options)
-    except REFUSALS as error:
-        reason = str(error).split(" : ", 3)[-1].rstrip(".\n")
+    except refusals() as error:
         raise QdeployError(
-            f"ONNX Runtime {ort.__version__} cannot load {_name(model)}: {reason}. "
+            f"ONNX Runtime {onnx_runtime().__version__} cannot load {_name(model)}: {in_words(error)}. "
             "Give a complete ONNX file; copy or export again one that was cut short."
         ) from error
+
+
+def refusals() -> tuple[type[Exception], ...]:
+    """ONNX Runtime's answers to a file that is damaged, no network, or beyond this version."""
+    status = onnx_runtime().capi.onnxruntime_pybind11_state
+    return (
+        status.Fail,
+        status.InvalidArgument,
+        status.InvalidGraph,
+        status.InvalidProtobuf,
+        status.NotImplemented,
+        status.RuntimeException,
+    )
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int | str | None, ...]) -> bool:

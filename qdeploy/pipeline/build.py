@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import onnxruntime
 import torch
 from torch import fx, nn
 
 import qdeploy
+from qdeploy.benchmark.onnx_runtime import onnx_runtime
 from qdeploy.deploy.export import finished, finished_with_tensors, to_onnx
 from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.target import find_target
@@ -84,7 +84,7 @@ def origin(trained: TrainedRun) -> dict[str, str]:
     return {
         "checkpoint": f"{trained.checkpoint.name} {digest[:16]}",
         "qdeploy": qdeploy.__version__,
-        **{module.__name__: module.__version__ for module in (torch, onnx, onnxruntime)},
+        **{part.__name__: part.__version__ for part in (torch, onnx, onnx_runtime())},
     }
 
 

@@ -141,7 +141,7 @@ def _kernels(record: Record) -> Headline:
     placed = record.placement
     if placed is None or placed.operators is None:
         return Headline("Kernels", NOT_MEASURED, "operators that ONNX Runtime runs")
-    ran = ", ".join(map(provider, placed.providers))
+    ran = ", ".join(map(provider, placed.ran_on))
     return Headline(
         "Kernels",
         f"{sum(placed.integer_kernels.values())} integer",

@@ -88,3 +88,10 @@ def test_images_alone_are_refused_by_a_network_that_takes_more():
         session.run(np.zeros((1, 7), np.float32))
     one, other = np.ones((2, 2, 7), np.float32)
     np.testing.assert_array_equal(session.run_on({"x": one, "z": other}), [one + other])
+
+
+def test_a_network_that_fails_as_it_runs_is_refused():
+    model = network([helper.make_node("Gather", ["x", "i"], ["y"])], {"i": np.array([5])}, ("n",))
+    session = open_session(model.SerializeToString(), "cpu")
+    with pytest.raises(QdeployError, match=r"ONNX Runtime \S+ cannot run the network: .*Gather"):
+        session.run(np.zeros(3, np.float32))
