@@ -1,5 +1,6 @@
 # `make demo` trains, exports and proves a 1-bit network; `make test` checks everything, `make check` in
-# less than a minute what finds most. Each makes its own environment in .venv.
+# less than a minute what finds most. Each makes its own environment in .venv. `make test-oldest` runs the tests with the
+# oldest versions that qdeploy takes, in .venv-oldest; it wants PYTHON to be 3.10 or 3.11.
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -11,13 +12,13 @@ CHECKED := tests/test_architecture.py tests/test_cli.py tests/test_grid.py tests
 	tests/methods/test_contract.py::test_folded_integers_give_what_evaluation_gives \
 	tests/methods/test_contract.py::test_training_rounds_an_activation_to_what_ships
 
-.PHONY: check demo lint test
+.PHONY: check demo lint test test-oldest
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
 .venv/demo: .venv/bin/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]"
 	touch $@
 
 .venv/test: .venv/bin/python pyproject.toml constraints.txt
@@ -34,6 +35,14 @@ check: .venv/test lint
 
 test: .venv/test lint
 	$(BIN)/pytest -q -n 2
+
+.venv-oldest/test: pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e ".[test]"
+	touch $@
+
+test-oldest: .venv-oldest/test
+	.venv-oldest/bin/pytest -q -n 2
 
 lint: .venv/test
 	$(BIN)/ruff check .

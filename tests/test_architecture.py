@@ -157,7 +157,9 @@ def test_every_edge_of_the_map_is_needed():
 
 def test_every_third_party_import_is_a_dependency():
     project = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
-    names = {re.match(r"[\w-]+", dependency)[0] for dependency in project["dependencies"]}
+    extras = project["optional-dependencies"]
+    required = [*project["dependencies"], *extras["cpu"], *extras["demo"]]
+    names = {re.match(r"[\w-]+", dependency)[0] for dependency in required}
     declared = {IMPORTED_AS.get(name, name.replace("-", "_")) for name in names}
     imported = {
         name.partition(".")[0] for _, file in modules() for name in imports(file.read_text())

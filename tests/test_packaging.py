@@ -23,18 +23,33 @@ def run(*command, folder):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built from a copy of the sources, so that nothing is left in the checkout."""
-    folder = tmp_path_factory.mktemp("wheel")
-    sources = folder / "sources"
+def sources(tmp_path_factory):
+    """A copy, so that building leaves nothing in the checkout."""
+    folder = tmp_path_factory.mktemp("sources")
     for name in checked_out():
-        target = sources / name
+        target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(sources, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder]
     run(*build, sources, folder=folder)
     (file,) = folder.glob("*.whl")
     return file
+
+
+def environment(place, *installed):
+    """The site-packages of a new environment at `place`, into which pip has installed these."""
+    venv.create(place, with_pip=False)
+    pip = [sys.executable, "-m", "pip", "--python", place / "bin" / "python"]
+    options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
+    run(*pip, "install", *options, *installed, folder=place)
+    (site_packages,) = place.glob("lib/python*/site-packages")
+    return site_packages
 
 
 def checked_out():
@@ -55,15 +70,21 @@ def test_the_wheel_holds_every_file_of_the_package(wheel):
     assert kinds == {".py", ".pyi", ".toml", ".html", ".css", ".typed"}
 
 
+def test_an_editable_install_is_a_path_that_type_checkers_and_editors_follow(sources, tmp_path):
+    """They read .pth files and cannot run the finder that setuptools else leaves (PEP 660)."""
+    hook = f"from setuptools import build_meta; build_meta.build_editable({str(tmp_path)!r})"
+    run(sys.executable, "-c", hook, folder=sources)
+    (editable,) = tmp_path.glob("*.whl")
+    (path,) = environment(tmp_path / "venv", editable).glob("*qdeploy*.pth")
+    assert path.read_text().split() == [str(sources)]
+    assert (sources / "qdeploy" / "py.typed").is_file()  # PEP 561: its annotations count
+
+
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
     """The bin folder of an environment with the wheel; its other packages are those of this one."""
     place = tmp_path_factory.mktemp("environment") / "venv"
-    venv.create(place, with_pip=False)
-    python = place / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check"]
-    run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel, folder=place)
-    (site_packages,) = place.glob("lib/python*/site-packages")
+    site_packages = environment(place, wheel)
     (site_packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return place / "bin"
 

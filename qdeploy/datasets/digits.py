@@ -4,6 +4,7 @@ import numpy as np
 
 from qdeploy.datasets.dataset import Dataset
 from qdeploy.datasets.labelled_images import LabelledImages
+from qdeploy.errors import QdeployError
 
 _GREYS = 16  # pixels count the set points of a 4x4 cell: 0..16
 _SIZE = 28
@@ -16,10 +17,17 @@ def read_digits() -> tuple[LabelledImages, LabelledImages]:
 
     Images are enlarged to 28x28, MNIST's size, by bilinear interpolation with
     align_corners=False, and their greys are scaled from 0..16 to 0..255.
+
+    Errors: QdeployError if scikit-learn is not installed.
     """
-    # scikit-learn takes a second to import, and only this data set needs it.
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    try:  # scikit-learn takes a second to import and 200 MB of disk, and only this data set needs it
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise QdeployError(
+            f"the digits come with scikit-learn, which cannot be imported ({error}): "
+            "pip install scikit-learn, or name another data set; `qdeploy models` lists recipes"
+        ) from error
 
     scans, labels = load_digits(return_X_y=True)
     train_scans, test_scans, train_labels, test_labels = train_test_split(

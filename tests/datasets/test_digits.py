@@ -1,10 +1,13 @@
 """The bundled digits against scikit-learn's own arrays and a bilinear formula in NumPy."""
 
+import sys
+
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
 from qdeploy.datasets.digits import DATASET, read_digits
+from qdeploy.errors import QdeployError
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +50,9 @@ def test_published_normalisation_is_that_of_the_training_pixels(digits):
     pixels = digits[0].images / 255
     assert DATASET.mean == (pytest.approx(pixels.mean(), abs=5e-5),)
     assert DATASET.std == (pytest.approx(pixels.std(), abs=5e-5),)
+
+
+def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)  # importing it raises ImportError
+    with pytest.raises(QdeployError, match="pip install scikit-learn"):
+        read_digits()

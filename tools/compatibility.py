@@ -1,0 +1,131 @@
+"""Which versions qdeploy was tested with, and what installing it weighs: results/compatibility.json.
+
+    python tools/compatibility.py tests oldest          # run by the Python of the environment to be tested
+    python tools/compatibility.py install "qdeploy[cpu]" ".[cpu]" -c constraints.txt
+
+Each command adds the row that it names first; tools/tables.py makes the tables of docs/compatibility.md of the file.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import click
+from filelock import FileLock
+from reproduce import commit
+
+from qdeploy.files import atomic_write
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results" / "compatibility.json"
+
+# Whose versions a row names: what qdeploy is built on, in the order of the table.
+PACKAGES = (
+    "torch", "numpy", "onnx", "onnx-ir", "onnxscript", "onnxsim", "onnxruntime-gpu", "onnxruntime",
+    "pydantic", "lightning-fabric", "pillow", "scikit-learn", "bokeh", "click", "rich",
+)  # fmt: skip
+
+Figures = dict[str, Any]
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    pass
+
+
+@main.command()
+@click.argument("name")
+@click.argument("pytest", nargs=-1, type=click.UNPROCESSED)
+def tests(name: str, pytest: tuple[str, ...]) -> None:
+    """Runs the whole suite, or what PYTEST's arguments (after --) choose of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "tests.xml"
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={report}", *pytest]
+        subprocess.run(command, cwd=ROOT, check=False)
+        chosen = {"commit": commit(), "chosen": " ".join(pytest)}
+        keep("tests", name, {**environment(), **chosen, **counts(report)})
+
+
+def environment() -> Figures:
+    """The Python, system and packages that run this."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    system = f"{platform.system()} {platform.machine()}"
+    return {"python": platform.python_version(), "system": system, "packages": found}
+
+
+def counts(report: Path) -> Figures:
+    """How many tests there were, how they ended and how long they took, from a JUnit report."""
+    suite = ET.parse(report).getroot()[0].attrib
+    failed = int(suite["failures"]) + int(suite["errors"])
+    skipped = int(suite["skipped"])
+    passed = int(suite["tests"]) - failed - skipped
+    return {
+        "passed": passed,
+        "failed": failed,
+        "skipped": skipped,
+        "seconds": float(suite["time"]),
+    }
+
+
+@main.command()
+@click.argument("name")
+@click.argument("requirement")
+@click.option("-c", "--constraint", type=click.Path(exists=True, path_type=Path))
+def install(name: str, requirement: str, constraint: Path | None) -> None:
+    """Has pip install REQUIREMENT in an environment of its own; its time and what it weighs.
+
+    What pip has downloaded before, it takes from its cache.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        pip = [f"{folder}/bin/pip", "install", "--quiet", "--disable-pip-version-check"]
+        pip += ["-c", str(constraint)] if constraint else []
+        started = time.monotonic()
+        subprocess.run([*pip, requirement], cwd=ROOT, check=True)
+        seconds = time.monotonic() - started
+        (place,) = Path(folder).glob("lib/python*/site-packages")
+        weighed = {path.name: size_of(path) for path in place.iterdir()}
+    bare = (
+        "pip",
+        "setuptools",
+        "_distutils_hack",
+        "pkg_resources",
+    )  # an empty environment has these
+    sizes = {one: size for one, size in weighed.items() if not one.startswith(bare)}
+    heaviest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:8])
+    packages = sum(one.endswith(".dist-info") for one in sizes)
+    row = {"seconds": seconds, "bytes": sum(sizes.values()), "packages": packages}
+    keep("installs", name, {**row, "heaviest": heaviest})
+
+
+def size_of(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def keep(table: str, name: str, row: Figures) -> None:
+    """Adds a row to the file, in place of one of that name."""
+    with FileLock(RESULTS.with_suffix(".lock")):
+        results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        results.setdefault(table, {})[name] = row
+        with atomic_write(RESULTS) as out:
+            out.write((json.dumps(results, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
