@@ -3,7 +3,8 @@
     python tools/compatibility.py tests oldest          # run by the Python of the environment to be tested
     python tools/compatibility.py install "qdeploy[cpu]" ".[cpu]" -c constraints.txt
 
-Each command adds the row that it names first; tools/tables.py makes the tables of docs/compatibility.md of the file.
+Each command adds the row that it names first. tools/tables.py makes the tables of
+docs/compatibility.md of the file.
 """
 
 from __future__ import annotations

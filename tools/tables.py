@@ -309,6 +309,31 @@ def families_in_all(results: dict[str, Any]) -> str:
     return f"{through} of {len(results)} families go through."
 
 
+def compatibility(results: dict[str, Any]) -> Rows:
+    """Versions and the tests that ran with them, as tools/compatibility.py noted them."""
+    shown = ("torch", "onnxruntime", "onnx", "numpy", "pydantic")
+    rows: Rows = [("run", "Python", *shown, "tests", "passed", "failed", "skipped", "commit")]
+    for name, row in results["tests"].items():
+        packages = row["packages"]
+        packages["onnxruntime"] = packages.get("onnxruntime") or packages["onnxruntime-gpu"]
+        counts = (f"{row[ended]:,}" for ended in ("passed", "failed", "skipped"))
+        versions = (packages[package] for package in shown)
+        rows.append(
+            (name, row["python"], *versions, row["chosen"] or "all", *counts, row["commit"])
+        )
+    return rows
+
+
+def installs(results: dict[str, Any]) -> Rows:
+    """What pip installed, as tools/compatibility.py weighed it."""
+    rows: Rows = [("install", "MB", "packages", "s", "heaviest, MB")]
+    for name, row in results["installs"].items():
+        heaviest = ", ".join(f"{one} {size / 1e6:.0f}" for one, size in row["heaviest"].items())
+        weighed = f"{row['bytes'] / 1e6:,.0f}", str(row["packages"]), f"{row['seconds']:.0f}"
+        rows.append((f"`{name}`", *weighed, heaviest))
+    return rows
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "demo": ("results/demo.json", demo),
     "latency": ("results/latency.json", latency),
@@ -324,6 +349,8 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "statistics": ("results/statistics.json", statistics),
     "timm": ("results/timm.json", families),
     "timm-in-all": ("results/timm.json", families_in_all),
+    "compatibility": ("results/compatibility.json", compatibility),
+    "installs": ("results/compatibility.json", installs),
     "gpu-latency": ("results/gpu/latency.json", gpu_latency),
     "gpu-steps": ("results/gpu/steps.json", gpu_steps),
     "gpu-codes": ("results/gpu/codes.json", gpu_codes),
