@@ -45,7 +45,7 @@ def test_a_provider_that_drops_out_of_one_session_is_an_error(monkeypatch):
     monkeypatch.setattr("qdeploy.benchmark.providers.works", lambda name: True)
     monkeypatch.setattr(
         "qdeploy.benchmark.runtime.create",
-        lambda source, providers, options: ort.InferenceSession(source, providers=[CPU]),
+        lambda source, *how: ort.InferenceSession(source, providers=[CPU]),
     )
     with pytest.raises(QdeployError, match="'cuda' does not work"):
         open_session(MODEL, "cuda")
