@@ -20,7 +20,11 @@ from qdeploy.record import Record
 from qdeploy.report.table import record_table
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "qdeploy/models/README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "qdeploy/models/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
 Rows = list[tuple[str, ...]]
 
 

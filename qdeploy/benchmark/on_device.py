@@ -32,7 +32,7 @@ class RunOnDevice:
         """Returns when the outputs are computed. Errors: as Session.run_on has them."""
         try:
             self.session.inference.run_with_iobinding(self.binding, self.options)
-        except (RuntimeError, *refusals()) as error:  # bound runs know no kinds of errors
+        except refusals() as error:
             raise cannot_run(error) from error
         self.binding.synchronize_outputs()
 
