@@ -420,20 +420,9 @@ def tests(setup: Setup) -> Iterator[Figures]:
     """The tests that need a GPU: how many there are of each result, and what those say that fail."""
     with tempfile.TemporaryDirectory() as name:
         report = Path(name) / "tests.xml"
-        files = [
-            file for file in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in file.read_text()
-        ]
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "-m",
-            "gpu",
-            f"--junitxml={report}",
-            *files,
-        ]
-        subprocess.run(command, cwd=ROOT, check=False)
+        marked = (f for f in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in f.read_text())
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}"]
+        subprocess.run([*command, *map(str, marked)], cwd=ROOT, check=False)
         yield read_report(report)
 
 
