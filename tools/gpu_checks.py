@@ -147,9 +147,11 @@ def in_a_process(
         try:
             code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             return f"stopped at its limit of {limit:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
     return f"failed with {code}" if code else "done"
 
 
@@ -316,10 +318,9 @@ def demo(setup: Setup) -> Iterator[Figures]:
 
 def mnist(setup: Setup) -> Iterator[Figures]:
     """LeNet-5 on MNIST: three epochs in float, three quantized, exported and validated."""
-    few = "1" if setup.dry else "3"
-    yield whole_run(
-        setup, "lenet5-mnist-simqat", [f"train.epochs={few}", f"train.float_epochs={few}"]
-    )
+    epochs, before = (1, 0) if setup.dry else (3, 3)
+    changes = [f"train.epochs={epochs}", f"train.float_epochs={before}"]
+    yield whole_run(setup, "lenet5-mnist-simqat", changes)
 
 
 def whole_run(setup: Setup, recipe: str, changes: list[str]) -> Figures:
