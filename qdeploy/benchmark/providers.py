@@ -79,8 +79,8 @@ def absent(provider: str) -> QdeployError:
     there = ", ".join(name for name in PROVIDERS if works(name))
     reason = why_not(provider) or "ONNX Runtime left it out for this network"
     return QdeployError(
-        f"the provider {provider!r} does not work on this machine ({reason}); those that do: {there}. "
-        f"{_way_out(provider, reason)}."
+        f"the provider {provider!r} does not work on this machine; those that do: {there}. "
+        f"The reason: {reason}. {_way_out(provider, reason)}."
     )
 
 
