@@ -186,7 +186,7 @@ def _load(
 def cannot_run(error: Exception) -> QdeployError:
     return QdeployError(
         f"ONNX Runtime {onnx_runtime().__version__} cannot run the network: {in_words(error)}. "
-        "A newer ONNX Runtime may."
+        "Check what it is given, or try a newer ONNX Runtime."
     )
 
 
