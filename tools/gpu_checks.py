@@ -23,7 +23,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -36,7 +35,7 @@ import onnx
 import torch
 from compare_inference import versions
 from latency import exported
-from plans import ROOT
+from plans import ROOT, Plan
 from reproduce import commit
 from torch import Tensor, fx
 from trainers import images_of, prepared_for, step_of
@@ -118,14 +117,16 @@ def main(
         for figures in STAGES[stages[0]].run(Setup(dry_run, data_root)):
             keep(taken | figures, folder / f"{stages[0]}.json")
         return
-    deadline, found = time.monotonic() + seconds, {}
+    deadline = time.monotonic() + seconds
+    every = folder / "all.json"
+    found = json.loads(every.read_text()) if every.exists() else {}
     for name in stages or STAGES:
         started = time.monotonic()
         limit = min(STAGES[name].limit, deadline - started)
         ended = in_a_process(name, folder, data_root, dry_run, limit)
         took = time.monotonic() - started
         found[name] = {"ended": ended, "seconds": took, **left_by(name, folder, ended)}
-        keep(found, folder / "all.json")
+        keep(found, every)
         click.echo(f"{name}: {ended} after {took:.0f} s")
 
 
@@ -449,9 +450,10 @@ def rows(setup: Setup) -> Iterator[Figures]:
         place = Path(name)
         shutil.copytree(ROOT / "tools", place / "tools")
         (place / "results").mkdir()
-        plan = "dry" if setup.dry else "cifar10-gpu"
         (place / "tools" / "plans" / "dry.toml").write_text(DRY_PLAN)
-        processes = {row: reproduced(plan, row, place, setup) for row in rows_of(place, plan)}
+        plan = "dry" if setup.dry else "cifar10-gpu"
+        names = DRY_ROWS if setup.dry else Plan.load(plan).rows
+        processes = {row: reproduced(plan, row, place, setup) for row in names}
         while processes:
             ended = [row for row, process in processes.items() if process.poll() is not None]
             for row in ended:
@@ -463,6 +465,7 @@ def rows(setup: Setup) -> Iterator[Figures]:
             time.sleep(1)
 
 
+DRY_ROWS = ("float", "slb-w1a8")
 DRY_PLAN = """
 set = ["train.epochs=1", "train.float_epochs=0"]
 [rows.float]
@@ -472,10 +475,6 @@ set = ["quantize.method=float", "quantize.options={}", "quantize.layers={}"]
 recipe = "lenet5-digits-slb-w1a8"
 starts_from = "float"
 """
-
-
-def rows_of(place: Path, plan: str) -> list[str]:
-    return list(tomllib.loads((place / "tools" / "plans" / f"{plan}.toml").read_text())["rows"])
 
 
 def reproduced(plan: str, row: str, place: Path, setup: Setup) -> subprocess.Popen[bytes]:
