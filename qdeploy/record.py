@@ -37,11 +37,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Latency:
-    """One file at one batch size: times of a whole run, from images to logits in host memory.
+    """One file at one batch size: times of a whole run, from images to logits where it computes.
 
-    file     the file's label, its name unless two files share it.
-    speedup  the first file's median over this file's, both from the same rounds.
-    rounds   how many runs the percentiles are taken from.
+    file        the file's label, its name unless two files share it.
+    speedup     the first file's median over this file's, both from the same rounds.
+    rounds      how many runs the percentiles are taken from.
+    copied_ms   the median on a GPU with images and logits in host memory; None on a CPU, under a CUDA
+                graph, and in older records, all of whose times are such.
+    cuda_graph  whether the runs were replays of a CUDA graph.
     """
 
     file: str
@@ -56,6 +59,16 @@ class Latency:
     images_per_second: float
     speedup: float
     rounds: int
+    copied_ms: float | None = None
+    cuda_graph: bool = False
+
+    @property
+    def data(self) -> str:
+        """Where images and logits lay: "in host memory", "on the GPU", or "copied in each run"."""
+        if self.provider == "CPUExecutionProvider":
+            return "in host memory"
+        there = self.copied_ms is not None or self.cuda_graph
+        return "on the GPU" if there else "copied in each run"
 
 
 @dataclass(frozen=True)

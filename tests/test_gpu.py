@@ -1,20 +1,30 @@
-"""On a GPU every method trains, and converts to the integers that it converts to on the CPU.
+"""On a GPU every method trains and converts to the integers of the CPU, and whole runs end in a proven file.
 
 Each test runs on the CPU as well, so that what breaks without a GPU is seen without one.
 """
 
 import copy
+import json
 
+import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from networks import Residual, awkward_norms
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import qdeploy
 from qdeploy.benchmark.providers import works
 from qdeploy.benchmark.runtime import open_session
+from qdeploy.cli import main
+from qdeploy.data import Normalisation
+from qdeploy.data.decoding import FolderBatches
+from qdeploy.datasets.folder import ImageFolder
 from qdeploy.layers.modes import full_float32
+from qdeploy.recipe import DataSection
+from qdeploy.training.device import determinism
 
 METHODS = {
     "simqat": (8, 8),
@@ -109,3 +119,77 @@ def test_the_integers_have_the_codes_of_the_file_wherever_they_run(trained, tmp_
     found = qdeploy.validate(trained, file, IMAGES.split(8), "cpu")
     assert found.exactness.differing == 0
     assert [output.largest for output in found.outputs] == [0.0]
+
+
+def steps(device, precision=torch.float32, count=3):
+    """The losses and latents of a 4-bit network in `count` steps on the device."""
+    torch.manual_seed(0)
+    prepared = qdeploy.prepare(awkward_norms(Residual()), IMAGES, "lsq", 4, 4).to(device).train()
+    optimizer = torch.optim.SGD(prepared.parameters(), lr=0.01, momentum=0.9)
+    losses = []
+    for _ in range(count):
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
+            loss = cross_entropy(prepared(IMAGES.to(device)).float(), LABELS.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, [layer.quantizer.latent for _, layer in prepared.quantized_layers()]
+
+
+def test_bf16_follows_float32_and_leaves_weights_in_float32(device):
+    """bfloat16 keeps 8 bits of each factor."""
+    losses, latents = steps(device, torch.bfloat16)
+    exact, _ = steps(device)
+    assert losses == pytest.approx(exact, rel=0.05)
+    assert losses != exact
+    assert {latent.dtype for latent in latents} == {torch.float32}
+    assert all(latent.grad.isfinite().all() for latent in latents)
+
+
+def test_deterministic_training_gives_the_same_bits(device):
+    with determinism(True):
+        (losses, latents), (again, same) = steps(device), steps(device)
+    assert losses == again
+    assert all(torch.equal(*pair) for pair in zip(latents, same, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_are_decoded_into_batches_on_the_device(workers, device, tmp_path):
+    """Images of one grey each, which no crop changes, in classes of one grey each."""
+    greys = np.arange(10, 250, 20, dtype=np.uint8)
+    for label, grey in enumerate(greys):
+        folder = tmp_path / f"{label:02}"
+        folder.mkdir()
+        Image.fromarray(np.full((9, 9, 3), grey)).save(folder / "one.png")
+    section = DataSection(dataset="folder", batch_size=5, image_size=8, workers=workers)
+    normalise = Normalisation([0.5] * 3, [0.25] * 3, device)
+    batches = list(FolderBatches(ImageFolder(tmp_path), section, normalise, seed=0).epoch(0))
+    images, labels = map(torch.cat, zip(*batches, strict=True))
+    assert {images.device.type, labels.device.type} == {device.type}
+    assert len(labels.unique()) == len(greys)
+    expected = (torch.from_numpy(greys)[labels.cpu()] / 255 - 0.5) / 0.25
+    torch.testing.assert_close(images.cpu(), expected.reshape(-1, 1, 1, 1).expand_as(images))
+
+
+def succeeds(*arguments):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == 0, f"{result.output}\n{result.exception!r}"
+    return result.stdout
+
+
+def test_a_recipe_is_trained_exported_and_benchmarked_there(device, tmp_path):
+    """On the CPU provider the file gives what training tested, on whichever device that was."""
+    run, place = tmp_path / "run", ("--device", device.type)
+    few = ("--set", "train.epochs=1", "--set", "train.float_epochs=0")
+    succeeds("train", "lenet5-digits-slb-w1a8", *few, *place, "-o", run)
+    succeeds("export", run, *place, "--provider", "cpu", "--max-differing", 0)
+    record = json.loads((run / "report.json").read_text())
+    assert record["accuracy"]["onnx"] == record["accuracy"]["trained"]
+    if not works(device.type):
+        pytest.skip(f"ONNX Runtime has no provider for {device.type} here")
+    files = run / "float.onnx", run / "model.onnx"
+    timed = json.loads(succeeds("benchmark", *files, "--provider", device.type, "--json"))
+    wanted = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device.type]
+    assert {row["provider"] for row in timed["latency"]} == {wanted}
+    assert {row["copied_ms"] is None for row in timed["latency"]} == {device.type == "cpu"}

@@ -2,11 +2,13 @@
 
     python tools/gpu_checks.py FOLDER --data-root DATA             # every stage
     python tools/gpu_checks.py FOLDER latency steps                # these stages
+    python tools/gpu_checks.py FOLDER --data-root DATA --seconds 580   # as far as they get in that time
     python tools/gpu_checks.py FOLDER --data-root DATA --dry-run   # on a CPU, in a few minutes
 
-Each stage is a process of its own, ends by its time limit and leaves FOLDER/STAGE.json as soon as
-it is done, so one that fails costs only its own figures. With --dry-run the same code runs on the
-CPU with small networks and few rounds: whatever would break on the borrowed GPU breaks here first.
+Each stage is a process of its own and ends by its time limit. FOLDER/STAGE.json has what it has found
+so far, and FOLDER/all.json what all have found, how each ended, and the last words of one that failed:
+it is the one file to take home. With --dry-run the same code runs on the CPU with small networks and few
+rounds: whatever would break on the borrowed GPU breaks here first.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ import copy
 import itertools
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import click
 import numpy as np
@@ -30,16 +35,18 @@ import onnx
 import torch
 from compare_inference import versions
 from latency import exported
-from plans import ROOT
+from plans import ROOT, Plan
+from reproduce import commit
 from torch import Tensor, fx
 from trainers import images_of, prepared_for, step_of
 
 import qdeploy
 from qdeploy.benchmark import benchmark_files, this_machine
 from qdeploy.benchmark.latency import run_in_turns
-from qdeploy.benchmark.providers import PROVIDERS, works
+from qdeploy.benchmark.providers import PROVIDERS, why_not, works
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.deploy.export import finished_with_tensors, to_onnx
+from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
 from qdeploy.layers.modes import full_float32
 from qdeploy.pipeline.export import export_run
@@ -56,7 +63,7 @@ METHODS = (
     "simqat 8 8", "simqat 4 4", "slb 1 8", "slb 2 8", "slb 4 8", "dorefa 8 8", "dorefa 4 4",
     "dorefa 1 8", "xnor 1 1", "ternary 2 8", "pact 4 4", "lsq 8 8", "lsq 4 4", "int8_training 8 8",
 )  # fmt: skip
-COMPILED = ("simqat 8 8", "slb 1 8", "lsq 4 4", "dorefa 4 4")
+COMPILED = ("float", "simqat 8 8", "slb 1 8", "lsq 4 4", "dorefa 4 4")
 
 
 @dataclass(frozen=True)
@@ -73,9 +80,12 @@ class Setup:
 
 @dataclass(frozen=True)
 class Stage:
-    """A check, its time limit in seconds, and the question that it answers."""
+    """A check, its time limit in seconds, and the question that it answers.
 
-    run: Callable[[Setup], Figures]
+    run   gives its figures as often as there are more of them
+    """
+
+    run: Callable[[Setup], Iterator[Figures]]
     limit: int
     question: str
 
@@ -84,10 +94,16 @@ class Stage:
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.argument("stages", nargs=-1)
 @click.option("--data-root", type=click.Path(path_type=Path), help="Where the data sets are.")
+@click.option("--seconds", type=float, default=float("inf"), help="For all stages together.")
 @click.option("--dry-run", is_flag=True, help="On the CPU, with less of everything.")
 @click.option("--here", is_flag=True, hidden=True, help="Run one stage in this process.")
 def main(
-    folder: Path, stages: tuple[str, ...], data_root: Path | None, dry_run: bool, here: bool
+    folder: Path,
+    stages: tuple[str, ...],
+    data_root: Path | None,
+    seconds: float,
+    dry_run: bool,
+    here: bool,
 ) -> None:
     if unknown := set(stages) - set(STAGES):
         raise click.UsageError(
@@ -97,47 +113,71 @@ def main(
         raise click.UsageError("torch finds no CUDA device; --dry-run tries the stages on the CPU")
     folder.mkdir(parents=True, exist_ok=True)
     if here:
-        setup = Setup(dry_run, data_root)
-        keep(STAGES[stages[0]].run(setup), folder / f"{stages[0]}.json")
+        taken = {"machine": asdict(this_machine()), "versions": dict(versions())}
+        for figures in STAGES[stages[0]].run(Setup(dry_run, data_root)):
+            keep(taken | figures, folder / f"{stages[0]}.json")
         return
+    deadline = time.monotonic() + seconds
+    every = folder / "all.json"
+    found = json.loads(every.read_text()) if every.exists() else {}
     for name in stages or STAGES:
         started = time.monotonic()
-        ended = in_a_process(name, folder, data_root, dry_run)
-        click.echo(f"{name}: {ended} after {time.monotonic() - started:.0f} s")
+        limit = min(STAGES[name].limit, deadline - started)
+        ended = in_a_process(name, folder, data_root, dry_run, limit)
+        took = time.monotonic() - started
+        found[name] = {"ended": ended, "seconds": took, **left_by(name, folder, ended)}
+        keep(found, every)
+        click.echo(f"{name}: {ended} after {took:.0f} s")
 
 
-def in_a_process(name: str, folder: Path, data_root: Path | None, dry_run: bool) -> str:
+def in_a_process(
+    name: str, folder: Path, data_root: Path | None, dry_run: bool, limit: float
+) -> str:
     """Runs a stage; says how it ended. Its own words are in FOLDER/STAGE.log."""
+    if limit <= 0:
+        return "not started: no time was left"
     command = [sys.executable, __file__, str(folder), name, "--here"]
     command += ["--dry-run"] if dry_run else []
     command += ["--data-root", str(data_root)] if data_root else []
-    log = folder / f"{name}.log"
-    with log.open("wb") as out:
+    (folder / f"{name}.json").unlink(missing_ok=True)
+    with (folder / f"{name}.log").open("wb") as log:
+        # A session of its own, so that what it started ends with it.
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
-            code = subprocess.run(
-                command, stdout=out, stderr=subprocess.STDOUT, timeout=STAGES[name].limit
-            ).returncode
+            code = process.wait(limit)
         except subprocess.TimeoutExpired:
-            return f"stopped at its limit of {STAGES[name].limit} s"
-    if code:
-        return "failed: " + log.read_text(errors="replace").strip().rpartition("\n")[2]
-    return "done"
+            return f"stopped at its limit of {limit:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return f"failed with {code}" if code else "done"
+
+
+def left_by(name: str, folder: Path, ended: str) -> Figures:
+    """The figures of a stage, as far as it got, and the last of its words unless all went well."""
+    figures, log = folder / f"{name}.json", folder / f"{name}.log"
+    found: Figures = {"figures": json.loads(figures.read_text()) if figures.exists() else None}
+    if ended != "done" and log.exists():
+        found["log"] = log.read_text(errors="replace")[-4000:]
+    return found
 
 
 def keep(figures: Figures, file: Path) -> None:
-    """Writes a stage's figures with the machine and the versions that they were taken with."""
-    taken = {"machine": asdict(this_machine()), "versions": dict(versions())}
     with atomic_write(file) as out:
-        out.write((json.dumps(taken | figures, indent=1) + "\n").encode())
+        out.write((json.dumps(figures, indent=1) + "\n").encode())
 
 
 # --- what there is
 
 
-def there_is(setup: Setup) -> Figures:
-    """The providers that really run a network, and what torch sees."""
-    return {
+def there_is(setup: Setup) -> Iterator[Figures]:
+    """The providers that really run a network or what keeps them from it, and what torch sees."""
+    yield {
         "providers": {name: works(name) for name in PROVIDERS},
+        "why_not": {name: why_not(name) for name in PROVIDERS},
         "torch_cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
         "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
@@ -147,10 +187,13 @@ def there_is(setup: Setup) -> Figures:
 # --- latency
 
 
-def latency(setup: Setup) -> Figures:
-    """Float32, float16, int8 and 1-bit files of one network under the GPU's provider and the CPU's."""
+def latency(setup: Setup) -> Iterator[Figures]:
+    """Float32, float16, int8 and 1-bit files of one network under each provider, and CUDA graphs.
+
+    On a GPU with data there, and copied in each run. int8 has nodes on the CPU: its graph is refused.
+    """
     network = (
-        ("resnet20", {}, (3, 32, 32))
+        ("lenet5", {}, (1, 28, 28))
         if setup.dry
         else ("resnet18", {"num_classes": 1000, "stem": "imagenet"}, (3, 224, 224))
     )
@@ -158,12 +201,24 @@ def latency(setup: Setup) -> Figures:
     with tempfile.TemporaryDirectory() as name:
         files, seconds = exported(*network, Path(name))
         files.insert(1, float16(files[0]))
-        measured = {
-            provider: asdict(benchmark_files(files, provider, threads, batches, rounds))
-            for provider, threads in (("cpu", 1), ("cuda", 1), ("tensorrt", 1))
-            if works(provider)
+        figures: Figures = {"network": network, "export_seconds": seconds, "providers": {}}
+        for provider in filter(works, ("cuda", "tensorrt", "cpu")):
+            measured = benchmark_files(files, provider, 1, batches, rounds)
+            figures["providers"][provider] = asdict(measured)
+            yield figures
+        figures["cuda_graph"] = {
+            file.name: as_cuda_graph(file, batches, rounds) for file in files[:3]
         }
-    return {"network": network, "export_seconds": seconds, "providers": measured}
+    yield figures
+
+
+def as_cuda_graph(file: Path, batches: tuple[int, ...], rounds: int) -> list[Figures] | str:
+    """A file's latency as replays of a CUDA graph, or why there is none."""
+    try:
+        measured = benchmark_files([file], "cuda", 1, batches, rounds, cuda_graph=True)
+    except QdeployError as error:
+        return str(error)
+    return [asdict(row) for row in measured.latency]
 
 
 def float16(file: Path) -> Path:
@@ -194,15 +249,18 @@ class Way:
         return ", ".join(words + (["compiled"] if self.compiled else []))
 
 
-def steps(setup: Setup) -> Figures:
+def steps(setup: Setup) -> Iterator[Figures]:
     """A training step of each method against float, stored channels last, in turns."""
+    networks: dict[str, tuple[Shape, Sequence[str]]] = {
+        "resnet20s": ((128, 3, 32, 32), METHODS),
+        "resnet18": ((128, 3, 32, 32), ("simqat 8 8", "slb 1 8", "slb 4 8")),
+    }
     if setup.dry:
-        return {"steps": list(compared("lenet5", (8, 1, 28, 28), ways_of(METHODS[:3]), setup))}
-    small = compared("resnet20s", (128, 3, 32, 32), ways_of(METHODS), setup)
-    large = compared(
-        "resnet18", (128, 3, 32, 32), ways_of(("simqat 8 8", "slb 1 8", "slb 4 8")), setup
-    )
-    return {"steps": [*small, *large]}
+        networks = {"lenet5": ((8, 1, 28, 28), METHODS[:3])}
+    rows: list[Figures] = []
+    for network, (shape, methods) in networks.items():
+        rows += compared(network, shape, ways_of(methods), setup)
+        yield {"steps": rows}
 
 
 def ways_of(methods: Sequence[str]) -> list[Way]:
@@ -211,12 +269,15 @@ def ways_of(methods: Sequence[str]) -> list[Way]:
     return [*plain, *(Way(given, "bf16") for given in ("float", *methods[:3]))]
 
 
-def compiled_steps(setup: Setup) -> Figures:
-    """The same under torch.compile, which must give the losses of the plain step."""
-    given = ("float", *(COMPILED[:1] if setup.dry else COMPILED))
-    ways = [Way(name) for name in given] + [Way(name, compiled=True) for name in given]
+def compiled_steps(setup: Setup) -> Iterator[Figures]:
+    """Each under torch.compile beside its plain step, whose losses it must give."""
+    network: str
+    shape: Shape
     network, shape = ("lenet5", (8, 1, 28, 28)) if setup.dry else ("resnet20s", (128, 3, 32, 32))
-    return {"steps": list(compared(network, shape, ways, setup))}
+    rows: list[Figures] = []
+    for given in COMPILED[1:2] if setup.dry else COMPILED:
+        rows += compared(network, shape, [Way(given), Way(given, compiled=True)], setup)
+        yield {"steps": rows}
 
 
 def compared(network: str, shape: Shape, ways: list[Way], setup: Setup) -> Iterator[Figures]:
@@ -251,17 +312,16 @@ def peak_mb(step: Callable[[], object]) -> float | None:
 # --- whole runs
 
 
-def demo(setup: Setup) -> Figures:
+def demo(setup: Setup) -> Iterator[Figures]:
     """`qdeploy train` and `qdeploy export` of the demo with CUDA everywhere."""
-    return whole_run(setup, "lenet5-digits-slb-w1a8", ["train.epochs=2"] if setup.dry else [])
+    yield whole_run(setup, "lenet5-digits-slb-w1a8", ["train.epochs=2"] if setup.dry else [])
 
 
-def mnist(setup: Setup) -> Figures:
+def mnist(setup: Setup) -> Iterator[Figures]:
     """LeNet-5 on MNIST: three epochs in float, three quantized, exported and validated."""
-    few = "1" if setup.dry else "3"
-    return whole_run(
-        setup, "lenet5-mnist-simqat", [f"train.epochs={few}", f"train.float_epochs={few}"]
-    )
+    epochs, before = (1, 0) if setup.dry else (3, 3)
+    changes = [f"train.epochs={epochs}", f"train.float_epochs={before}"]
+    yield whole_run(setup, "lenet5-mnist-simqat", changes)
 
 
 def whole_run(setup: Setup, recipe: str, changes: list[str]) -> Figures:
@@ -290,20 +350,17 @@ def whole_run(setup: Setup, recipe: str, changes: list[str]) -> Figures:
 # --- codes
 
 
-def codes(setup: Setup) -> Figures:
+def codes(setup: Setup) -> Iterator[Figures]:
     """Which codes differ between torch and ONNX Runtime, each on the CPU and on the GPU."""
-    networks = (
-        {"resnet20": (3, 32, 32)}
-        if setup.dry
-        else {"resnet20": (3, 32, 32), "resnet18": (3, 64, 64)}
-    )
-    return {
-        "networks": [
-            {"network": network, "given": given, **differing(network, shape, given, setup)}
-            for network, shape in networks.items()
-            for given in ("simqat 8 8", "lsq 2 2", "slb 1 8")
-        ]
-    }
+    networks = {"resnet20": (3, 32, 32), "resnet18": (3, 64, 64)}
+    if setup.dry:
+        networks = {"lenet5": (1, 28, 28)}
+    rows: list[Figures] = []
+    for network, shape in networks.items():
+        for given in ("simqat 8 8", "lsq 2 2", "slb 1 8"):
+            found = differing(network, shape, given, setup)
+            rows.append({"network": network, "given": given, **found})
+            yield {"networks": rows}
 
 
 def differing(network: str, shape: tuple[int, ...], given: str, setup: Setup) -> Figures:
@@ -361,27 +418,83 @@ def differences(a: list[Any], b: list[Any]) -> Figures:
 # --- tests
 
 
-def tests(setup: Setup) -> Figures:
-    """The tests that need a GPU."""
+def tests(setup: Setup) -> Iterator[Figures]:
+    """The tests that need a GPU: how many there are of each result, and what those say that fail."""
     with tempfile.TemporaryDirectory() as name:
         report = Path(name) / "tests.xml"
-        # -P: the installed qdeploy, with its zoo, not the folder beside this one.
-        command = [sys.executable, "-P", "-m", "pytest", "-q", "-m", "gpu", "tests"]
-        ended = subprocess.run(
-            [*command, f"--junitxml={report}"], cwd=ROOT, capture_output=True, text=True
-        )
-        return {"summary": ended.stdout.strip().splitlines()[-1], "output": ended.stdout[-8000:]}
+        marked = (f for f in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in f.read_text())
+        command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}"]
+        subprocess.run([*command, *map(str, marked)], cwd=ROOT, check=False)
+        yield read_report(report)
+
+
+def read_report(report: Path) -> Figures:
+    """What stands in a JUnit report of pytest, without the output of tests that passed."""
+    (suite,) = ElementTree.parse(report).getroot()
+    wrong = {
+        f"{case.get('classname')}::{case.get('name')}": (part.text or "")[-2000:]
+        for case in suite
+        for part in case
+        if part.tag in ("failure", "error")
+    }
+    counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped", "time")}
+    return {**counts, "wrong": wrong}
+
+
+# --- rows of the tables
+
+
+def rows(setup: Setup) -> Iterator[Figures]:
+    """Rows of a plan by tools/reproduce.py, all at once, each in a process; in a fresh place for results."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        shutil.copytree(ROOT / "tools", place / "tools")
+        (place / "results").mkdir()
+        (place / "tools" / "plans" / "dry.toml").write_text(DRY_PLAN)
+        plan = "dry" if setup.dry else "cifar10-gpu"
+        names = DRY_ROWS if setup.dry else Plan.load(plan).rows
+        processes = {row: reproduced(plan, row, place, setup) for row in names}
+        while processes:
+            ended = [row for row, process in processes.items() if process.poll() is not None]
+            for row in ended:
+                del processes[row]
+            if ended:
+                results = place / "results" / f"{plan}.json"
+                found = json.loads(results.read_text()) if results.exists() else []
+                yield {"plan": plan, "rows": found, "running": list(processes)}
+            time.sleep(1)
+
+
+DRY_ROWS = ("float", "slb-w1a8")
+DRY_PLAN = """
+set = ["train.epochs=1", "train.float_epochs=0"]
+[rows.float]
+recipe = "lenet5-digits-slb-w1a8"
+set = ["quantize.method=float", "quantize.options={}", "quantize.layers={}"]
+[rows.slb-w1a8]
+recipe = "lenet5-digits-slb-w1a8"
+starts_from = "float"
+"""
+
+
+def reproduced(plan: str, row: str, place: Path, setup: Setup) -> subprocess.Popen[bytes]:
+    """A process that trains and proves one row; what it says goes to the stage's log."""
+    command = [sys.executable, str(place / "tools" / "reproduce.py"), plan, row]
+    command += ["--runs", str(place / "runs"), "--device", setup.device]
+    command += ["--data-root", str(setup.data_root)] if setup.data_root else []
+    return subprocess.Popen(command, env=os.environ | {"QDEPLOY_COMMIT": commit()})
 
 
 STAGES = {
     "there_is": Stage(there_is, 60, "Which providers work?"),
-    "latency": Stage(latency, 150, "How fast is each file?"),
-    "steps": Stage(steps, 150, "What does a quantized training step cost?"),
-    "demo": Stage(demo, 90, "Does the demo train and prove itself with CUDA?"),
+    "tests": Stage(tests, 150, "Do the tests that need a GPU pass?"),
+    "latency": Stage(latency, 200, "How fast is each file?"),
     "codes": Stage(codes, 90, "Which codes differ?"),
+    "demo": Stage(demo, 90, "Does the demo train and prove itself with CUDA?"),
+    "compiled_steps": Stage(compiled_steps, 300, "Does torch.compile help?"),
+    "steps": Stage(steps, 150, "What does a quantized training step cost?"),
     "mnist": Stage(mnist, 120, "Does a run of MNIST?"),
-    "tests": Stage(tests, 120, "Do the tests that need a GPU pass?"),
-    "compiled_steps": Stage(compiled_steps, 240, "Does torch.compile help?"),
+    "rows": Stage(rows, 400, "How accurate are the rows of the tables?"),
 }
 
 if __name__ == "__main__":

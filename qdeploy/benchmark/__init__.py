@@ -29,12 +29,15 @@ def benchmark_files(
     batch_sizes: Sequence[int] = (1,),
     rounds: int = 200,
     size: int = OPEN_SIZE,
+    cuda_graph: bool = False,
 ) -> BenchmarkResult:
     """Measures the files in turns on random inputs; speed-ups are against the first file.
 
-    size   of axes that a file leaves open, but for the batch
+    size         of axes that a file leaves open, but for the batch
+    cuda_graph   time replays of a CUDA graph
 
-    A file takes `rounds` runs or about 2 s at each batch size, whichever is less.
+    On a GPU the data lies there, and the median with copies is measured as well. A file takes `rounds`
+    runs or about 2 s at each batch size, whichever is less.
 
     Errors: QdeployError for no file, or one twice; for a number below 1; for a batch size that a file
     does not take; and as open_session has them.
@@ -49,7 +52,10 @@ def benchmark_files(
         if count < 1:
             raise QdeployError(f"{name} is {count}, and must be at least 1.")
     files = dict(zip(_labels(paths), paths, strict=True))
-    sessions = {file: open_session(path, provider, threads) for file, path in files.items()}
+    sessions = {
+        file: open_session(path, provider, threads, cuda_graph=cuda_graph)
+        for file, path in files.items()
+    }
     return BenchmarkResult(
         machine=this_machine(),
         latency=tuple(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qdeploy.benchmark.inputs import OPEN_SIZE, random_inputs
+from qdeploy.benchmark.on_device import on_device
 from qdeploy.benchmark.runtime import Session
 from qdeploy.record import Latency
 
@@ -21,12 +22,19 @@ Times = np.ndarray[Any, np.dtype[np.float64]]
 def measure(
     sessions: Mapping[str, Session], batch: int, rounds: int, threads: int, size: int = OPEN_SIZE
 ) -> tuple[Latency, ...]:
-    """Times the sessions in turns on `batch` random samples; speed-ups are against the first.
+    """Times the sessions, of one provider, in turns on `batch` random samples.
 
+    On a GPU the data lies there, and runs that copy it are timed as well. Speed-ups are against the first.
     size   of axes that a file leaves open
     """
-    calls = [partial(s.run_on, random_inputs(s.inference, batch, size)) for s in sessions.values()]
-    times = run_in_turns(calls, rounds, SECONDS_PER_NETWORK)
+    given = [(s, random_inputs(s.inference, batch, size)) for s in sessions.values()]
+    from_host = [partial(s.run_on, inputs) for s, inputs in given if not s.cuda_graph]
+    there = [on_device(s, inputs, batch) for s, inputs in given if s.on_gpu]
+    every = run_in_turns([*there, *from_host], rounds, SECONDS_PER_NETWORK)
+    times, copying = every[: len(given)], every[len(given) :]
+    copied: list[float] | list[None] = [float(np.median(own)) for own in copying] or [None] * len(
+        given
+    )
     medians = np.median(times, axis=1)
     return tuple(
         Latency(
@@ -42,8 +50,12 @@ def measure(
             images_per_second=float(batch * 1e3 / own.mean()),
             speedup=float(medians[0] / median),
             rounds=len(own),
+            copied_ms=copied_ms,
+            cuda_graph=session.cuda_graph,
         )
-        for (file, session), own, median in zip(sessions.items(), times, medians, strict=True)
+        for (file, session), own, median, copied_ms in zip(
+            sessions.items(), times, medians, copied, strict=True
+        )
     )
 
 

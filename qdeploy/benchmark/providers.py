@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
-import importlib.metadata
 import io
 import re
-import sys
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx.parser
 
-from qdeploy.benchmark.onnx_runtime import WITH_GPU, builds, instead_of, mixed, onnx_runtime
+from qdeploy.benchmark.missing import BUILT_WITHOUT, unloadable, way_out
+from qdeploy.benchmark.onnx_runtime import onnx_runtime
 from qdeploy.errors import QdeployError
 
 if TYPE_CHECKING:
@@ -30,11 +27,6 @@ TENSORRT = "TensorrtExecutionProvider"
 # What each choice registers: a node goes to the first provider in the list that has a kernel.
 PROVIDERS = {"cpu": [CPU], "cuda": [CUDA, CPU], "tensorrt": [TENSORRT, CUDA, CPU]}
 
-# By default the CUDA provider multiplies in TF32, which keeps 10 bits of each factor: on an H100 that
-# changed a quarter of all codes, and one prediction in seven of a 1-bit network.
-OPTIONS = {CUDA: {"use_tf32": "0"}}
-
-BUILT_WITHOUT = "this build of ONNX Runtime was made without it"
 PROBE = '<ir_version: 10, opset_import: ["": 21]> probe (float[1] x) => (float[1] y) {y = Relu(x)}'
 
 
@@ -75,7 +67,7 @@ def why_not(provider: str) -> str | None:
         probe.run(None, {"x": np.zeros(1, np.float32)})
     except Exception as error:  # a broken driver fails with whatever it likes
         return in_words(error)
-    return None if wanted in probe.get_providers() else _unloadable(wanted)
+    return None if wanted in probe.get_providers() else unloadable(wanted)
 
 
 def absent(provider: str) -> QdeployError:
@@ -83,38 +75,9 @@ def absent(provider: str) -> QdeployError:
     there = ", ".join(name for name in PROVIDERS if works(name))
     reason = why_not(provider) or "ONNX Runtime left it out for this network"
     return QdeployError(
-        f"the provider {provider!r} does not work on this machine ({reason}); those that do: {there}. "
-        f"{_way_out(provider, reason)}."
+        f"the provider {provider!r} does not work on this machine; those that do: {there}. "
+        f"The reason: {reason}. {way_out(provider, reason)}."
     )
-
-
-def _way_out(provider: str, reason: str) -> str:
-    names = builds()
-    if len(names) > 1:
-        return mixed(names)
-    if reason == BUILT_WITHOUT:
-        return f"Take a build that has it: {instead_of(names, WITH_GPU)}"
-    ort = onnx_runtime()
-    cuda = f"CUDA {ort.cuda_version.partition('.')[0]}"
-    needs = [
-        f"ONNX Runtime {ort.__version__} needs an NVIDIA GPU, a driver for {cuda}, and the libraries of "
-        f"{cuda} and cuDNN 9, which {WITH_GPU} brings"
-    ]
-    if provider == "tensorrt":
-        needs.append("It needs the libraries of TensorRT 10 on the library path as well")
-    needs += [
-        f"{name} is installed, which a PyTorch for another CUDA brings, and all cuDNN lies in the same "
-        f"folder: install PyTorch for {cuda}"
-        for name in _foreign_cudnn(cuda)
-    ]
-    return ". ".join(needs)
-
-
-def _foreign_cudnn(cuda: str) -> list[str]:
-    """Installed packages of cuDNN for another CUDA; those for all CUDAs share one folder."""
-    own = f"nvidia-cudnn-{cuda.lower().replace('cuda ', 'cu')}"
-    found = {package.name or "" for package in importlib.metadata.distributions()}
-    return sorted(name for name in found - {own} if name.startswith("nvidia-cudnn-cu"))
 
 
 def in_words(error: Exception) -> str:
@@ -123,27 +86,21 @@ def in_words(error: Exception) -> str:
     return re.sub(r"^\S+\.(cc|h):\d+ [^)]*\) ", "", text).strip().rstrip(".")
 
 
-def _unloadable(provider: str) -> str:
-    """Which library is missing of those that a provider is linked with."""
-    name = provider.removesuffix("ExecutionProvider").lower()
-    shared = {"win32": f"onnxruntime_providers_{name}.dll"}
-    file = shared.get(sys.platform, f"libonnxruntime_providers_{name}.so")
-    try:
-        ctypes.CDLL(str(Path(onnx_runtime().__file__).parent / "capi" / file))
-    except OSError as error:
-        return str(error)
-    return "ONNX Runtime could not start it"
-
-
 def create(
-    source: str | bytes, providers: list[str], options: ort.SessionOptions | None = None
+    source: str | bytes,
+    providers: list[str],
+    options: ort.SessionOptions | None = None,
+    cuda_graph: bool = False,
 ) -> ort.InferenceSession:
     """A session of ONNX Runtime on a path or on the bytes of a network.
 
     A provider whose libraries are missing is left out without a word: look at get_providers().
     """
     _preload(providers)
-    configured = [(name, OPTIONS.get(name, {})) for name in providers]
+    # In TF32, its default, the CUDA provider keeps 10 bits of each factor: on an H100 that changed a
+    # quarter of all codes, and one prediction in seven of a 1-bit network.
+    cuda = {"use_tf32": "0", "enable_cuda_graph": str(int(cuda_graph))}
+    configured = [(name, cuda if name == CUDA else {}) for name in providers]
     with _quiet():
         # With its fallback on, a provider that fails is replaced by the CPU as well.
         return onnx_runtime().InferenceSession(

@@ -12,7 +12,7 @@ import numpy as np
 
 from qdeploy.benchmark.inputs import TYPES
 from qdeploy.benchmark.onnx_runtime import onnx_runtime
-from qdeploy.benchmark.providers import PROVIDERS, absent, choose, create, in_words
+from qdeploy.benchmark.providers import CPU, PROVIDERS, absent, choose, create, in_words
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import stored_bytes
 
@@ -23,6 +23,13 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 Images = np.ndarray[Any, np.dtype[Any]]
 
 
+WHOLE = "Give a complete ONNX file; copy or export again one that was cut short."
+WITHOUT_GRAPH = (
+    "A CUDA graph holds what CUDA runs, and quantized files have nodes that the CPU runs: the "
+    "DequantizeLinear of int32 biases. Leave the CUDA graph out."
+)
+
+
 @dataclass(frozen=True)
 class Session:
     """A network, ready to run.
@@ -30,11 +37,13 @@ class Session:
     inference   the session of ONNX Runtime.
     load_ms     the time that ONNX Runtime took to read and optimise the network.
     file_bytes  the size of the file, with weights that lie beside it.
+    cuda_graph  whether runs are recorded as a CUDA graph and replayed.
     """
 
     inference: ort.InferenceSession
     load_ms: float
     file_bytes: int
+    cuda_graph: bool = False
 
     def run(self, images: Images) -> Array:
         """The logits, float32 [N, classes], of `images` [N, C, H, W], float32 or uint8 as input_type.
@@ -58,10 +67,7 @@ class Session:
         try:
             found: list[Array] = self.inference.run(None, dict(inputs))
         except refusals() as error:
-            raise QdeployError(
-                f"ONNX Runtime {onnx_runtime().__version__} cannot run the network: {in_words(error)}. "
-                "A newer ONNX Runtime may."
-            ) from error
+            raise cannot_run(error) from error
         return found
 
     @property
@@ -92,6 +98,11 @@ class Session:
         return tuple(self.inference.get_providers())
 
     @property
+    def on_gpu(self) -> bool:
+        """Whether images must get to a GPU, and outputs from there."""
+        return self.providers[0] != CPU
+
+    @property
     def metadata(self) -> dict[str, str]:
         """The custom metadata written in the file."""
         return dict(self.inference.get_modelmeta().custom_metadata_map)
@@ -104,6 +115,7 @@ def open_session(
     optimized: Path | None = None,
     profile: Path | None = None,
     beside: Path | None = None,
+    cuda_graph: bool = False,
 ) -> Session:
     """Loads an ONNX file, or the bytes of one, into ONNX Runtime.
 
@@ -113,10 +125,14 @@ def open_session(
     optimized  also write the graph that ONNX Runtime made of the network to this path.
     profile    also time each kernel, for a file whose name begins with this path.
     beside     the folder of weights that are stored outside the bytes.
+    cuda_graph record a run as one CUDA graph and replay it; takes on_device, and CUDA for each node.
 
-    Errors: QdeployError for an unknown or absent provider, and for what is no network.
+    Errors: QdeployError for an unknown or absent provider, and for what is no network; for a CUDA graph
+    with another provider than CUDA, or with nodes that it does not run.
     """
     choice = choose(provider)
+    if cuda_graph and choice != "cuda":
+        raise QdeployError(f"CUDA graphs need the provider cuda; {choice} was chosen here.")
     options = _options(threads)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
@@ -130,12 +146,12 @@ def open_session(
             "session.model_external_initializers_file_folder_path", str(beside)
         )
     start = time.perf_counter()
-    inference = _load(model, PROVIDERS[choice], options)
+    inference = _load(model, PROVIDERS[choice], options, cuda_graph)
     load_ms = (time.perf_counter() - start) * 1e3
     if PROVIDERS[choice][0] not in inference.get_providers():
         raise absent(choice)
     file_bytes = len(model) if isinstance(model, bytes) else stored_bytes(model)
-    return Session(inference, load_ms, file_bytes)
+    return Session(inference, load_ms, file_bytes, cuda_graph)
 
 
 def _options(threads: int) -> ort.SessionOptions:
@@ -152,17 +168,26 @@ def _options(threads: int) -> ort.SessionOptions:
 
 
 def _load(
-    model: Path | bytes, providers: list[str], options: ort.SessionOptions
+    model: Path | bytes, providers: list[str], options: ort.SessionOptions, cuda_graph: bool
 ) -> ort.InferenceSession:
     if isinstance(model, Path) and not model.is_file():
         raise QdeployError(f"{model} is no file. Give the path of an ONNX file.")
+    source = model if isinstance(model, bytes) else str(model)
     try:
-        return create(model if isinstance(model, bytes) else str(model), providers, options)
+        return create(source, providers, options, cuda_graph)
     except refusals() as error:
+        way_out = WITHOUT_GRAPH if cuda_graph else WHOLE
         raise QdeployError(
-            f"ONNX Runtime {onnx_runtime().__version__} cannot load {_name(model)}: {in_words(error)}. "
-            "Give a complete ONNX file; copy or export again one that was cut short."
+            f"ONNX Runtime {onnx_runtime().__version__} cannot load {_name(model)}: "
+            f"{in_words(error)}. {way_out}"
         ) from error
+
+
+def cannot_run(error: Exception) -> QdeployError:
+    return QdeployError(
+        f"ONNX Runtime {onnx_runtime().__version__} cannot run the network: {in_words(error)}. "
+        "Check what it is given, or try a newer ONNX Runtime."
+    )
 
 
 def refusals() -> tuple[type[Exception], ...]:
@@ -175,6 +200,7 @@ def refusals() -> tuple[type[Exception], ...]:
         status.InvalidProtobuf,
         status.NotImplemented,
         status.RuntimeException,
+        RuntimeError,  # any of them, from a run with data on the device
     )
 
 

@@ -31,6 +31,11 @@ from qdeploy.cli.options import AS_JSON, DATA_ROOT, PROVIDER, reports_errors, sh
     show_default=True,
     help="Of axes that a file leaves open, but for the batch.",
 )
+@click.option(
+    "--cuda-graph",
+    is_flag=True,
+    help="Time replays of a CUDA graph; for files that CUDA runs alone.",
+)
 @click.option("--layers", is_flag=True, help="List every kernel that ran, layer by layer.")
 @click.option("--data", "dataset", help="Measure top-1 on this data set as well.")
 @DATA_ROOT
@@ -43,6 +48,7 @@ def benchmark(
     threads: int,
     batch_sizes: tuple[int, ...],
     size: int,
+    cuda_graph: bool,
     layers: bool,
     dataset: str | None,
     data_root: Path | None,
@@ -60,6 +66,7 @@ def benchmark(
         threads=threads,
         batch_sizes=batch_sizes,
         size=size,
+        cuda_graph=cuda_graph,
         dataset=dataset,
         data_root=data_root,
     )

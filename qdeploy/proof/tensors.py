@@ -72,7 +72,7 @@ class ComparedNetwork:
     def run_file(self, fed: Sequence[Array]) -> tuple[list[Array], dict[str, Array]]:
         """The file's own outputs, and {quantizer: its codes}."""
         names = (value.name for value in self.session.inference.get_inputs())
-        found = self.session.inference.run(None, dict(zip(names, fed, strict=True)))
+        found = self.session.run_on(dict(zip(names, fed, strict=True)))
         outputs, codes = found[: self.outputs], found[self.outputs :]
         return outputs, dict(zip(self.tensors, codes, strict=True))
 

@@ -172,10 +172,13 @@ def training(record: Record) -> Section:
 
 @section
 def latency(record: Record) -> Section:
+    copying = any(row.copied_ms is not None for row in record.latency)
+    data = f", data {record.latency[0].data}" if record.latency else ""
     return Section(
         "Latency",
-        "Files were run in turns, from images to logits; speed is against the first, by medians.",
-        ("File", "Batch", "Provider", "Threads", "Load", "p50", "p90", "p99", "Images/s", "Speed"),
+        f"Files were run in turns, from images to logits{data}; speed is against the first, by medians.",
+        ("File", "Batch", "Provider", "Threads", "Load", "p50", "p90", "p99", "Images/s", "Speed")
+        + ("p50 with copies",) * copying,
         tuple(
             (
                 row.file,
@@ -185,6 +188,7 @@ def latency(record: Record) -> Section:
                 *map(milliseconds, (row.load_ms, row.p50_ms, row.p90_ms, row.p99_ms)),
                 significant(row.images_per_second),
                 times(row.speedup),
+                *(milliseconds(row.copied_ms),) * copying,
             )
             for row in record.latency
         ),

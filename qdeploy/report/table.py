@@ -64,10 +64,13 @@ def benchmark_table(result: BenchmarkResult) -> Table:
     """A row for each file and batch size, times in ms; print it with rich."""
     table = _titled(f"{_setting(result)}; times in ms", caption=_placements(result))
     table.add_column("file")
-    for name in ("size", "load", "batch", "p50", "p90", "p99", "images/s", "speed"):
+    copying = any(row.copied_ms is not None for row in result.latency)
+    columns = ("size", "load", "batch", "p50", "p90", "p99", "images/s", "speed")
+    for name in columns + ("copied",) * copying:
         table.add_column(name, justify="right", no_wrap=True)
     for row in result.latency:
-        table.add_row(*_cells(row), end_section=row.file == result.latency[-1].file)
+        copied = (significant(row.copied_ms),) if row.copied_ms is not None else ()
+        table.add_row(*_cells(row), *copied, end_section=row.file == result.latency[-1].file)
     return table
 
 
@@ -134,13 +137,18 @@ def _cells(row: Latency) -> tuple[str | Shortened, ...]:
 
 
 def _setting(result: BenchmarkResult) -> str:
-    """All files of a benchmark run in one setting: "1 thread, CPU provider, on AMD EPYC"."""
+    """All files of a benchmark run in one setting: "1 thread, CPU provider, on AMD EPYC".
+
+    Of a GPU also where the data lay; "copied" is the median with copies from and to host memory.
+    """
     first = result.latency[0]
     on_cpu = first.provider.startswith("CPU")
     machine = result.machine
     sets = f" ({', '.join(machine.instructions)})" if machine.instructions else ""
     device = f"{machine.cpu}{sets}" if on_cpu else machine.gpu or "GPU"
-    return f"{plural(first.threads, 'thread')}, {provider(first.provider)} provider, on {device}"
+    data = "" if on_cpu else f", data {first.data}{', as a CUDA graph' * first.cuda_graph}"
+    threads = plural(first.threads, "thread")
+    return f"{threads}, {provider(first.provider)} provider, on {device}{data}"
 
 
 def _placements(result: BenchmarkResult) -> str:

@@ -36,6 +36,7 @@ def determinism(wanted: bool) -> Iterator[None]:
     Torch raises a RuntimeError that names the operator where it has none on this device.
     """
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.deterministic
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its start
         torch.use_deterministic_algorithms(True)
@@ -43,7 +44,7 @@ def determinism(wanted: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0])
+        torch.use_deterministic_algorithms(before[0], warn_only=only_warned)
         torch.backends.cudnn.deterministic = before[1]
 
 

@@ -175,7 +175,7 @@ def test_cudnn_of_another_cuda_is_named(python, tmp_path):
     link_here(tmp_path / "own")
     install(tmp_path / "own", "nvidia-cudnn-cu11")
     found = python(
-        "from qdeploy.benchmark import providers; print(*providers._foreign_cudnn('CUDA 13'))"
+        "from qdeploy.benchmark.missing import foreign_cudnn; print(*foreign_cudnn('13'))"
     )
     assert "nvidia-cudnn-cu11" in found.stdout.split(), found.stderr
 

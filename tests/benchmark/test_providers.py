@@ -21,7 +21,9 @@ def test_an_unknown_provider_is_told_the_known_ones():
 @pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
 def test_a_provider_that_is_not_there_is_an_error_and_no_silent_fallback(provider, capfd):
     why_not.cache_clear()
-    with pytest.raises(QdeployError, match=rf"'{provider}' does not work.*cpu\. .*qdeploy\[gpu\]"):
+    with pytest.raises(
+        QdeployError, match=rf"'{provider}' does not work.*cpu\. The reason: .*qdeploy\[gpu\]"
+    ):
         open_session(MODEL, provider)
     assert capfd.readouterr() == ("", "")
 
@@ -45,7 +47,7 @@ def test_a_provider_that_drops_out_of_one_session_is_an_error(monkeypatch):
     monkeypatch.setattr("qdeploy.benchmark.providers.works", lambda name: True)
     monkeypatch.setattr(
         "qdeploy.benchmark.runtime.create",
-        lambda source, providers, options: ort.InferenceSession(source, providers=[CPU]),
+        lambda source, *how: ort.InferenceSession(source, providers=[CPU]),
     )
     with pytest.raises(QdeployError, match="'cuda' does not work"):
         open_session(MODEL, "cuda")

@@ -88,6 +88,26 @@ def test_the_benchmark_has_a_line_for_each_file_and_batch_size():
     assert sum(row[:1] == ["float.onnx"] and "kB" in row for row in cells) == 2
 
 
+def on_gpu(row, **measured):
+    return replace(row, provider="CUDAExecutionProvider", **measured)
+
+
+@pytest.mark.parametrize(
+    ("measured", "words"),
+    [
+        ({"copied_ms": 0.45678}, "data on the GPU; times"),
+        ({"cuda_graph": True}, "data on the GPU, as a CUDA graph; times"),
+        ({}, "data copied in each run; times"),  # of older versions
+    ],
+)
+def test_of_a_gpu_it_is_told_where_the_data_lay(measured, words):
+    rows = tuple(on_gpu(row, **measured) for row in FULL.latency)
+    machine = replace(MACHINE, gpu="NVIDIA H100")
+    text = lines(benchmark_table(BenchmarkResult(machine, rows, ())), width=160)[1]
+    assert f"1 thread, CUDA provider, on NVIDIA H100, {words} in ms" in text
+    assert ("speed copied" in text) == (" 0.457" in text) == ("copied_ms" in measured)
+
+
 def test_exceptions_are_named_below_the_benchmark():
     result = BenchmarkResult(MACHINE, FULL.latency, FULL.placements)
     text = lines(benchmark_table(result), width=160)[1]

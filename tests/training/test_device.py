@@ -39,6 +39,17 @@ def test_determinism_is_for_the_block_alone(wanted: bool) -> None:
     assert deterministic() == (False, False)
 
 
+def test_a_users_own_choice_is_there_again_after_the_block() -> None:
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        with determinism(True):
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_weights_are_stored_channels_last_and_compute_the_same() -> None:
     network, x = build("residual").eval(), images(4)
     expected = network(x)
