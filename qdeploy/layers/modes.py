@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.backends import cudnn
+from torch.backends import cuda, cudnn, mkldnn
 
 from qdeploy.layers.host import on_host, set_both
+
+# What has a float32 of its own: its types do not say so.
+OPERATORS: tuple[Any, ...] = tuple(
+    getattr(backend, name)
+    for backend, names in (
+        (cudnn, ("conv", "rnn")),
+        (cuda, ("matmul",)),
+        (mkldnn, ("conv", "matmul")),
+    )
+    for name in names
+)
 
 
 @contextmanager
@@ -24,17 +36,21 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def full_float32() -> AbstractContextManager[None]:
-    """Inside the block convolutions on a GPU multiply in float32.
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Inside the block convolutions and matrix products multiply in float32, on every device.
 
-    TF32, torch's default there, keeps 10 bits of each factor and would tip codes over.
+    TF32, torch's default for convolutions on a GPU, and bfloat16, which torch.set_float32_matmul_precision
+    allows, keep 10 and 7 bits of each factor and would tip codes over.
     """
-    return cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=cudnn.benchmark,
-        deterministic=cudnn.deterministic,
-        allow_tf32=False,
-    )
+    before = [operator.fp32_precision for operator in OPERATORS]
+    try:
+        for operator in OPERATORS:
+            operator.fp32_precision = "ieee"
+        yield
+    finally:
+        for operator, precision in zip(OPERATORS, before, strict=True):
+            operator.fp32_precision = precision
 
 
 def recomputing() -> bool:
