@@ -184,9 +184,11 @@ def _load(
 
 
 def cannot_run(error: Exception) -> QdeployError:
+    reason = in_words(error)
+    own_zero_points = "zero point" in reason  # which channels have since 1.27
+    way_out = "Take ONNX Runtime 1.27 or later" if own_zero_points else "Check what it is given"
     return QdeployError(
-        f"ONNX Runtime {onnx_runtime().__version__} cannot run the network: {in_words(error)}. "
-        "Check what it is given, or try a newer ONNX Runtime."
+        f"ONNX Runtime {onnx_runtime().__version__} cannot run the network: {reason}. {way_out}."
     )
 
 
