@@ -85,7 +85,9 @@ class StartsFromData(ActivationQuantizer):
                 "call qdeploy.calibrate(prepared, batches) before FSDP shards the network"
             )
         start = self.start_of(x)
-        wanted = (self.seen == 0) | self.calibrating  # compiled code may not know that it has a start
+        wanted = (
+            self.seen == 0
+        ) | self.calibrating  # compiled code may not know that it has a start
         finite = start.abs() < torch.inf
         taken = wanted & finite
         self.batches += taken

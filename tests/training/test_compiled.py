@@ -1,0 +1,194 @@
+"""Under torch.compile a prepared network trains and evaluates as without it, from the first step on.
+
+Backend aot_eager has all of torch.compile but its code generator: it traces forward and backward, puts
+writes to buffers last, and chooses what backward computes again.
+"""
+
+import copy
+
+import pytest
+import torch
+from networks import build, conv, images
+from torch import nn
+from torch._dynamo.utils import counters
+from torch.nn.functional import cross_entropy
+
+import qdeploy
+from qdeploy.methods import WeightSite, find
+
+CLASSES = 3
+CASES = {
+    "simqat": ("simqat", 8, 8, {}),
+    "quant_delay": ("simqat", 4, 4, {"quant_delay": 2}),
+    "one-conv": ("simqat", 8, 8, {"fold": "one-conv"}),
+    "two-conv": ("simqat", 8, 8, {"fold": "two-conv"}),
+    "slb 1": ("slb", 1, 8, {"quant_delay": 1}),
+    "slb 2": ("slb", 2, 8, {}),
+    "dorefa": ("dorefa", 4, 4, {"grad_bits": 6}),
+    "dorefa 1": ("dorefa", 1, 8, {}),
+    "pact": ("pact", 4, 4, {}),
+    "lsq": ("lsq", 4, 4, {}),
+    "xnor": ("xnor", 1, 8, {"k_map": True}),
+    "ternary": ("ternary", 2, 8, {}),
+    "int8_training": ("int8_training", 8, 8, {}),
+    "freeze_bn": ("simqat", 8, 8, {"fold": "two-conv", "freeze_bn": 2}),
+}
+ONE_GRAPH = [case for case in CASES if case != "freeze_bn"]
+STEPS = 4
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch.compiler.reset()  # of the networks before, whose forward is the same code
+    counters.clear()
+
+
+@pytest.fixture(autouse=True)
+def without_noise(monkeypatch):
+    """Compiled code draws the same random numbers in another order."""
+    for method in ("dorefa", "int8_training"):
+        monkeypatch.setattr(
+            f"qdeploy.methods.{method}.pairwise_uniform", lambda x: torch.full_like(x, 0.37)
+        )
+
+
+def prepared(case):
+    method, bits, acts, options = CASES[case]
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 64, CLASSES)
+    )
+    if options.get("k_map"):  # takes signs, so no ReLU may stand in front
+        network[2] = nn.Identity()
+    return qdeploy.prepare(network, images(2), method, bits, acts, **options).train()
+
+
+class Trained:
+    """A prepared network, as it runs, with an optimizer."""
+
+    def __init__(self, network, run):
+        self.network, self.run = network, run
+        self.kind = next(network.parameters()).dtype
+        self.optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+
+    def step(self, number, autocast=False):
+        """Loss, gradients and state after a step."""
+        self.network.set_progress(number, STEPS)
+        self.optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            logits = self.run(images(6, seed=number).to(self.kind))
+        loss = cross_entropy(logits, torch.arange(6) % CLASSES)
+        loss.backward()
+        gradients = {name: p.grad for name, p in self.network.named_parameters()}
+        self.optimizer.step()
+        return loss, gradients, self.network.state_dict()
+
+
+def both(network, backend="aot_eager", fullgraph=True):
+    """The network as it is, and a copy compiled before its first step."""
+    copied = copy.deepcopy(network)
+    compiled = torch.compile(copied, backend=backend, fullgraph=fullgraph)
+    return Trained(network, network), Trained(copied, compiled)
+
+
+def assert_same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ONE_GRAPH)
+def test_it_trains_as_the_plain_network_in_one_graph(method):
+    plain, compiled = both(prepared(method))
+    graphs = []
+    for number in range(STEPS):
+        assert_same(compiled.step(number), plain.step(number))
+        graphs.append(counters["stats"]["unique_graphs"])
+    committed = method.startswith("slb")  # which makes another graph
+    assert graphs == ([1, 2, 2, 2] if committed else [1] * STEPS)
+
+
+def test_before_and_after_a_norm_is_frozen():
+    """A graph ends at each folded layer until its norm is frozen, and no more after that."""
+    plain, compiled = both(prepared("freeze_bn"), fullgraph=False)
+    for number in range(STEPS):
+        assert_same(compiled.step(number), plain.step(number))
+    torch.compiler.reset()
+    compiled.run = torch.compile(compiled.network, backend="aot_eager", fullgraph=True)
+    assert_same(compiled.step(STEPS), plain.step(STEPS))
+
+
+def test_tensors_that_a_concat_joins_have_one_range():
+    network = qdeploy.prepare(build("branches"), images(2), "simqat", fold="one-conv").train()
+    plain, compiled = both(network, backend="eager")
+    for number in range(3):
+        assert_same(compiled.step(number), plain.step(number))
+    assert counters["stats"]["unique_graphs"] <= 2
+
+
+def test_in_mixed_precision_as_well():
+    plain, compiled = both(prepared("lsq"))
+    for number in range(2):
+        assert_same(compiled.step(number, autocast=True), plain.step(number, autocast=True))
+
+
+@pytest.mark.parametrize("method", ["slb 1", "lsq"])
+def test_modes_change_and_what_was_trained_ships(method):
+    plain, compiled = both(prepared(method), backend="eager")
+    for number in range(STEPS):
+        assert_same(compiled.step(number), plain.step(number))
+        for trained in (plain, compiled):
+            trained.network.eval()
+        with torch.no_grad():
+            assert_same(compiled.run(images()), plain.run(images()))
+        for trained in (plain, compiled):
+            trained.run.train()
+    graphs = counters["stats"]["unique_graphs"]
+    assert_same(compiled.step(STEPS), plain.step(STEPS))
+    assert counters["stats"]["unique_graphs"] == graphs
+    for trained in (plain, compiled):
+        qdeploy.calibrate(trained.run, [images()])
+    expected = qdeploy.convert(plain.network)(images())
+    for network in (compiled.run, compiled.network):
+        assert torch.equal(qdeploy.convert(network)(images()), expected)
+
+
+def test_a_state_that_is_loaded_counts_in_compiled_code():
+    """Of the one before, both: what it had learned is gone, and what compiled code knew of it."""
+    plain, compiled = both(prepared("lsq"), backend="eager")
+    fresh = copy.deepcopy(plain.network.state_dict())
+    for number in (0, 1):
+        for trained in (plain, compiled):
+            trained.step(number)
+    for trained in (plain, compiled):
+        trained.network.eval().train()
+        trained.network.load_state_dict(fresh)
+    assert_same(compiled.step(2), plain.step(2))
+
+
+# With the code generator, which computes again what aot_eager happens to keep.
+
+
+def test_signs_of_moved_weights_are_not_taken_again():
+    """Centring the clamped weight [1, -.225, -.925, -.925] once more makes its second number positive."""
+    method = find("xnor")
+    weight = torch.tensor([3.0, 0.7, 0.0, 0.0]).repeat(6, 1)
+    plain = method.weight(WeightSite(weight, True), 1, method.options()).train()
+    compiled = copy.deepcopy(plain)
+
+    def loss(quantizer):
+        return torch.linspace(-1, 1, 4) @ quantizer().tanh().sum(0)
+
+    loss(plain).backward()
+    torch.compile(loss, fullgraph=True)(compiled).backward()
+    assert_same(compiled.latent.grad, plain.latent.grad)
+
+
+def test_but_for_the_last_bits_generated_code_trains_as_the_plain_network():
+    """In float64 rounding errors tip no value over to another code, so anything else would show."""
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(192, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, CLASSES)
+    )
+    network = qdeploy.prepare(network, images(2), "simqat", quant_delay=1, fold="two-conv")
+    plain, compiled = both(network.train().double(), backend="inductor")
+    for number in range(STEPS):
+        found, expected = compiled.step(number), plain.step(number)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
