@@ -29,7 +29,7 @@ WAYS = ("float", "simqat 8 8", "lsq 4 4", "slb 1 8")
 @click.command()
 @click.argument("results", type=click.Path(path_type=Path))
 @click.option("--network", "networks", type=click.Choice(list(WORKS)), multiple=True)
-@click.option("--threads", default=2, show_default=True)
+@click.option("--threads", default=1, show_default=True)
 @click.option("--turns", default=6, show_default=True, help="Of each way, 0.3 s or more.")
 def main(results: Path, networks: tuple[str, ...], threads: int, turns: int) -> None:
     content: dict[str, Any] = {

@@ -20,7 +20,11 @@ from qdeploy.record import Record
 from qdeploy.report.table import record_table
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "README.md", ROOT / "qdeploy/models/README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "qdeploy/models/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+)
 Rows = list[tuple[str, ...]]
 
 
@@ -161,6 +165,26 @@ def _step(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['step_ms']:.0f}",
         *ratios,
     )
+
+
+def compiled(results: dict[str, Any]) -> Rows:
+    """Steps under torch.compile as tools/compare_compiled.py measured them."""
+    head = ("network", "batch", "way", "plain ms", "compiled ms", "speed")
+    return [
+        head,
+        *(
+            (
+                row["network"],
+                str(row["batch"]),
+                row["way"],
+                f"{row['plain_ms']:.0f}",
+                f"{row['compiled_ms']:.0f}",
+                f"{row['speed']:.2f}x",
+            )
+            for row in results["steps"]
+            if "failure" not in row
+        ),
+    ]
 
 
 def feeding(results: dict[str, Any]) -> Rows:
@@ -311,6 +335,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "inference": ("results/inference.json", inference),
     "exports": ("results/inference.json", exports),
     "training": ("results/training.json", training),
+    "compiled": ("results/compiled.json", compiled),
     "feeding": ("results/feeding.json", feeding),
     "processes": ("results/feeding.json", processes),
     "calibration": ("results/calibration.json", calibration),

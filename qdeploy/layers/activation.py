@@ -355,7 +355,8 @@ class MovingRange(ActivationQuantizer):
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Minimum and maximum, scalars; 0 and 0 before anything was seen."""
-        low, high, share = snapshot(self.average).unbind()
+        average = snapshot(self.average) if self.training else self.average
+        low, high, share = average.unbind()
         share = share.clamp(min=torch.finfo(share.dtype).tiny)
         return low / share, high / share
 
