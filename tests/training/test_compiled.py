@@ -5,16 +5,20 @@ writes to buffers last, and chooses what backward computes again.
 """
 
 import copy
+import functools
 
 import pytest
 import torch
 from networks import build, conv, images
+from tiny_runs import tiny_fit, tiny_network
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.nn.functional import cross_entropy
 
 import qdeploy
+from qdeploy.errors import QdeployError
 from qdeploy.methods import WeightSite, find
+from qdeploy.training.loop import Training
 
 CLASSES = 3
 CASES = {
@@ -167,6 +171,52 @@ def test_a_state_that_is_loaded_counts_in_compiled_code():
         trained.network.eval().train()
         trained.network.load_state_dict(fresh)
     assert_same(compiled.step(2), plain.step(2))
+
+
+# [train] compile = true
+
+
+def run(folder, epochs, **settings):
+    network = qdeploy.prepare(tiny_network(), torch.randn(2, 1, 4, 4), "lsq", 4, 4)
+    records = tiny_fit(network.train(), folder, epochs=epochs, **settings)
+    return [record.train_loss for record in records], network
+
+
+def test_a_run_trains_goes_on_and_ships_as_without(tmp_path, monkeypatch):
+    expected, plain = run(tmp_path / "plain", 3)
+    backend = functools.partial(torch.compile, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", backend)
+    folder = tmp_path / "compiled"
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr("qdeploy.training.loop.Training.enter", stop_in_the_last_epoch())
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, 3, compile=True)
+    losses, network = run(folder, 3, compile=True, resume=True)
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=0)
+    assert network.state_dict().keys() == plain.state_dict().keys()
+    assert counters["stats"]["unique_graphs"] > 0
+    integers = (qdeploy.convert(each)(torch.ones(1, 1, 4, 4)) for each in (network, plain))
+    torch.testing.assert_close(*integers, rtol=1e-3, atol=1e-3)
+
+
+def stop_in_the_last_epoch():
+    enter = Training.enter
+
+    def enter_or_stop(self, epoch):
+        if epoch == 2:
+            raise KeyboardInterrupt
+        enter(self, epoch)
+
+    return enter_or_stop
+
+
+def test_what_cannot_be_compiled_is_said_with_the_way_out(tmp_path, monkeypatch):
+    def backend(graph, inputs):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=backend))
+    with pytest.raises(QdeployError, match=r"no compiler.*set train\.compile = false"):
+        run(tmp_path / "run", 1, compile=True)
 
 
 # With the code generator, which computes again what aot_eager happens to keep.
