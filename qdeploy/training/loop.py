@@ -46,9 +46,9 @@ def fit(
     Returns the records of all epochs of the run, those before a resumption included.
 
     Every process of the session calls it, with its share of `data`. A run that is resumed ends, on
-    a CPU, in the very weights of one that was never interrupted, unless it compiles. `teacher` is the trained float
-    network that train.distill learns from; it stays as it is. `follow` is called in the first process
-    when metrics.csv is in place: before the first epoch and after each.
+    a CPU, in the very weights of one that was never interrupted, unless it compiles. `teacher` is the
+    trained float network that train.distill learns from; it stays as it is. `follow` is called in the
+    first process when metrics.csv is in place: before the first epoch and after each.
 
     Raises QdeployError for a checkpoint of another run and if the loss is no longer finite, and
     passes KeyboardInterrupt on; the checkpoint of the last finished epoch stays.

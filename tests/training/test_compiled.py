@@ -9,7 +9,7 @@ import functools
 
 import pytest
 import torch
-from networks import build, conv, images
+from networks import Network, conv, images
 from tiny_runs import tiny_fit, tiny_network
 from torch import nn
 from torch._dynamo.utils import counters
@@ -111,24 +111,31 @@ def test_it_trains_as_the_plain_network_in_one_graph(method):
 def test_before_and_after_a_norm_is_frozen():
     """A graph ends at each folded layer until its norm is frozen, and no more after that."""
     plain, compiled = both(prepared("freeze_bn"), fullgraph=False)
-    for number in range(STEPS):
+    for number in range(3):
         assert_same(compiled.step(number), plain.step(number))
     torch.compiler.reset()
-    compiled.run = torch.compile(compiled.network, backend="aot_eager", fullgraph=True)
+    compiled.run = torch.compile(compiled.network, backend="eager", fullgraph=True)
     assert_same(compiled.step(STEPS), plain.step(STEPS))
 
 
 def test_tensors_that_a_concat_joins_have_one_range():
-    network = qdeploy.prepare(build("branches"), images(2), "simqat", fold="one-conv").train()
+    network = Network(
+        lambda net, x: net.last(torch.cat([net.left(x).relu(), net.right(x).relu()], 1)).mean(
+            (2, 3)
+        ),
+        left=conv(3, 2),
+        right=conv(3, 2),
+        last=conv(4, CLASSES),
+    )
+    network = qdeploy.prepare(network, images(2), "simqat").train()
     plain, compiled = both(network, backend="eager")
     for number in range(3):
         assert_same(compiled.step(number), plain.step(number))
     assert counters["stats"]["unique_graphs"] <= 2
 
 
-@pytest.mark.parametrize("method", ["lsq", "int8_training"])
-def test_batches_of_other_sizes(method):
-    plain, compiled = both(prepared(method), backend="eager")
+def test_batches_of_other_sizes():
+    plain, compiled = both(prepared("int8_training"), backend="eager")
     for number, batch in enumerate((6, 5, 7)):
         assert_same(compiled.step(number, batch=batch), plain.step(number, batch=batch))
 
@@ -139,9 +146,8 @@ def test_in_mixed_precision_as_well():
         assert_same(compiled.step(number, autocast=True), plain.step(number, autocast=True))
 
 
-@pytest.mark.parametrize("method", ["slb 1", "lsq"])
-def test_modes_change_and_what_was_trained_ships(method):
-    plain, compiled = both(prepared(method), backend="eager")
+def test_modes_change_and_what_was_trained_ships():
+    plain, compiled = both(prepared("lsq"), backend="eager")
     for number in range(STEPS):
         assert_same(compiled.step(number), plain.step(number))
         for trained in (plain, compiled):
