@@ -167,6 +167,26 @@ def _step(row: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+def compiled(results: dict[str, Any]) -> Rows:
+    """Steps under torch.compile as tools/compare_compiled.py measured them."""
+    head = ("network", "batch", "way", "plain ms", "compiled ms", "speed")
+    return [
+        head,
+        *(
+            (
+                row["network"],
+                str(row["batch"]),
+                row["way"],
+                f"{row['plain_ms']:.0f}",
+                f"{row['compiled_ms']:.0f}",
+                f"{row['speed']:.2f}x",
+            )
+            for row in results["steps"]
+            if "failure" not in row
+        ),
+    ]
+
+
 def feeding(results: dict[str, Any]) -> Rows:
     """Loaders as tools/compare_feeding.py measured them."""
     head = ("images", "loader alone, images/s", "float training, images/s", "ratio")
@@ -340,6 +360,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "inference": ("results/inference.json", inference),
     "exports": ("results/inference.json", exports),
     "training": ("results/training.json", training),
+    "compiled": ("results/compiled.json", compiled),
     "feeding": ("results/feeding.json", feeding),
     "processes": ("results/feeding.json", processes),
     "calibration": ("results/calibration.json", calibration),

@@ -23,8 +23,9 @@ from qdeploy.layers.fake_quantize import (
     sign_of,
 )
 from qdeploy.layers.host import forget, on_host
-from qdeploy.layers.modes import recomputing, within
+from qdeploy.layers.modes import delayed, recomputing
 from qdeploy.layers.precision import in_float32
+from qdeploy.layers.snapshot import snapshot
 from qdeploy.layers.transparent import MayBeTransparent
 
 NO_DATA = (
@@ -69,6 +70,7 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
     steps: Tensor
     decays: Mapping[str, float] = {}  # of its own parameters by name, see `parameter_groups`
     does_relu = False  # whether it took over the ReLU in front of it
+    flags: tuple[str, ...] = ()  # buffers that `is_set` is asked about
     places = 1  # how many tensors of one batch it sees in turn: those that a concat joins, say
 
     def __init__(self, grid: Grid, quant_delay: int = 0) -> None:
@@ -134,10 +136,13 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
         return super().train(mode)
 
     def _look_again(self) -> None:
-        """Reads flags and counters anew: an average or a restored state may have come as `buffer.data`."""
+        """Reads flags and counters anew: an average or a restored state may have come as `buffer.data`.
+
+        Compiled code then need not ask.
+        """
         for buffer in self.buffers(recurse=False):
             forget(buffer)
-        for name in tuple(self._set):
+        for name in self.flags:
             self.is_set(name)
 
     @in_float32
@@ -152,9 +157,11 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
             return self._passed(x)
         if not self.training:
             return self.round(x)
-        if self.quant_delay and within(self.steps, self.quant_delay, begins_batch):
-            return self._passed(x)
-        return self.relax(x)
+        if not self.quant_delay:
+            return self.relax(x)
+        return delayed(
+            self.steps, self.quant_delay, self._passed(x), lambda: self.relax(x), begins_batch
+        )
 
     def _see(self, x: Tensor) -> None:
         if self.observing:
@@ -199,11 +206,13 @@ class ActivationQuantizer(MayBeTransparent, nn.Module, ABC):
         return fake_quantize(x, scale, zero, self.grid.lowest, self.grid.highest)
 
     def is_set(self, name: str) -> bool:
-        """Whether a buffer, or its last number, is above 0; for what then stays so.
+        """Whether a buffer of `flags`, or its last number, is above 0; for what then stays so.
 
-        Compiled code is made for the answer, and asks again only once a state was loaded.
+        Compiled code is made for the answer, and asks again only once a state was loaded. In training
+        it never asks, since its graph would end there: what it does not know counts as not set.
         """
-        if not (torch.compiler.is_compiling() and name in self._set):
+        known = name in self._set or self.training
+        if not (torch.compiler.is_compiling() and known):
             found = on_host(getattr(self, name)) > 0
             (self._set.add if found else self._set.discard)(name)
         return name in self._set
@@ -308,6 +317,7 @@ class MovingRange(ActivationQuantizer):
     left_out   how many are not, since they had values that are not finite
     """
 
+    flags = ("average",)
     average: Tensor
     batches: Tensor
     left_out: Tensor
@@ -346,7 +356,8 @@ class MovingRange(ActivationQuantizer):
 
     def range(self) -> tuple[Tensor, Tensor]:
         """Minimum and maximum, scalars; 0 and 0 before anything was seen."""
-        low, high, share = self.average.unbind()
+        average = snapshot(self.average) if self.training else self.average
+        low, high, share = average.unbind()
         share = share.clamp(min=torch.finfo(share.dtype).tiny)
         return low / share, high / share
 
@@ -411,12 +422,6 @@ class MovingRange(ActivationQuantizer):
         for buffer in (self.average, self.batches, self.left_out):
             buffer.zero_()
         self._so_far = None
-
-    def train(self, mode: bool = True) -> Self:
-        super().train(mode)
-        if not mode:
-            self.is_set("average")  # asked here, so that compiled code need not
-        return self
 
     @property
     def has_range(self) -> bool:

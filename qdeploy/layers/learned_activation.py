@@ -28,6 +28,7 @@ class StartsFromData(ActivationQuantizer):
     learning   whether training has begun
     """
 
+    flags = ("seen", "learning")
     seen: Tensor
     batches: Tensor
     left_out: Tensor
@@ -50,8 +51,8 @@ class StartsFromData(ActivationQuantizer):
         """Where the number would start by this batch of all processes; nan or inf if x has some."""
 
     def number(self) -> Tensor:
-        """The learned number, a scalar with a gradient."""
-        return (self.learned / self.seen).squeeze(0)
+        """The learned number, a scalar with a gradient; 0 before there is a start."""
+        return (self.learned / self.seen.clamp(min=torch.finfo(self.seen.dtype).tiny)).squeeze(0)
 
     @property
     def observing(self) -> bool:
@@ -59,11 +60,12 @@ class StartsFromData(ActivationQuantizer):
 
     @property
     def has_range(self) -> bool:
-        return self.is_set("seen")
+        """In compiled training without asking: it has just seen a batch."""
+        return (self.training and torch.compiler.is_compiling()) or self.is_set("seen")
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        if self.calibrating or not self.has_range:
+        if self.calibrating or not self.is_set("seen"):
             self._take_in(x)
         if not self.calibrating:
             self.learning.copy_(self.seen > 0)
@@ -83,11 +85,15 @@ class StartsFromData(ActivationQuantizer):
                 "call qdeploy.calibrate(prepared, batches) before FSDP shards the network"
             )
         start = self.start_of(x)
+        wanted = (
+            self.seen == 0
+        ) | self.calibrating  # compiled code may not know that it has a start
         finite = start.abs() < torch.inf
-        self.batches += finite
-        self.left_out += ~finite
-        weight = torch.where(finite, 1 / self.batches, 0.0)
-        start = torch.where(finite, start, 0.0)
+        taken = wanted & finite
+        self.batches += taken
+        self.left_out += wanted & ~finite
+        weight = torch.where(taken, 1 / self.batches, 0.0)
+        start = torch.where(taken, start, 0.0)
         self.learned.add_(weight * (start - self.learned))
         self.seen.add_(weight * (1 - self.seen))
 

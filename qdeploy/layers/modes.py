@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,17 +11,12 @@ from torch import Tensor, nn
 from torch.backends import cuda, cudnn, mkldnn
 
 from qdeploy.layers.host import on_host, set_both
+from qdeploy.layers.snapshot import snapshot
 
 # What has a float32 of its own: its types do not say so.
-OPERATORS: tuple[Any, ...] = tuple(
-    getattr(backend, name)
-    for backend, names in (
-        (cudnn, ("conv", "rnn")),
-        (cuda, ("matmul",)),
-        (mkldnn, ("conv", "matmul")),
-    )
-    for name in names
-)
+OPERATORS: tuple[Any, ...] = (
+    cudnn.conv, cudnn.rnn, cuda.matmul, mkldnn.conv, mkldnn.matmul,  # type: ignore[attr-defined]
+)  # fmt: skip
 
 
 @contextmanager
@@ -59,6 +54,20 @@ def recomputing() -> bool:
     The step has been observed and counted then. Compiled code is the same for both, and counts twice.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+def delayed(
+    steps: Tensor, limit: int, early: Tensor, late: Callable[[], Tensor], counting: bool = True
+) -> Tensor:
+    """`early` in the first `limit` training steps, late() after them; see `within`.
+
+    Compiled code computes both, and the device chooses: one graph for all steps.
+    """
+    if not torch.compiler.is_compiling():
+        return early if within(steps, limit, counting) else late()
+    if counting:
+        steps.add_(1).clamp_(max=limit + 1)
+    return torch.where(snapshot(steps <= limit), early, late())
 
 
 def within(steps: Tensor, limit: int, counting: bool = True) -> bool:

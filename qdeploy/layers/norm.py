@@ -16,6 +16,7 @@ from typing_extensions import Self
 
 from qdeploy import processes
 from qdeploy.layers.precision import widened
+from qdeploy.layers.snapshot import snapshot
 
 aten = torch.ops.aten
 BatchNorm = _BatchNorm  # one of BATCH_NORMS, a subclass such as Range BN, or ChannelAffine
@@ -26,7 +27,8 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 def deviation(norm: BatchNorm) -> Tensor:
     """Running standard deviation sigma_R, [out]."""
     assert norm.running_var is not None
-    return torch.sqrt(norm.running_var + norm.eps)
+    variance = snapshot(norm.running_var) if norm.training else norm.running_var
+    return torch.sqrt(variance + norm.eps)
 
 
 def gamma_beta(norm: _BatchNorm) -> tuple[Tensor, Tensor]:

@@ -76,6 +76,7 @@ class QuantizedLayer(MayBeTransparent, nn.Module):
         self.__dict__["norm"] = norm
         self.fold: Fold = "none" if norm is None else fold
         self.freeze_bn = freeze_bn
+        self._frozen = False
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,9 +100,16 @@ class QuantizedLayer(MayBeTransparent, nn.Module):
         return product(x, weight, bias)
 
     def _norm_is_frozen(self) -> bool:
+        """Compiled code ends its graph to ask, until the norm is frozen; so again once a state was loaded."""
         if self.freeze_bn is None or self.transparent:
             return False
-        return not within(self.steps, self.freeze_bn)
+        if not (torch.compiler.is_compiling() and self._frozen):
+            self._frozen = not within(self.steps, self.freeze_bn)
+        return self._frozen
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self._frozen = False
 
     @torch.no_grad()
     def integers(self) -> tuple[QTensor, Tensor]:

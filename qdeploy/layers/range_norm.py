@@ -139,7 +139,7 @@ def chunk_ranges(columns: Tensor, chunks: int) -> tuple[Tensor, Tensor, Tensor]:
 
     [chunks, channels] each. Chunks differ in size by one at most.
     """
-    size, longer = divmod(len(columns), chunks)
+    size, longer = len(columns) // chunks, len(columns) % chunks  # torch.compile has no divmod
     found = []
     start = 0
     for many, length in ((longer, size + 1), (chunks - longer, size)):

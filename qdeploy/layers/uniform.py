@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qdeploy.grid import Grid, QTensor, per_channel
 from qdeploy.layers.fake_quantize import fake_quantize, quantize, range_on
-from qdeploy.layers.modes import within
+from qdeploy.layers.modes import delayed
 from qdeploy.layers.weight import WeightQuantizer
 
 WeightRange = Literal["minmax", "mse"]
@@ -46,8 +46,11 @@ class UniformWeight(WeightQuantizer):
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def relax(self, latent: Tensor) -> Tensor:
-        if self.quant_delay and within(self.steps, self.quant_delay):
-            return latent
+        if self.quant_delay:
+            return delayed(self.steps, self.quant_delay, latent, lambda: self._rounded(latent))
+        return self._rounded(latent)
+
+    def _rounded(self, latent: Tensor) -> Tensor:
         scale, zero = (per_channel(part, latent) for part in self.qparams(latent))
         return fake_quantize(latent, scale, zero, self.grid.lowest, self.grid.highest)
 

@@ -116,8 +116,8 @@ class BoundedActivation(ActivationQuantizer):
         super().__init__(Grid.unsigned(bits, narrow=not site.nonnegative))
         self.bits = bits
         self.signed = not site.nonnegative
-        middle = 1 << (bits - 1) if self.signed else 0
-        self.register_buffer("zero", torch.tensor(float(middle)), persistent=False)
+        self.middle = 1 << (bits - 1) if self.signed else 0
+        self.register_buffer("zero", torch.tensor(float(self.middle)), persistent=False)
 
     @property
     def can_take_over_relu(self) -> bool:

@@ -81,7 +81,7 @@ class PactActivation(StartsFromData, BoundedActivation):
         return self.alpha
 
     def start_of(self, x: Tensor) -> Tensor:
-        return first_alpha(x, self.grid.highest - int(self.zero))
+        return first_alpha(x, self.grid.highest - self.middle)
 
     def bound(self) -> Tensor:
         if not self.has_range:

@@ -198,7 +198,12 @@ class SlbWeight(WeightQuantizer):
         coolness = self.inverse_temperature.to(latent.dtype).clamp(min=1 / HOTTEST)
         if self.bits == 1:
             return torch.tanh(latent / (coolness * math.sqrt(2)))
-        result: Tensor = _ExpectedLevel.apply(latent, self.levels(latent), 1 / coolness)
+        levels, heat = self.levels(latent), 1 / coolness
+        if (
+            torch.compiler.is_compiling()
+        ):  # one loop comes of it, which keeps no probabilities either
+            return (torch.softmax(latent * heat, -1) * levels).sum(-1)
+        result: Tensor = _ExpectedLevel.apply(latent, levels, heat)
         return result
 
     def _hard(self, latent: Tensor) -> Tensor:

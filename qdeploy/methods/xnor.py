@@ -23,6 +23,7 @@ from qdeploy.grid import Grid, QTensor, per_channel
 from qdeploy.layers.activation import ActivationQuantizer, SignActivation
 from qdeploy.layers.fake_quantize import fake_sign, sign_of
 from qdeploy.layers.product import Convolution, MatrixProduct, PlainProduct, Product
+from qdeploy.layers.snapshot import snapshot
 from qdeploy.layers.weight import WeightQuantizer, signs
 from qdeploy.methods.method import ActivationSite, Method, Options, WeightSite, measured_range
 
@@ -111,6 +112,7 @@ class _Sign(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, factor: float) -> Tensor:
+        weight = snapshot(weight)
         ctx.save_for_backward(weight.abs() <= 1)
         ctx.factor = factor
         return signs(weight)
@@ -126,6 +128,7 @@ class _FilterScale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, factor: float) -> Tensor:
+        weight = snapshot(weight)
         ctx.save_for_backward(signs(weight))
         ctx.factor = factor
         return filter_scale(weight)

@@ -258,6 +258,7 @@ class TrainSection(_PhasedSection):
     regime               changes of the optimizer, phase by phase
     precision            of training's products; quantizers, norms, weights and evaluation stay float32
     deterministic        the same bits each time on a GPU too, more slowly
+    compile              training steps run as torch.compile makes them, in one process
     """
 
     epochs: NonNegativeInt = 10
@@ -280,6 +281,7 @@ class TrainSection(_PhasedSection):
     regime: Annotated[tuple[TrainPhase, ...], Field(strict=False)] = ()
     precision: Literal["32", "bf16", "fp16"] = "32"
     deterministic: bool = False
+    compile: bool = False
 
     @property
     def regime_gives_lr(self) -> bool:

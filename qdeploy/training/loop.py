@@ -10,6 +10,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
@@ -45,14 +46,16 @@ def fit(
     Returns the records of all epochs of the run, those before a resumption included.
 
     Every process of the session calls it, with its share of `data`. A run that is resumed ends, on
-    a CPU, in the very weights of one that was never interrupted. `teacher` is the trained float
-    network that train.distill learns from; it stays as it is. `follow` is called in the first process
-    when metrics.csv is in place: before the first epoch and after each.
+    a CPU, in the very weights of one that was never interrupted, unless it compiles. `teacher` is the
+    trained float network that train.distill learns from; it stays as it is. `follow` is called in the
+    first process when metrics.csv is in place: before the first epoch and after each.
 
     Raises QdeployError for a checkpoint of another run and if the loss is no longer finite, and
     passes KeyboardInterrupt on; the checkpoint of the last finished epoch stays.
     """
     run, console, settings = session.run, session.console, session.recipe.train
+    if settings.compile:
+        console.log("compiling: the first steps take minutes")
     checkpoint = session.last_checkpoint()
     training = Training(session, network, data, checkpoint, teacher)
     history = checkpoint.history if checkpoint else []
@@ -111,7 +114,8 @@ class Training:
             optimizer.load_state_dict(checkpoint.optimizer)
             fabric.strategy.precision.load_state_dict(checkpoint.scaler)
         self.optimizer = self._set_up(optimizer)
-        self.model = fabric.setup_module(network)
+        # The network itself stays plain: evaluation and checkpoints know nothing of it.
+        self.model = fabric.setup_module(compiled(network) if self.settings.compile else network)
         self.at_rest: list[nn.Parameter] = []
 
     def enter(self, epoch: int) -> None:
@@ -172,6 +176,17 @@ class Training:
     def _set_up(self, optimizer: Optimizer) -> Optimizer:
         return cast(Optimizer, self.fabric.setup_optimizers(optimizer))
 
+    def logits(self, images: Tensor) -> Tensor:
+        """What the network gives in training. Errors: QdeployError where torch cannot compile it."""
+        try:
+            return cast(Tensor, self.model(images))
+        except TorchDynamoException as error:
+            reason = " ".join(str(error).strip().partition("\n\n")[0].split())
+            raise QdeployError(
+                f"train.compile = true, and torch.compile failed: {reason}. On a CPU it needs a C++ compiler "
+                "(g++), on a GPU Triton; set train.compile = false to train without it"
+            ) from error
+
     def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
         """The cross entropy and, with a teacher, its share of distillation."""
         loss = cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
@@ -187,7 +202,7 @@ class Training:
 
         They are those of all processes: either all of them find the loss finite, or none.
         """
-        logits = self.model(images)
+        logits = self.logits(images)
         loss = self.loss(logits, images, labels)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
@@ -247,6 +262,15 @@ class Training:
     def lr(self) -> float:
         """The learning rate of the latest step."""
         return self.optimizer.param_groups[0]["lr"]
+
+
+def compiled(network: nn.Module) -> nn.Module:
+    """As torch.compile makes it. Errors: QdeployError in a run of several processes."""
+    if processes.count() > 1:
+        raise QdeployError(
+            "train.compile = true trains in one process; leave --devices out, or set it to false"
+        )
+    return cast(nn.Module, torch.compile(network))
 
 
 def _diverged(what: str, lr: float) -> QdeployError:

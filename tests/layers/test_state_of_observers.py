@@ -241,22 +241,6 @@ def test_a_step_of_training_reads_nothing_from_the_device(method, monkeypatch):
     assert not reads
 
 
-@every_method
-def test_it_compiles_before_the_first_step(method):
-    """With graph breaks at the start; ranges and steps come out as without."""
-    networks = [prepared_network(method), prepared_network(method)]
-    compiled = torch.compile(networks[1], backend="eager")
-    for seed in range(3):
-        for run in (networks[0], compiled):
-            torch.manual_seed(seed)  # of a dropout
-            run.train()(images(4, seed=seed))
-    for name, value in found(networks[0]).items():
-        np.testing.assert_allclose(found(networks[1])[name], value, rtol=1e-5)
-    x = images(4, seed=9)
-    with torch.no_grad():
-        torch.testing.assert_close(compiled.eval()(x), networks[0].eval()(x))
-
-
 # Gradient checkpointing
 
 

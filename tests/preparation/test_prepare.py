@@ -65,20 +65,6 @@ def test_what_is_saved_whole_is_loaded_as_it_was(name, tmp_path):
             assert torch.equal(network(images()), converted(images()))
 
 
-@pytest.mark.parametrize(("method", "bits"), [("simqat", 8), ("lsq", 4)])
-def test_once_it_has_begun_to_train_it_compiles_to_one_graph(method, bits):
-    torch.compiler.reset()  # of the networks before, whose forward is the same code
-    network = nn.Sequential(conv(), nn.BatchNorm2d(6), nn.ReLU(), conv(6, 2))
-    prepared = prepared_of(network, method, bits)
-    for _ in range(2):
-        prepared(images())
-    for training in (True, False):
-        eager = copy.deepcopy(prepared.train(training))
-        compiled = torch.compile(prepared, backend="eager", fullgraph=True)
-        torch.testing.assert_close(compiled(images()), eager(images()), rtol=1e-5, atol=1e-5)
-        assert same_states(prepared.state_dict(), eager.state_dict())
-
-
 @pytest.mark.parametrize("name", NETWORKS)
 def test_at_eight_bits_and_float_activations_it_computes_what_it_computed(name):
     network = build(name).eval()
