@@ -32,6 +32,12 @@ class Devices(TypedDict, total=False):
     num_nodes: int | None
 
 
+# Buffers need no broadcast: statistics and ranges are those of all processes already.
+OWN_BUFFERS: dict[str, Any] = {
+    "forward_sync_buffers" if torch.__version__ >= "2.13" else "broadcast_buffers": False
+}
+
+
 def open_fabric(
     device: str = "auto",
     devices: int | None = None,
@@ -62,8 +68,7 @@ def open_fabric(
         accelerator=kind,
         devices=devices,
         num_nodes=num_nodes,
-        # Buffers need no broadcast: statistics and ranges are those of all processes already.
-        strategy=DDPStrategy(forward_sync_buffers=False) if devices * num_nodes > 1 else "auto",
+        strategy=DDPStrategy(**OWN_BUFFERS) if devices * num_nodes > 1 else "auto",
         plugins=[] if precision == "32" else [MixedProducts(AUTOCAST[precision], kind)],
     )
 
