@@ -193,7 +193,7 @@ def _exported(
         x if axis is None or x.shape[axis] > 1 else torch.cat([x, x], axis)
         for x, axis in zip(inputs, axes, strict=True)
     )
-    batch = torch.export.Dim("batch")
+    batch = torch.export.Dim("batch", min=2)  # the file takes 1; before 2.13 torch may not
     with _quiet():
         try:
             program = torch.onnx.export(

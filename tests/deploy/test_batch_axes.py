@@ -74,7 +74,7 @@ CASES = {
 
 
 EXPORTS_STATES = pytest.mark.skipif(
-    torch.__version__ < "2.13", reason="torch.export keeps the batch of an LSTM's given states"
+    torch.__version__ < "2.13", reason="torch.onnx gives an LSTM states of four axes"
 )
 
 
