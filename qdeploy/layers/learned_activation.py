@@ -85,9 +85,8 @@ class StartsFromData(ActivationQuantizer):
                 "call qdeploy.calibrate(prepared, batches) before FSDP shards the network"
             )
         start = self.start_of(x)
-        wanted = (
-            self.seen == 0
-        ) | self.calibrating  # compiled code may not know that it has a start
+        # Compiled code may not know that there is a start already.
+        wanted = (self.seen == 0) | self.calibrating
         finite = start.abs() < torch.inf
         taken = wanted & finite
         self.batches += taken

@@ -10,7 +10,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
@@ -180,7 +179,7 @@ class Training:
         """What the network gives in training. Errors: QdeployError where torch cannot compile it."""
         try:
             return cast(Tensor, self.model(images))
-        except TorchDynamoException as error:
+        except torch._dynamo.exc.TorchDynamoException as error:  # imported only if something failed
             reason = " ".join(str(error).strip().partition("\n\n")[0].split())
             raise QdeployError(
                 f"train.compile = true, and torch.compile failed: {reason}. On a CPU it needs a C++ compiler "
