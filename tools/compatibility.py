@@ -1,7 +1,7 @@
 """Which versions qdeploy was tested with, and what installing it weighs: results/compatibility.json.
 
     python tools/compatibility.py tests oldest          # run by the Python of the environment to be tested
-    python tools/compatibility.py install "qdeploy[cpu]" ".[cpu]" -c constraints.txt
+    python tools/compatibility.py weigh "qdeploy[cpu]" ENVIRONMENT/lib/python3.11/site-packages
 
 Each command adds the row that it names first. tools/tables.py makes the tables of
 docs/compatibility.md of the file.
@@ -15,8 +15,6 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
-import venv
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -85,22 +83,10 @@ def counts(report: Path) -> Figures:
 
 @main.command()
 @click.argument("name")
-@click.argument("requirement")
-@click.option("-c", "--constraint", type=click.Path(exists=True, path_type=Path))
-def install(name: str, requirement: str, constraint: Path | None) -> None:
-    """Has pip install REQUIREMENT in an environment of its own; its time and what it weighs.
-
-    What pip has downloaded before, it takes from its cache.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        venv.create(folder, with_pip=True)
-        pip = [f"{folder}/bin/pip", "install", "--quiet", "--disable-pip-version-check"]
-        pip += ["-c", str(constraint)] if constraint else []
-        started = time.monotonic()
-        subprocess.run([*pip, requirement], cwd=ROOT, check=True)
-        seconds = time.monotonic() - started
-        (place,) = Path(folder).glob("lib/python*/site-packages")
-        weighed = {path.name: size_of(path) for path in place.iterdir()}
+@click.argument("packages", type=click.Path(exists=True, path_type=Path))
+def weigh(name: str, packages: Path) -> None:
+    """What lies in PACKAGES, the site-packages of an environment."""
+    weighed = {path.name: size_of(path) for path in packages.iterdir()}
     bare = (
         "pip",
         "setuptools",
@@ -109,14 +95,15 @@ def install(name: str, requirement: str, constraint: Path | None) -> None:
     )  # an empty environment has these
     sizes = {one: size for one, size in weighed.items() if not one.startswith(bare)}
     heaviest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:8])
-    packages = sum(one.endswith(".dist-info") for one in sizes)
-    row = {"seconds": seconds, "bytes": sum(sizes.values()), "packages": packages}
-    keep("installs", name, {**row, "heaviest": heaviest})
+    count = sum(one.endswith(".dist-info") for one in sizes)
+    row = {"bytes": sum(sizes.values()), "packages": count, "heaviest": heaviest}
+    keep("installs", name, row)
 
 
 def size_of(path: Path) -> int:
+    """Bytes, but for compiled Python, which some installers leave to the first import."""
     files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
+    return sum(one.stat().st_size for one in files if one.is_file() and one.suffix != ".pyc")
 
 
 def keep(table: str, name: str, row: Figures) -> None:

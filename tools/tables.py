@@ -346,10 +346,10 @@ def compatibility(results: dict[str, Any]) -> Rows:
 
 def installs(results: dict[str, Any]) -> Rows:
     """What pip installed, as tools/compatibility.py weighed it."""
-    rows: Rows = [("install", "MB", "packages", "s", "heaviest, MB")]
+    rows: Rows = [("install", "MB", "packages", "heaviest, MB")]
     for name, row in results["installs"].items():
         heaviest = ", ".join(f"{one} {size / 1e6:.0f}" for one, size in row["heaviest"].items())
-        weighed = f"{row['bytes'] / 1e6:,.0f}", str(row["packages"]), f"{row['seconds']:.0f}"
+        weighed = f"{row['bytes'] / 1e6:,.0f}", str(row["packages"])
         rows.append((f"`{name}`", *weighed, heaviest))
     return rows
 
