@@ -1,10 +1,17 @@
-"""Puts tests/ on the import path for networks.py, and spares the suite two costs of torch and one fault."""
+"""Puts tests/ on the import path for networks.py, and spares the suite two costs of torch and one fault.
+
+Tests that hypothesis makes have no deadline: beside other work the same test takes three times as long.
+"""
 
 import functools
 import os
 
+import hypothesis
 import torch
 from torch.onnx._internal.exporter import _registration
+
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 # Two workers of one thread each are faster here than one of two.
 torch.set_num_threads(1)
