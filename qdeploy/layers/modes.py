@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.backends import cuda, cudnn, mkldnn
+from torch.backends import cudnn
 
 from qdeploy.layers.host import on_host, set_both
 from qdeploy.layers.snapshot import snapshot
-
-# What has a float32 of its own: its types do not say so.
-OPERATORS: tuple[Any, ...] = (
-    cudnn.conv, cudnn.rnn, cuda.matmul, mkldnn.conv, mkldnn.matmul,  # type: ignore[attr-defined]
-)  # fmt: skip
 
 
 @contextmanager
@@ -31,21 +25,17 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """Inside the block convolutions and matrix products multiply in float32, on every device.
+def full_float32() -> AbstractContextManager[None]:
+    """Inside the block convolutions on a GPU multiply in float32.
 
-    TF32, torch's default for convolutions on a GPU, and bfloat16, which torch.set_float32_matmul_precision
-    allows, keep 10 and 7 bits of each factor and would tip codes over.
+    TF32, torch's default there, keeps 10 bits of each factor and would tip codes over.
     """
-    before = [operator.fp32_precision for operator in OPERATORS]
-    try:
-        for operator in OPERATORS:
-            operator.fp32_precision = "ieee"
-        yield
-    finally:
-        for operator, precision in zip(OPERATORS, before, strict=True):
-            operator.fp32_precision = precision
+    return cudnn.flags(
+        enabled=cudnn.enabled,
+        benchmark=cudnn.benchmark,
+        deterministic=cudnn.deterministic,
+        allow_tf32=False,
+    )
 
 
 def recomputing() -> bool:

@@ -57,7 +57,7 @@ class Looking(nn.Module):
     """Notes what cuDNN may do while it runs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        self.seen = (cudnn.conv.fp32_precision, cudnn.deterministic)
+        self.seen = (cudnn.allow_tf32, cudnn.deterministic)
         return x
 
 
@@ -66,10 +66,10 @@ def test_no_convolution_is_tested_in_tf32_and_the_settings_of_training_are_back(
     deterministic: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cudnn, "deterministic", deterministic)
-    network, before = Looking(), cudnn.conv.fp32_precision
+    network, before = Looking(), cudnn.allow_tf32
     evaluate(network, batches(3))
-    assert network.seen == ("ieee", deterministic)
-    assert (cudnn.conv.fp32_precision, cudnn.deterministic) == (before, deterministic)
+    assert network.seen == (False, deterministic)
+    assert (cudnn.allow_tf32, cudnn.deterministic) == (before, deterministic)
 
 
 def test_weights_buffers_gradients_and_modes_stay() -> None:
