@@ -15,12 +15,12 @@ import platform
 import subprocess
 import sys
 import tempfile
-import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
 import click
 from filelock import FileLock
+from junit import read_report
 from reproduce import commit
 
 from qdeploy.files import atomic_write
@@ -51,8 +51,10 @@ def tests(name: str, pytest: tuple[str, ...]) -> None:
         report = Path(folder) / "tests.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-n", "2", f"--junitxml={report}", *pytest]
         subprocess.run(command, cwd=ROOT, check=False)
-        chosen = {"commit": commit(), "chosen": " ".join(pytest)}
-        keep("tests", name, {**environment(), **chosen, **counts(report)})
+        found = read_report(report)
+    found["failures"] = sorted(found["failures"])  # their names; what they say has paths in it
+    chosen = {"commit": commit(), "chosen": " ".join(pytest)}
+    keep("tests", name, {**environment(), **chosen, **found})
 
 
 def environment() -> Figures:
@@ -65,20 +67,6 @@ def environment() -> Figures:
             continue
     system = f"{platform.system()} {platform.machine()}"
     return {"python": platform.python_version(), "system": system, "packages": found}
-
-
-def counts(report: Path) -> Figures:
-    """How many tests there were, how they ended and how long they took, from a JUnit report."""
-    suite = ET.parse(report).getroot()[0].attrib
-    failed = int(suite["failures"]) + int(suite["errors"])
-    skipped = int(suite["skipped"])
-    passed = int(suite["tests"]) - failed - skipped
-    return {
-        "passed": passed,
-        "failed": failed,
-        "skipped": skipped,
-        "seconds": float(suite["time"]),
-    }
 
 
 @main.command()

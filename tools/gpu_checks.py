@@ -27,13 +27,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
 
 import click
 import numpy as np
 import onnx
 import torch
 from compare_inference import versions
+from junit import read_report
 from latency import exported
 from plans import ROOT, Plan
 from reproduce import commit
@@ -426,19 +426,6 @@ def tests(setup: Setup) -> Iterator[Figures]:
         command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", f"--junitxml={report}"]
         subprocess.run([*command, *map(str, marked)], cwd=ROOT, check=False)
         yield read_report(report)
-
-
-def read_report(report: Path) -> Figures:
-    """What stands in a JUnit report of pytest, without the output of tests that passed."""
-    (suite,) = ElementTree.parse(report).getroot()
-    wrong = {
-        f"{case.get('classname')}::{case.get('name')}": (part.text or "")[-2000:]
-        for case in suite
-        for part in case
-        if part.tag in ("failure", "error")
-    }
-    counts = {name: suite.get(name) for name in ("tests", "failures", "errors", "skipped", "time")}
-    return {**counts, "wrong": wrong}
 
 
 # --- rows of the tables

@@ -24,17 +24,16 @@ def measure(
 ) -> tuple[Latency, ...]:
     """Times the sessions, of one provider, in turns on `batch` random samples.
 
-    On a GPU the data lies there, and runs that copy it are timed as well. Speed-ups are against the first.
     size   of axes that a file leaves open
+
+    On a GPU the data lies there, and runs that copy it are timed as well. Speed-ups are against the first.
     """
     given = [(s, random_inputs(s.inference, batch, size)) for s in sessions.values()]
-    from_host = [partial(s.run_on, inputs) for s, inputs in given if not s.cuda_graph]
     there = [on_device(s, inputs, batch) for s, inputs in given if s.on_gpu]
+    from_host = [partial(s.run_on, inputs) for s, inputs in given if not s.cuda_graph]
     every = run_in_turns([*there, *from_host], rounds, SECONDS_PER_NETWORK)
-    times, copying = every[: len(given)], every[len(given) :]
-    copied: list[float] | list[None] = [float(np.median(own)) for own in copying] or [None] * len(
-        given
-    )
+    times, with_copies = np.split(every, [len(given)])
+    copied: list[float | None] = [float(np.median(own)) for own in with_copies]
     medians = np.median(times, axis=1)
     return tuple(
         Latency(
@@ -54,7 +53,7 @@ def measure(
             cuda_graph=session.cuda_graph,
         )
         for (file, session), own, median, copied_ms in zip(
-            sessions.items(), times, medians, copied, strict=True
+            sessions.items(), times, medians, copied or [None] * len(given), strict=True
         )
     )
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, np.dtype[np.float32]]
 Images = np.ndarray[Any, np.dtype[Any]]
 
-
 WHOLE = "Give a complete ONNX file; copy or export again one that was cut short."
 WITHOUT_GRAPH = (
     "A CUDA graph holds what CUDA runs, and quantized files have nodes that the CPU runs: the "

@@ -107,7 +107,5 @@ class StartsFromData(ActivationQuantizer):
             self.left_out.copy_(processes.total(self.left_out))
 
 
-MEASURING = (
-    MovingRange,
-    StartsFromData,
-)  # quantizers that need data, and count what they have seen
+# Quantizers that need data, and count what they have seen.
+MEASURING = (MovingRange, StartsFromData)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -25,17 +25,32 @@ def evaluation_mode(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def full_float32() -> AbstractContextManager[None]:
-    """Inside the block convolutions on a GPU multiply in float32.
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Inside the block convolutions on a GPU and matrix products multiply in float32.
 
-    TF32, torch's default there, keeps 10 bits of each factor and would tip codes over.
+    TF32, torch's default for the former, keeps 10 bits of each factor and would tip codes over; bfloat16,
+    which torch.set_float32_matmul_precision allows as well, keeps 7. What a user allows by
+    torch.backends.cuda.matmul.fp32_precision stays: torch.export, within, reads the older settings, and
+    torch refuses to have both.
     """
-    return cudnn.flags(
-        enabled=cudnn.enabled,
-        benchmark=cudnn.benchmark,
-        deterministic=cudnn.deterministic,
-        allow_tf32=False,
-    )
+    flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    allowed = _allowed_in_matrix_products()
+    with cudnn.flags(**flags, allow_tf32=False):
+        if allowed != "highest":
+            torch.set_float32_matmul_precision("highest")
+        try:
+            yield
+        finally:
+            if allowed != "highest":
+                torch.set_float32_matmul_precision(allowed)
+
+
+def _allowed_in_matrix_products() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # the newer settings say something else
+        return "highest"
 
 
 def recomputing() -> bool:

@@ -199,9 +199,8 @@ class SlbWeight(WeightQuantizer):
         if self.bits == 1:
             return torch.tanh(latent / (coolness * math.sqrt(2)))
         levels, heat = self.levels(latent), 1 / coolness
-        if (
-            torch.compiler.is_compiling()
-        ):  # one loop comes of it, which keeps no probabilities either
+        if torch.compiler.is_compiling():
+            # One loop comes of it, which keeps no probabilities either.
             return (torch.softmax(latent * heat, -1) * levels).sum(-1)
         result: Tensor = _ExpectedLevel.apply(latent, levels, heat)
         return result

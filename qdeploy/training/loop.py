@@ -205,10 +205,10 @@ class Training:
         loss = self.loss(logits, images, labels)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
-        for (
-            latent
-        ) in self.at_rest:  # over several processes zeros, and decay and momentum with them
-            latent.grad = None
+        for latent in self.at_rest:
+            latent.grad = (
+                None  # over several processes zeros, with which decay and momentum would come
+            )
         if (longest := self.settings.clip_norm) is not None:
             self.fabric.clip_gradients(
                 self.model, self.optimizer, max_norm=longest, error_if_nonfinite=False
