@@ -1,6 +1,6 @@
 # `make demo` trains, exports and proves a 1-bit network; `make test` checks everything, `make check` in
 # less than a minute what finds most. Each makes its own environment in .venv. `make test-oldest` runs the tests with the
-# oldest versions that qdeploy takes, in .venv-oldest; it wants PYTHON to be 3.10 or 3.11.
+# oldest versions that qdeploy takes, in .venv-oldest; it wants PYTHON to be 3.11 or 3.12.
 
 PYTHON ?= python3
 BIN := .venv/bin

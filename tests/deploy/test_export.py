@@ -128,9 +128,8 @@ FLOAT = {"Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "Add", "Concat"}
 def test_onnx_runtime_makes_integer_kernels_of_it(name, settings, tmp_path):
     found = operators(optimized(exported(name, settings).packed, tmp_path))
     assert {kind: found[kind] for kind in INTEGER[name]} == INTEGER[name]
-    of_sizes = (
-        {"Concat"} if found["Shape"] else set()
-    )  # older versions of torch join a view's sizes
+    # Older versions of torch put the sizes of a view together in the file.
+    of_sizes = {"Concat"} if found["Shape"] else set()
     assert not set(found) & FLOAT - of_sizes
     # What layers of fewer bits and an Add both read is rounded a second time for the layers.
     narrowed = name in ("residual", "inverted_residual") and SETTINGS[settings][2] < 8

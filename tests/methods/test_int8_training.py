@@ -98,10 +98,8 @@ def test_frozen_tensors_get_no_gradient_and_the_others_theirs(case, frozen):
 def test_autocast_trains_too(case):
     plain, forked, tensors, upstream = example(case)
     results = []
-    for product in (
-        forked,
-        plain,
-    ):  # apart: before torch 2.11 autocast keeps casts without gradients
+    for product in (forked, plain):
+        # Apart, since autocast before torch 2.11 keeps the casts that forked makes without gradients.
         with torch.autocast("cpu", dtype=torch.bfloat16):
             results.append(gradients(product, tensors, upstream.bfloat16()))
     found, wanted = results

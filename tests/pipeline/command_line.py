@@ -14,11 +14,11 @@ from sklearn.model_selection import train_test_split
 from qdeploy.cli import main
 
 RECIPE = "lenet5-digits-slb-w1a8"
-APART = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
-RUNNER = CliRunner(
-    **APART
-)  # before click 8.2 errors stand among what is printed, unless asked not to
 QUICK = ("--epochs", "2", "--set", "train.float_epochs=1")
+
+# Before click 8.2 errors stand among what is printed, unless asked not to.
+APART = {"mix_stderr": False} if "mix_stderr" in inspect.signature(CliRunner).parameters else {}
+RUNNER = CliRunner(**APART)
 
 
 def succeeds(*arguments):
