@@ -73,10 +73,7 @@ def content(tensor: onnx.TensorProto, folder: Path) -> bytes:
             file.seek(int(place.get("offset", 0)))
             found = file.read(length)
     except OSError as error:
-        raise QdeployError(
-            f"cannot read {path}, which holds weights of the model: {error.strerror}; "
-            "keep the two files together"
-        ) from error
+        raise _unreadable(path, error) from error
     if length not in (-1, len(found)):
         raise QdeployError(f"{path} is cut short: copy it again, or export the model again")
     return found
@@ -92,7 +89,20 @@ def files_of(path: Path) -> list[Path]:
 
 def stored_bytes(path: Path) -> int:
     """What the model takes on the disk, with the weights beside it."""
-    return sum(file.stat().st_size for file in files_of(path))
+    size = 0
+    for file in files_of(path):
+        try:
+            size += file.stat().st_size
+        except OSError as error:
+            raise _unreadable(file, error) from error
+    return size
+
+
+def _unreadable(weights: Path, error: OSError) -> QdeployError:
+    return QdeployError(
+        f"cannot read {weights}, which holds weights of the model: {error.strerror}; "
+        "keep the two files together"
+    )
 
 
 def _write_model(model: onnx.ModelProto, path: Path) -> None:

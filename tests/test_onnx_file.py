@@ -10,7 +10,7 @@ from networks import images
 
 from qdeploy import onnx_file as storage
 from qdeploy.benchmark import benchmark_files, open_session
-from qdeploy.deploy.seal import content_hash, is_intact
+from qdeploy.deploy.seal import Seal, added_entries, content_hash, stamp, state
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import files_of, read, stored_bytes, write
 
@@ -83,7 +83,7 @@ class TestWeightsBesideTheFile:
         with pytest.raises(KeyboardInterrupt):
             write(other, path)
         np.testing.assert_array_equal(logits(path, IMAGES), expected)
-        assert is_intact(read(path), tmp_path)
+        assert state(read(path), tmp_path) is Seal.WHOLE
 
     def test_the_benchmark_reads_both_and_counts_both(self, proto, tmp_path):
         path = write(proto, tmp_path / "m.onnx")
@@ -97,7 +97,7 @@ class TestWeightsBesideTheFile:
     def test_the_seal_is_that_of_one_file(self, proto, tmp_path):
         path = write(proto, tmp_path / "m.onnx")
         assert content_hash(read(path), tmp_path) == content_hash(proto, tmp_path)
-        assert is_intact(read(path), tmp_path)
+        assert state(read(path), tmp_path) is Seal.WHOLE
 
     def test_weights_that_changed_break_it(self, proto, tmp_path):
         path = write(proto, tmp_path / "m.onnx")
@@ -105,7 +105,7 @@ class TestWeightsBesideTheFile:
         content = bytearray(data.read_bytes())
         content[7] ^= 1
         data.write_bytes(content)
-        assert is_intact(read(path), tmp_path) is False
+        assert state(read(path), tmp_path) is Seal.CHANGED
 
     @pytest.mark.parametrize("damage", ["absent", "short"])
     def test_weights_that_are_gone_are_named(self, proto, tmp_path, damage):
@@ -116,43 +116,86 @@ class TestWeightsBesideTheFile:
         else:
             data.write_bytes(data.read_bytes()[:40])
         with pytest.raises(QdeployError, match=rf"{data.name}"):
-            is_intact(read(path), tmp_path)
+            state(read(path), tmp_path)
 
 
 def logits_of_bytes(content):
     return open_session(content, "cpu").run(IMAGES)
 
 
+def entries(proto):
+    return {entry.key: entry.value for entry in proto.metadata_props}
+
+
 class TestTheSeal:
     def test_it_is_the_documented_hash(self, proto):
-        sealed = {entry.key: entry.value for entry in proto.metadata_props}["qdeploy.sha256"]
-        weights = [tensor.raw_data for tensor in proto.graph.initializer]
-        (entry,) = proto.metadata_props
-        proto.metadata_props.remove(entry)
+        weights = b"".join(tensor.raw_data for tensor in proto.graph.initializer)
+        sealed = entries(proto)
+        assert list(sealed) == ["qdeploy.network", "qdeploy.sha256"]
+        del proto.metadata_props[1]
         for tensor in proto.graph.initializer:
             tensor.ClearField("raw_data")
-        skeleton = proto.SerializeToString(deterministic=True)
-        assert sealed == hashlib.sha256(skeleton + b"".join(weights)).hexdigest()
+        network = onnx.ModelProto(graph=proto.graph, opset_import=proto.opset_import)
+        for skeleton, found in [(proto, "qdeploy.sha256"), (network, "qdeploy.network")]:
+            content = skeleton.SerializeToString(deterministic=True) + weights
+            assert hashlib.sha256(content).hexdigest().startswith(sealed[found])
+        assert len(sealed["qdeploy.network"]) == 32
 
-    def test_a_fresh_file_is_intact(self, proto, tmp_path):
-        assert is_intact(proto, tmp_path) is True
+    def test_a_fresh_file_is_whole(self, proto, tmp_path):
+        assert state(proto, tmp_path) is Seal.WHOLE
 
-    def test_any_change_breaks_it(self, proto, tmp_path):
-        tensor = proto.graph.initializer[0]
-        tensor.raw_data = bytes([tensor.raw_data[0] ^ 1]) + tensor.raw_data[1:]
-        assert is_intact(proto, tmp_path) is False
-        for change in (
-            lambda p: p.metadata_props.add(key="qdeploy.recipe", value="another"),
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda p: setattr(p.graph.initializer[0], "raw_data", bytes(9)),
             lambda p: p.graph.node[0].attribute.add(name="axis", i=1, type=2),
             lambda p: p.graph.initializer.pop(),
-        ):
-            changed = onnx.ModelProto.FromString(model())
-            change(changed)
-            assert is_intact(changed, tmp_path) is False
+            lambda p: setattr(p.opset_import[0], "version", 20),
+        ],
+        ids=["weights", "node", "initialiser", "opset"],
+    )
+    def test_a_change_of_the_network_breaks_it(self, proto, tmp_path, change):
+        change(proto)
+        assert state(proto, tmp_path) is Seal.CHANGED
+        stamp(proto, "qdeploy.proof", "none")
+        assert state(proto, tmp_path) is Seal.WHOLE
 
-    def test_a_file_without_one_is_neither(self, proto, tmp_path):
+    def test_metadata_that_were_added_are_named(self, proto, tmp_path):
+        proto.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
+        proto.metadata_props.add(key="owner", value="they")
+        assert state(proto, tmp_path) is Seal.METADATA
+        assert added_entries(proto, tmp_path) == ["onnx.infer", "owner"]
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda p: setattr(p, "producer_name", "they"),
+            lambda p: p.metadata_props.insert(0, onnx.StringStringEntryProto(key="a", value="b")),
+            lambda p: setattr(p.metadata_props[0], "value", "0" * 32),
+        ],
+        ids=["producer", "entry before", "hash of the network"],
+    )
+    def test_other_changes_of_metadata_have_no_name(self, proto, tmp_path, change):
+        stamp(proto, "qdeploy.recipe", "one")
+        proto.metadata_props.add(key="owner", value="they")
+        change(proto)
+        assert state(proto, tmp_path) in (Seal.METADATA, Seal.CHANGED)
+        assert added_entries(proto, tmp_path) == []
+
+    def test_a_file_sealed_before_there_were_two_hashes(self, proto, tmp_path):
         del proto.metadata_props[:]
-        assert is_intact(proto, tmp_path) is None
+        proto.metadata_props.add(key="qdeploy.sha256", value=content_hash(proto, tmp_path))
+        assert state(proto, tmp_path) is Seal.WHOLE
+        proto.metadata_props.add(key="owner", value="they")
+        assert state(proto, tmp_path) is Seal.CHANGED
+
+    def test_without_a_hash_what_is_ours_has_lost_it(self, proto, tmp_path):
+        del proto.metadata_props[:]
+        assert state(proto, tmp_path) is Seal.LOST
+        proto.producer_name = proto.graph.name = "another tool"
+        assert state(proto, tmp_path) is Seal.NONE
+        proto.metadata_props.add(key="qdeploy.recipe", value="mine")
+        assert state(proto, tmp_path) is Seal.LOST
 
 
 @pytest.mark.parametrize("content", [b"", b"no network\n" * 50, None])

@@ -9,9 +9,13 @@ import onnx
 from onnx import NodeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
+from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import MOVERS, content
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+# The oldest DequantizeLinear of onnx's evaluator. It gives what those before give: they had no attribute more.
+FIRST_DEQUANTIZER = 19
 
 
 def is_product(operator: str) -> bool:
@@ -30,6 +34,7 @@ class Graph:
     Constants are initialisers and what nodes make of constants alone, such as unpacked weights.
 
     folder   where the file lies, for weights beside it.
+    opset    of ONNX's own operators.
     nodes    in the order of the file.
     makers   {value: the index of the node that makes it}.
     readers  {value: the nodes that read it}.
@@ -39,7 +44,8 @@ class Graph:
 
     def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
         self.folder = folder
-        self.opsets = list(model.opset_import)
+        own = (entry.version for entry in model.opset_import if not is_foreign(entry.domain))
+        self.opset = max(own, default=0)
         self.nodes = tuple(model.graph.node)
         self.makers = {name: i for i, node in enumerate(self.nodes) for name in node.output if name}
         self.readers: dict[str, list[NodeProto]] = defaultdict(list)
@@ -116,8 +122,17 @@ class Graph:
             for names in (inputs, node.output)
         )
         graph = onnx.helper.make_graph([node], "constant", reads, gives)
-        model = onnx.helper.make_model(graph, opset_imports=self.opsets)
-        results = ReferenceEvaluator(model).run(None, inputs)
+        opset = self.opset
+        if node.op_type == "DequantizeLinear":
+            opset = max(opset, FIRST_DEQUANTIZER)
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
+        try:
+            results = ReferenceEvaluator(model).run(None, inputs)
+        except Exception as error:
+            raise QdeployError(
+                f"onnx {onnx.__version__} cannot compute the constant {node.output[0]}, which a {node.op_type} "
+                f"of opset {opset} makes: {error}; a newer onnx may"
+            ) from error
         self._known.update(zip(node.output, map(np.asarray, results), strict=True))
 
 

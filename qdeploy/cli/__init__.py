@@ -5,7 +5,7 @@ Heavy libraries are imported inside the commands, so that --help answers at once
 
 import click
 
-from qdeploy.cli import benchmark, export, inspect, report, train, zoo
+from qdeploy.cli import benchmark, export, inspect, pack, report, train, zoo
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -14,7 +14,7 @@ def main() -> None:
     """Take a PyTorch network to 1 to 8 bits and ship it as ONNX, proven on ONNX Runtime."""
 
 
-for command in (train.train, export.export, benchmark.benchmark, inspect.inspect, report.report):
+for command in (train.train, export.export, benchmark.benchmark, inspect.inspect, pack.pack):
     main.add_command(command)
-for command in (zoo.methods, zoo.models):
+for command in (report.report, zoo.methods, zoo.models):
     main.add_command(command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qdeploy.deploy.seal import Seal
 from qdeploy.record import Saturation
 
 WITHOUT_SCALES = {"ConvInteger", "MatMulInteger"}
@@ -71,17 +72,20 @@ class Port:
 class Contents:
     """An ONNX file, read.
 
-    intact      whether all is as it was sealed; None for a file without a hash
+    seal        whether all is as it was sealed; added: keys that a tool put into the metadata since
     bytes       on the disk, with weights that lie beside it; weight_bytes and metadata_bytes of them
+    saving      about how many of them `qdeploy pack` would save
     recipe      what it was made by; {} if the file does not say, as is origin
     metadata    all entries, as text
     """
 
     file: str
+    seal: Seal
+    added: tuple[str, ...]
     bytes: int
     weight_bytes: int
     metadata_bytes: int
-    intact: bool | None
+    saving: int
     producer: str
     opset: dict[str, int]
     ir_version: int

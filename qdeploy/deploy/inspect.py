@@ -15,8 +15,9 @@ import tomli
 
 from qdeploy.benchmark.graph import Graph, is_foreign
 from qdeploy.deploy.contents import WITHOUT_SCALES, Contents, FileLayer, Port, Quantized
+from qdeploy.deploy.repack import savings
 from qdeploy.deploy.saturation import in_kernel_order, may_saturate
-from qdeploy.deploy.seal import is_intact
+from qdeploy.deploy.seal import Seal, added_entries, state
 from qdeploy.onnx_file import MOVERS, read, stored_bytes
 
 # Which input of an operator is its weight.
@@ -32,12 +33,15 @@ def inspect(path: Path) -> Contents:
     model = read(path)
     graph = Graph(model, path.parent)
     metadata = {entry.key: entry.value for entry in model.metadata_props}
+    seal = state(model, path.parent)
     return Contents(
         file=str(path),
+        seal=seal,
+        added=tuple(added_entries(model, path.parent)) if seal is Seal.METADATA else (),
         bytes=stored_bytes(path),
         weight_bytes=sum(map(graph.held, graph.tensors)),
         metadata_bytes=sum(entry.ByteSize() for entry in model.metadata_props),
-        intact=is_intact(model, path.parent),
+        saving=savings(model, path.parent),
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         opset={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         ir_version=model.ir_version,

@@ -1,9 +1,9 @@
 """Storing integer codes in as many bits as they need, with operators that ONNX Runtime folds at load.
 
 No ONNX type holds 1-bit or ternary weights, and INT4 and INT2 lose the integer kernels. Here the
-codes lie in a uint8 initialiser, and a few standard operators turn them back into int8. All their
-inputs are constants, so the runtime computes them once, at load, and then runs its int8 kernels
-as if the int8 codes were in the file.
+codes lie in a uint8 initialiser, and a few standard operators turn them back into what they were:
+int8 in our own files, also uint8 or 4 bits in those of other tools. All their inputs are constants,
+so the runtime computes them once, at load, and then runs its kernels as if the codes were in the file.
 
 Two forms, both exact; `pack` takes the smaller one:
 
@@ -15,6 +15,7 @@ windows   b bits a code for b = 3, 5, 6, 7: b bytes hold 8 codes end to end. Rea
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +26,16 @@ import onnx_ir as ir
 
 from qdeploy.deploy.edits import constant
 
-Codes = npt.NDArray[np.int8]
+Codes = npt.NDArray[np.int8 | np.uint8]  # or of 4 bits, which NumPy itself does not name
 Bytes = npt.NDArray[np.uint8]
+
+# Types of weights, and those in which packing computes them.
+COMPUTED_AS = {
+    ir.DataType.INT8: ir.DataType.INT8,
+    ir.DataType.UINT8: ir.DataType.UINT8,
+    ir.DataType.INT4: ir.DataType.INT8,
+    ir.DataType.UINT4: ir.DataType.UINT8,
+}
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,7 @@ class Digits:
     """Base-n digits, a group of them in each byte, the first in the lowest place."""
 
     levels: tuple[int, ...]
+    type: ir.DataType = ir.DataType.INT8
 
     @property
     def group(self) -> int:
@@ -59,11 +69,11 @@ class Digits:
         n, k = len(self.levels), self.group
         bounds = [constant(graph, np.int32(bound)) for bound in (0, n**k, 1)]
         bytes_ = ir.node("Range", bounds)
-        column = ir.node("Unsqueeze", [bytes_.outputs[0], constant(graph, np.array([1]))])
+        column = ir.node("Reshape", [bytes_.outputs[0], constant(graph, np.array([-1, 1]))])
         places = constant(graph, (n ** np.arange(k)).astype(np.int32))
         shifted = ir.node("Div", [column.outputs[0], places])
         digits = ir.node("Mod", [shifted.outputs[0], constant(graph, np.int32(n))])
-        levels = constant(graph, np.asarray(self.levels, np.int8))
+        levels = constant(graph, np.asarray(self.levels, self.type.numpy()))
         return [bytes_, column, shifted, digits, ir.node("Gather", [levels, digits.outputs[0]])]
 
     def nodes(self, packed: ir.Value, shared: list[ir.Node], graph: ir.Graph) -> list[ir.Node]:
@@ -78,6 +88,7 @@ class Windows:
     bits: int
     first: int
     step: int
+    type: ir.DataType = ir.DataType.INT8
 
     def file_size(self, count: int) -> int:
         """Bytes in the file for `count` codes, with about 700 for the nodes and their constants."""
@@ -108,7 +119,7 @@ class Windows:
         number = ir.node("Mod", [shifted.outputs[0], constant(graph, np.int32(2**self.bits))])
         scaled = ir.node("Mul", [number.outputs[0], constant(graph, np.int32(self.step))])
         code = ir.node("Add", [scaled.outputs[0], constant(graph, np.int32(self.first))])
-        result = ir.node("Cast", [code.outputs[0]], {"to": ir.DataType.INT8})
+        result = ir.node("Cast", [code.outputs[0]], {"to": self.type})
         return [cast, low, high, raised, window, shifted, number, scaled, code, result]
 
 
@@ -116,70 +127,90 @@ Packing = Digits | Windows
 
 
 def plan(weights: Sequence[Codes]) -> list[Packing | None]:
-    """The packing of each weight of a file; None where int8 itself is smaller."""
+    """The packing of each weight of a graph; None where it is smaller as it is."""
     chosen = [choose(codes) for codes in weights]
     saved: Counter[Packing] = Counter()
     for codes, packing in zip(weights, chosen, strict=True):
         if packing is not None:
-            saved[packing] += codes.size - packing.file_size(codes.size)
+            saved[packing] += saving(codes, packing)
     # A table is stored once for all weights of the same levels; together they must earn it.
     return [p if p is not None and saved[p] > p.shared_size else None for p in chosen]
 
 
+def saving(codes: Codes, packing: Packing) -> int:
+    """Bytes by which a weight gets smaller, without what it shares with others."""
+    stored = math.ceil(codes.size * ir.DataType.from_numpy(codes.dtype).itemsize)
+    return stored - packing.file_size(codes.size)
+
+
 def choose(codes: Codes) -> Packing | None:
-    """The smallest packing of one weight, without what it shares with others; int8 codes only."""
-    if codes.dtype != np.int8:
+    """The smallest packing of one weight, without what it shares with others."""
+    kind = COMPUTED_AS.get(ir.DataType.from_numpy(codes.dtype))
+    if kind is None or not codes.size:
         return None
-    levels = tuple(int(level) for level in np.unique(codes))
-    choices: list[Packing] = [Digits(levels)] if len(levels) <= 16 else []
-    windows = _windows(levels)
+    levels = tuple(int(level) for level in np.unique(codes.astype(kind.numpy())))
+    choices: list[Packing] = [Digits(levels, kind)] if len(levels) <= 16 else []
+    windows = _windows(levels, kind)
     if windows is not None and windows.bits not in (1, 2, 4):
         choices.append(windows)
-    best = min(choices, key=lambda packing: packing.file_size(codes.size), default=None)
-    return best if best is not None and best.file_size(codes.size) < codes.size else None
+    best = max(choices, key=lambda packing: saving(codes, packing), default=None)
+    return best if best is not None and saving(codes, best) > 0 else None
 
 
-def _windows(levels: tuple[int, ...]) -> Windows | None:
+def _windows(levels: tuple[int, ...], kind: ir.DataType) -> Windows | None:
     steps = np.gcd.reduce(np.diff(levels)) if len(levels) > 1 else 1
     bits = max(1, ((levels[-1] - levels[0]) // int(steps)).bit_length())
-    return Windows(bits, levels[0], int(steps)) if bits < 8 else None
+    return Windows(bits, levels[0], int(steps), kind) if bits < 8 else None
 
 
 def pack(model: ir.Model) -> None:
-    """Replaces each int8 weight by its packed form, in place. Values and shapes stay the same.
+    """Replaces each weight by its packed form, in place. Values and shapes stay the same.
 
     Precondition: simplified already; a simplifier would fold the packing back into int8.
     """
     graph = model.graph
-    weights = [value for value in graph.initializers.values() if _is_weight(value)]
-    arrays = [weight.const_value.numpy() for weight in weights]  # type: ignore[union-attr]
-    plans = plan(arrays)
-    shared = {packing: packing.shared_nodes(graph) for packing in plans if packing}
     first = graph[0]
-    for nodes in shared.values():
+    weights = [value for value in graph.initializers.values() if _is_weight(value)]
+    shared, unpacking = unpacked(weights, graph)
+    graph.insert_before(first, shared)
+    for weight, nodes in unpacking.items():
         graph.insert_before(first, nodes)
-    for weight, codes, packing in zip(weights, arrays, plans, strict=True):
-        if packing is not None:
-            result, nodes = _unpacked(weight, codes, packing, shared[packing], graph)
-            graph.insert_before(first, nodes)
-            weight.replace_all_uses_with(result)
-            del graph.initializers[weight.name]  # type: ignore[arg-type]
+        weight.replace_all_uses_with(nodes[-1].outputs[0])
+        del graph.initializers[weight.name]  # type: ignore[arg-type]
 
 
 def _is_weight(value: ir.Value) -> bool:
-    """True for int8 codes [out, ...]; zero points have one dimension."""
-    return value.dtype == ir.DataType.INT8 and value.shape is not None and value.shape.rank() > 1
+    """True for codes [out, ...]; zero points have one dimension."""
+    return value.dtype in COMPUTED_AS and value.shape is not None and value.shape.rank() > 1
 
 
-def _unpacked(
+def unpacked(
+    weights: Sequence[ir.Value], graph: ir.Graph
+) -> tuple[list[ir.Node], dict[ir.Value, list[ir.Node]]]:
+    """The nodes that make what weights share, and those that make each weight that is to be packed.
+
+    Their constants are in the graph, they themselves not yet. The last of a weight's nodes gives it.
+    """
+    arrays = [weight.const_value.numpy() for weight in weights]  # type: ignore[union-attr]
+    plans = plan(arrays)
+    shared = {packing: packing.shared_nodes(graph) for packing in plans if packing}
+    nodes = {
+        weight: _nodes(weight, codes, packing, shared[packing], graph)
+        for weight, codes, packing in zip(weights, arrays, plans, strict=True)
+        if packing is not None
+    }
+    return [node for made in shared.values() for node in made], nodes
+
+
+def _nodes(
     weight: ir.Value,
     codes: Codes,
     packing: Packing,
     shared: list[ir.Node],
     graph: ir.Graph,
-) -> tuple[ir.Value, list[ir.Node]]:
-    """The weight as nodes compute it from its packed bytes, and those nodes."""
-    packed = packing.pack(codes)
+) -> list[ir.Node]:
+    """What computes the weight from its packed bytes."""
+    packed = packing.pack(codes.astype(packing.type.numpy()))
     nodes = packing.nodes(constant(graph, packed), shared, graph)
     if codes.size % packing.group:  # the last group is filled up
         flat = ir.node("Reshape", [nodes[-1].outputs[0], constant(graph, np.array([-1]))])
@@ -187,6 +218,8 @@ def _unpacked(
         nodes += [flat, ir.node("Slice", [flat.outputs[0], start, end])]
     shape = constant(graph, np.array(codes.shape))
     nodes.append(ir.node("Reshape", [nodes[-1].outputs[0], shape]))
+    if weight.dtype != packing.type:
+        nodes.append(ir.node("Cast", [nodes[-1].outputs[0]], {"to": weight.dtype}))
     result = nodes[-1].outputs[0]
     result.type, result.shape = weight.type, weight.shape
-    return result, nodes
+    return nodes

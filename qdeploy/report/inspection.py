@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -12,15 +13,38 @@ from rich.table import Table
 from rich.text import Text
 
 from qdeploy.deploy.contents import Contents, FileLayer, Port, Quantized
+from qdeploy.deploy.repack import Repacked
+from qdeploy.deploy.seal import NETWORK, Seal
 from qdeploy.report.processors import saturating
-from qdeploy.report.words import significant, size
+from qdeploy.report.words import plural, significant, size, times
 
 SEALS = {
-    True: "whole: its SHA-256 is the one written in it",
-    False: "CHANGED since qdeploy wrote it: its SHA-256 is another",
-    None: "no hash in the file",
+    Seal.WHOLE: "whole: its SHA-256 is the one written in it",
+    Seal.METADATA: "weights and graph whole; METADATA CHANGED since qdeploy wrote it: ",
+    Seal.CHANGED: "CHANGED since qdeploy wrote it: weights or graph, or both",
+    Seal.LOST: "LOST: qdeploy wrote this file and a tool dropped its hash; whether the tool changed weights or "
+    "graph cannot be said",
+    Seal.NONE: "no hash in the file",
 }
 UNKNOWN = "not known"
+
+
+def repacked_text(packed: Repacked) -> str:
+    """What `qdeploy pack` says of a file."""
+    if not packed.weights:
+        return f"{packed.file}: no weight takes fewer bytes packed; nothing was written"
+    lines = [
+        f"{packed.file}: {packed.before:,} -> {packed.after:,} bytes, "
+        f"{times(packed.before / packed.after)} smaller; "
+        f"packed: {plural(packed.weights, 'weight')}, each of them unpacked to its codes again"
+    ]
+    if packed.seal is Seal.WHOLE:
+        lines.append("sealed anew")
+    elif packed.seal is not Seal.NONE:
+        lines.append(f"not sealed anew; what inspect says of it stays: {SEALS[packed.seal]}")
+    for file in packed.unread:
+        lines.append(f"{file} is read no longer: the weights are in {packed.file.name}")
+    return "\n".join(lines)
 
 
 def contents_json(contents: Contents) -> str:
@@ -48,13 +72,15 @@ def contents_tables(contents: Contents) -> Group:
 def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     rest = contents.bytes - contents.weight_bytes - contents.metadata_bytes
     domains = ", ".join(f"{name} {version}" for name, version in contents.opset.items())
-    yield "Seal", SEALS[contents.intact]
+    yield "Seal", _seal(contents)
     yield "Made by", contents.producer or UNKNOWN
     yield (
         "Size",
         f"{size(contents.bytes)}: constants {contents.weight_bytes:,}, metadata "
         f"{contents.metadata_bytes:,}, graph {rest:,} bytes",
     )
+    if contents.saving > 0:
+        yield "Packing", _unpacked(contents)
     yield "Format", f"opset {domains}, IR {contents.ir_version}"
     yield "Input", ", ".join(map(_port, contents.inputs))
     yield "Output", ", ".join(map(_port, contents.outputs))
@@ -75,6 +101,28 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     unknown = sorted({layer.unknown for layer in contents.layers if layer.unknown})
     if unknown:
         yield "Not known", "; ".join(unknown)
+
+
+def _seal(contents: Contents) -> str:
+    text = SEALS[contents.seal]
+    if contents.seal is Seal.METADATA:
+        text += (
+            f"added {', '.join(contents.added)}" if contents.added else "which entry cannot be told"
+        )
+    if contents.seal is Seal.CHANGED and NETWORK not in contents.metadata:
+        text += ", or metadata alone"
+    return text
+
+
+def _unpacked(contents: Contents) -> str:
+    packed = contents.bytes - contents.saving
+    was = "not packed" if contents.seal in (Seal.WHOLE, Seal.NONE) else "was unpacked"
+    text = (
+        f"{was}: {times(contents.bytes / packed)} larger than packed, which is about {size(packed)}; "
+        f"`qdeploy pack {shlex.quote(contents.file)}` packs it"
+    )
+    signed = any(layer.activation and layer.activation.type == "int8" for layer in contents.layers)
+    return f"{text}. TensorRT reads it only as it is" if signed else text
 
 
 def _proof(text: str) -> str:

@@ -78,7 +78,8 @@ def test_the_file_is_valid_and_plain(name, settings):
     assert proto.ir_version == 10
     assert {node.domain for node in proto.graph.node} == {""}
     assert len(proto.functions) == 0
-    assert [entry.key for entry in proto.metadata_props] == ["qdeploy.sha256"]
+    keys = [entry.key for entry in proto.metadata_props]
+    assert keys == ["qdeploy.network", "qdeploy.sha256"]
     assert [i.name for i in proto.graph.input] == ["input"]
     assert [o.name for o in proto.graph.output] == ["logits"]
 

@@ -15,6 +15,7 @@ from onnx import helper
 import qdeploy
 from qdeploy.cli import main
 from qdeploy.deploy.inspect import inspect
+from qdeploy.deploy.seal import Seal
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
 
@@ -103,7 +104,7 @@ class TestFilesOfOtherTools:
         (row,) = found.layers
         assert (row.name, row.stored, row.activation) == ("first", "float32", None)
         assert (row.weight.codes, row.weight.bits) == ((-2, 2), 3)
-        assert found.intact is None
+        assert found.seal is Seal.NONE
         assert found.producer == "another tool"
         assert found.recipe == found.origin == {}
 
@@ -224,7 +225,7 @@ class TestTheCommand:
         path.write_bytes(model())
         found = json.loads(CliRunner().invoke(main, ["inspect", str(path), "--json"]).output)
         assert found["bytes"] == len(model())
-        assert found["intact"] is True
+        assert found["seal"] == "whole"
         assert [layer["shape"] for layer in found["layers"]] == [[6, 3, 3, 3], [7, 54], [5, 7]]
 
     def test_a_changed_file_ends_with_1(self, tmp_path):

@@ -306,7 +306,7 @@ class TestOtherTargets:
         checkpoint = hashlib.sha256((run / "last.pt").read_bytes()).hexdigest()
         assert inspected["origin"]["checkpoint"] == f"last.pt {checkpoint[:16]}"
         assert inspected["origin"]["torch"] == torch.__version__
-        assert inspected["intact"] is True
+        assert inspected["seal"] == "whole"
         accuracy = succeeds("benchmark", run / "model.onnx", "--data", "digits")
         assert f"top-1 {printed['accuracy']['onnx']['top1']:.2%} of 360 images" in accuracy
 
