@@ -14,7 +14,8 @@ from qdeploy.onnx_file import MOVERS, content
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-# The oldest DequantizeLinear of onnx's evaluator. It gives what those before give: they had no attribute more.
+# The oldest DequantizeLinear of onnx's evaluator, which computes those before as well: it takes all that
+# they take.
 FIRST_DEQUANTIZER = 19
 
 
@@ -130,8 +131,8 @@ class Graph:
             results = ReferenceEvaluator(model).run(None, inputs)
         except Exception as error:
             raise QdeployError(
-                f"onnx {onnx.__version__} cannot compute the constant {node.output[0]}, which a {node.op_type} "
-                f"of opset {opset} makes: {error}; a newer onnx may"
+                f"onnx {onnx.__version__} cannot compute the constant {node.output[0]}, which a "
+                f"{node.op_type} of opset {opset} makes: {error}; a newer onnx may"
             ) from error
         self._known.update(zip(node.output, map(np.asarray, results), strict=True))
 

@@ -18,11 +18,13 @@ from qdeploy.cli.options import reports_errors
 def pack(model: Path, output: Path | None) -> None:
     """Store the weights of an ONNX file in as many bits as they use, in place.
 
-    For files of qdeploy that a tool unpacked (simplifiers, optimisers, ONNX Runtime's saved graphs) and
-    quantized files of other tools. Integer weights that use few levels are packed; they are computed again when the file
-    is loaded, to the same codes, which is checked before anything is written. So it gives the same
-    outputs, by the same kernels. The new file takes the place of the old one whole or not at all;
-    if there is nothing to gain, nothing is written. TensorRT reads no packed weights.
+    For files of qdeploy that a tool unpacked (simplifiers, optimisers, ONNX Runtime's saved graphs) and for
+    quantized files of other tools. When such a file is loaded, operators in it compute the very same weights
+    again, which is checked before anything is written: outputs and kernels stay as they were. TensorRT alone
+    reads no packed weights.
+
+    The new file takes the place of the old one, whole or not at all, unless -o names another. If there is
+    nothing to gain, nothing is written.
 
     A file that is as qdeploy wrote it is sealed anew. One that was changed since keeps its old seal,
     and `qdeploy inspect` goes on to say so.

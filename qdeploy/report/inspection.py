@@ -22,8 +22,8 @@ SEALS = {
     Seal.WHOLE: "whole: its SHA-256 is the one written in it",
     Seal.METADATA: "weights and graph whole; METADATA CHANGED since qdeploy wrote it: ",
     Seal.CHANGED: "CHANGED since qdeploy wrote it: weights or graph, or both",
-    Seal.LOST: "LOST: qdeploy wrote this file and a tool dropped its hash; whether the tool changed weights or "
-    "graph cannot be said",
+    Seal.LOST: "LOST: qdeploy wrote this file, and a tool dropped its hash; nothing can be said of what else "
+    "the tool did",
     Seal.NONE: "no hash in the file",
 }
 UNKNOWN = "not known"

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 from onnx import helper
 
 import qdeploy
+from qdeploy.benchmark.graph import Graph
 from qdeploy.cli import main
 from qdeploy.deploy.inspect import inspect
 from qdeploy.deploy.seal import Seal
@@ -124,6 +125,38 @@ class TestFilesOfOtherTools:
         assert (row.weight.bits, row.weight.codes, row.weight.channels) == (8, (-108, 107), 8)
         assert row.activation.zeros == (3, 3)
         assert row.activation.type == "uint8"
+
+    @pytest.mark.parametrize("opset", [10, 13, 17, 19, 21, 23])
+    def test_constants_of_every_opset_are_computed(self, opset, tmp_path):
+        """Scales of channels are there from opset 13 on."""
+        codes = np.arange(-4, 4, dtype=np.int8).repeat(27).reshape(8, 3, 3, 3)
+        scales = np.float32(0.5) if opset < 13 else np.linspace(0.5, 2, 8, dtype=np.float32)
+        axis = {} if opset < 13 else {"axis": 0}
+        nodes = [
+            helper.make_node("Reshape", ["flat", "shape"], ["codes"]),
+            helper.make_node("DequantizeLinear", ["codes", "s", "z"], ["w"], **axis),
+            helper.make_node("Conv", ["x", "w"], ["y"]),
+        ]
+        constants = {
+            "flat": codes.ravel(), "shape": np.array(codes.shape), "s": scales,
+            "z": np.zeros_like(scales, np.int8),
+        }  # fmt: skip
+        proto = by_hand(nodes, constants)
+        proto.opset_import[0].version = opset
+        (row,) = inspected(proto.SerializeToString(), tmp_path).layers
+        assert (row.shape, row.weight.bits, row.weight.codes) == ((8, 3, 3, 3), 3, (-4, 3))
+        found = Graph(proto, tmp_path).array("w")
+        expected = codes * np.broadcast_to(scales, 8).reshape(8, 1, 1, 1)
+        np.testing.assert_array_equal(found, expected)
+
+    def test_a_constant_that_onnx_cannot_compute_is_named(self, tmp_path):
+        nodes = [
+            helper.make_node("MaxRoiPool", ["w", "r"], ["c"], pooled_shape=[3, 3]),
+            helper.make_node("Conv", ["x", "c"], ["y"]),
+        ]
+        constants = {"w": np.ones((8, 3, 6, 6), np.float32), "r": np.zeros((8, 5), np.float32)}
+        with pytest.raises(QdeployError, match="cannot compute the constant c, which a MaxRoiPool"):
+            inspected(by_hand(nodes, constants).SerializeToString(), tmp_path)
 
     @pytest.mark.parametrize(
         "bound",
@@ -253,6 +286,7 @@ class TestTheCommand:
         code = f"""
 import sys
 sys.modules["torch"] = None  # importing it raises ImportError
+from qdeploy.benchmark.graph import Graph
 from qdeploy.cli import main
 main(["inspect", r"{path}"])
 """
