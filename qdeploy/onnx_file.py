@@ -53,12 +53,17 @@ def read(path: Path) -> onnx.ModelProto:
     except OSError as error:
         raise QdeployError(f"cannot read {path}: {error.strerror}; give an ONNX file") from error
     except DecodeError as error:
-        raise QdeployError(
-            f"{path} is no ONNX file, or one that was cut short; copy or export it again"
-        ) from error
+        raise _no_model(path, ", or one that was cut short; copy or export it again") from error
     if not model.graph.node:
-        raise QdeployError(f"{path} is no ONNX file: it has no graph; give one that was exported")
+        raise _no_model(path, ": it has no graph; give one that was exported")
     return model
+
+
+def _no_model(path: Path, why: str) -> QdeployError:
+    with path.open("rb") as file:
+        if file.read(8)[4:] == b"ORTM":
+            why = ", but of ONNX Runtime's own format (ORT); give the ONNX file that it was made of"
+    return QdeployError(f"{path} is no ONNX file{why}")
 
 
 def content(tensor: onnx.TensorProto, folder: Path) -> bytes:

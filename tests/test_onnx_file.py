@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from artifact_files import logits, model
 from networks import images
@@ -198,6 +199,17 @@ class TestTheSeal:
         assert state(proto, tmp_path) is Seal.NONE
         proto.metadata_props.add(key="qdeploy.recipe", value="mine")
         assert state(proto, tmp_path) is Seal.LOST
+
+
+def test_the_format_of_onnx_runtime_is_named(proto, tmp_path):
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "m.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(
+        proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    with pytest.raises(QdeployError, match=r"m\.ort is no ONNX file, but of ONNX Runtime's own"):
+        read(tmp_path / "m.ort")
 
 
 @pytest.mark.parametrize("content", [b"", b"no network\n" * 50, None])

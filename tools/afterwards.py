@@ -22,7 +22,6 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from compare_inference import versions
 from numpy.typing import NDArray
 
 import qdeploy
@@ -112,6 +111,14 @@ def run_tool(tool: str, source: Path, target: Path, python: str | None) -> None:
         raise QdeployError(f"{tool} failed: {reason}")
 
 
+def version_of(package: str, python: str | None) -> str:
+    """Of the one that `run_tool` runs."""
+    here = importlib.util.find_spec(package) is not None
+    code = f"import {package}; print({package}.__version__)"
+    command = [sys.executable if here or python is None else python, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def ran(path: Path, images: NDArray[np.float32], folder: Path) -> tuple[NDArray[np.float32], int]:
     """The outputs of ONNX Runtime, and how many products ran on integer kernels."""
     import onnxruntime
@@ -172,7 +179,9 @@ def main(output: Path, python: str | None) -> None:
                 except QdeployError as error:
                     rows.append({"file": name, "tool": tool, "error": str(error)})
                 print(rows[-1], flush=True)
-    results = {"machine": asdict(this_machine()), "versions": dict(versions()), "rows": rows}
+    packages = dict.fromkeys(package for package, _ in TOOLS.values())
+    found = {package: version_of(package, python) for package in packages}
+    results = {"machine": asdict(this_machine()), "versions": found, "rows": rows}
     with atomic_write(output) as file:
         file.write(json.dumps(results, indent=1).encode() + b"\n")
 

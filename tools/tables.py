@@ -97,6 +97,37 @@ def exactness_cost(results: dict[str, Any]) -> Rows:
     return rows
 
 
+def afterwards(results: dict[str, Any]) -> Rows:
+    """What tools make of a finished file, as tools/afterwards.py measured it: sizes against the export's."""
+    files = list(dict.fromkeys(row["file"] for row in results["rows"]))
+    columns = (name for file in files for name in (file, "packed again"))
+    rows: Rows = [("tool", *columns, "outputs", "integer kernels")]
+    for tool in dict.fromkeys(row["tool"] for row in results["rows"]):
+        found = [row for row in results["rows"] if row["tool"] == tool]
+        failed = [row["error"] for row in found if "error" in row]
+        if failed:
+            rows.append((tool, failed[0], *[""] * (2 * len(files) + 1)))
+            continue
+        sizes = (cell for row in found for cell in _sizes(row))
+        equal = all(row["bit_equal"] for row in found)
+        kept = all(row["integer_behind"] == row["integer"] for row in found)
+        counted = ", ".join(f"{row['integer_behind']} of {row['integer']}" for row in found)
+        rows.append(
+            (tool, *sizes, "equal bit for bit" if equal else "differ", "all" if kept else counted)
+        )
+    return rows
+
+
+def _sizes(row: dict[str, Any]) -> tuple[str, str]:
+    behind = f"{row['bytes_behind'] / row['bytes']:.2f}x"
+    if "bytes_packed" not in row:
+        return behind, "no ONNX file"
+    if "pack_bit_equal" not in row:
+        return behind, "still packed"
+    same = row["pack_bit_equal"] and row["integer_packed"] == row["integer_behind"]
+    return behind, f"{row['bytes_packed'] / row['bytes']:.2f}x" + ("" if same else ", others")
+
+
 def reduced_range(results: list[dict[str, Any]]) -> Rows:
     """Top-1 and layers that may saturate, as tools/compare_reduce_range.py found them."""
     head = (
@@ -365,6 +396,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "processes": ("results/feeding.json", processes),
     "calibration": ("results/calibration.json", calibration),
     "exactness": ("results/exactness.json", exactness),
+    "afterwards": ("results/afterwards.json", afterwards),
     "exactness-cost": ("results/exactness.json", exactness_cost),
     "reduce-range": ("results/reduce_range.json", reduced_range),
     "statistics": ("results/statistics.json", statistics),

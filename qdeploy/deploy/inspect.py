@@ -23,9 +23,9 @@ from qdeploy.onnx_file import MOVERS, read, stored_bytes
 # Which input of an operator is its weight.
 PLACES = {
     "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1,
-    "QLinearConv": 3, "QLinearMatMul": 3,
+    "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3,
 }  # fmt: skip
-ON_CODES = {"QLinearConv", "QLinearMatMul"}
+ON_CODES = {"QLinearConv", "QLinearMatMul", "QGemm"}
 
 
 def inspect(path: Path) -> Contents:
@@ -91,7 +91,7 @@ class _Reader:
 
     def weight_of(self, node: onnx.NodeProto) -> str | None:
         """The constant that a product reads as its weight; of a foreign operator the largest."""
-        if not is_foreign(node.domain):
+        if _is_known(node):
             weight = node.input[PLACES[node.op_type]] if node.op_type in PLACES else ""
             return weight if self.graph.is_constant(weight) else None
         tensors = self.graph.tensors
@@ -101,7 +101,7 @@ class _Reader:
     def layer(self, node: onnx.NodeProto, name: str, weight: str) -> FileLayer:
         operator, unknown, source = node.op_type, "", weight
         codes = activation = None
-        if is_foreign(node.domain):
+        if not _is_known(node):
             operator = f"{node.domain}::{node.op_type}"
             unknown = f"bits and scales of {operator}"
         elif operator in ON_CODES:
@@ -189,7 +189,7 @@ class _Reader:
         return None if found is None else (maker.input[0], found)
 
     def operands(self, node: onnx.NodeProto) -> tuple[Quantized | None, Quantized | None]:
-        """Of QLinearConv and QLinearMatMul, which read codes, scales and zero points in turn."""
+        """Of operators that read codes, scales and zero points in turn."""
         data, scale, zero, weight, weight_scale, weight_zero = node.input[:6]
         if not all(map(self.graph.is_constant, (scale, zero, weight_scale, weight_zero))):
             return None, None
@@ -271,6 +271,11 @@ class _Reader:
         """Those that are constants of one element."""
         constants = [self.graph.array(name) for name in names if self.graph.is_constant(name)]
         return [float(constant.item()) for constant in constants if constant.size == 1]
+
+
+def _is_known(node: onnx.NodeProto) -> bool:
+    """ONNX's own operators, and ONNX Runtime's QGemm and channels-last QLinearConv."""
+    return not is_foreign(node.domain) or node.op_type in ON_CODES
 
 
 def _three(names: Any) -> tuple[str, str, str]:

@@ -301,6 +301,19 @@ class TestOurOwnFiles:
             outputs(onnx.ModelProto.FromString(ours[0]), images(9).numpy()),
         )
 
+    def test_what_onnx_runtime_saved_reads_as_what_it_was_made_of(self, ours, tmp_path):
+        path = tmp_path / "model.onnx"
+        path.write_bytes(ours[0])
+        made = onnx.ModelProto.FromString(ours[0])
+        (tmp_path / "saved.onnx").write_bytes(optimized(made, tmp_path).SerializeToString())
+        repack(tmp_path / "saved.onnx", tmp_path / "saved.onnx")
+        before, after = inspect(path).layers, inspect(tmp_path / "saved.onnx").layers
+        assert {layer.operator for layer in after} == {"QLinearConv", "QGemm"}
+        assert [layer.shape for layer in before] == [layer.shape for layer in after]
+        assert [layer.weight for layer in before] == [layer.weight for layer in after]
+        assert [layer.activation for layer in before] == [layer.activation for layer in after]
+        assert not any(layer.unknown for layer in after)
+
     def test_an_exported_file_has_nothing_to_gain(self, ours, tmp_path):
         path = tmp_path / "model.onnx"
         path.write_bytes(ours[0])
