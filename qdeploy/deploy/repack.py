@@ -75,7 +75,7 @@ def savings(model: onnx.ModelProto, folder: Path) -> int:
         arrays = list(_weights(graph, model, folder).values())
         plans = plan(arrays)
         saved += sum(saving(a, p) for a, p in zip(arrays, plans, strict=True) if p)
-        saved -= sum(packing.shared_size for packing in set(filter(None, plans)))
+        saved -= sum(packing.shared_size for packing in {p for p in plans if p})
     return saved
 
 
@@ -137,7 +137,7 @@ def _read_as_int32(model: onnx.ModelProto) -> set[str]:
 
 def _names(model: onnx.ModelProto) -> set[str]:
     """Of all values, in all graphs."""
-    names = set()
+    names: set[str] = set()
     for graph in _graphs(model.graph):
         names.update(value.name for value in (*graph.input, *graph.output, *graph.initializer))
         names.update(tensor.values.name for tensor in graph.sparse_initializer)

@@ -20,7 +20,7 @@ from qdeploy.report.words import plural, significant, size, times
 
 SEALS = {
     Seal.WHOLE: "whole: its SHA-256 is the one written in it",
-    Seal.METADATA: "weights and graph whole; METADATA CHANGED since qdeploy wrote it: ",
+    Seal.METADATA: "weights and graph whole, METADATA CHANGED since qdeploy wrote it",
     Seal.CHANGED: "CHANGED since qdeploy wrote it: weights or graph, or both",
     Seal.LOST: "LOST: qdeploy wrote this file, and a tool dropped its hash; nothing can be said of what else "
     "the tool did",
@@ -106,9 +106,8 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
 def _seal(contents: Contents) -> str:
     text = SEALS[contents.seal]
     if contents.seal is Seal.METADATA:
-        text += (
-            f"added {', '.join(contents.added)}" if contents.added else "which entry cannot be told"
-        )
+        added = ", ".join(contents.added)
+        text += f": added {added}" if added else "; which entry cannot be told"
     if contents.seal is Seal.CHANGED and NETWORK not in contents.metadata:
         text += ", or metadata alone"
     return text
@@ -116,7 +115,7 @@ def _seal(contents: Contents) -> str:
 
 def _unpacked(contents: Contents) -> str:
     packed = contents.bytes - contents.saving
-    was = "not packed" if contents.seal in (Seal.WHOLE, Seal.NONE) else "was unpacked"
+    was = "was unpacked" if contents.seal in (Seal.CHANGED, Seal.LOST) else "not packed"
     text = (
         f"{was}: {times(contents.bytes / packed)} larger than packed, which is about {size(packed)}; "
         f"`qdeploy pack {shlex.quote(contents.file)}` packs it"

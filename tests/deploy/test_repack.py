@@ -309,9 +309,12 @@ class TestOurOwnFiles:
         repack(tmp_path / "saved.onnx", tmp_path / "saved.onnx")
         before, after = inspect(path).layers, inspect(tmp_path / "saved.onnx").layers
         assert {layer.operator for layer in after} == {"QLinearConv", "QGemm"}
-        assert [layer.shape for layer in before] == [layer.shape for layer in after]
-        assert [layer.weight for layer in before] == [layer.weight for layer in after]
-        assert [layer.activation for layer in before] == [layer.activation for layer in after]
+        read_before, read_after = (
+            {layer.shape: (layer.weight, layer.activation) for layer in layers}
+            for layers in (before, after)
+        )
+        assert len(read_before) == len(before)  # ONNX Runtime may order them anew
+        assert read_after == read_before
         assert not any(layer.unknown for layer in after)
 
     def test_an_exported_file_has_nothing_to_gain(self, ours, tmp_path):
