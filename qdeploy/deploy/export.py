@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from qdeploy.deploy import passes
 from qdeploy.deploy.batch_axes import Axes, batch_axes
 from qdeploy.deploy.open_batch import check_open_batch
+from qdeploy.deploy.opset import lower_opset
 from qdeploy.deploy.packing import pack
 from qdeploy.deploy.pixels import checked_normalisation, take_pixels
 from qdeploy.deploy.seal import seal
@@ -35,8 +36,8 @@ from qdeploy.preparation.graph import called_module, needed_values
 from qdeploy.preparation.inside import holds_prepared
 from qdeploy.preparation.trace import Inputs, as_inputs, described
 
-OPSET = 21
-IR_VERSION = 10
+# What the graph is made in; the file gets the lowest opset that it needs.
+OPSET, IR_VERSION = 21, 10
 
 
 def export(
@@ -49,7 +50,7 @@ def export(
     target: str = "cpu",
     uint8_input: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Path:
-    """Writes a network as ONNX, opset 21 and IR 10, with an open batch on the axes where it has one.
+    """Writes a network as ONNX, with an open batch on the axes where it has one.
 
     Takes what `prepare` or `convert` returned, alone or inside another module, or a plain float
     network. packing=False leaves the codes as int8. The input is called "input", the output "logits";
@@ -147,10 +148,11 @@ def finished_with_tensors(
     model.metadata_props.update(metadata)
     proto = ir.to_proto(model)
     proto.graph.ClearField("value_info")
-    seal(proto)
     if fits_one_file(proto):  # else the checker wants a path, see write
+        lower_opset(proto)
         onnx.checker.check_model(proto, full_check=True)
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    seal(proto)
     return proto, tensors
 
 
