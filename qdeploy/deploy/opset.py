@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import onnx
 from onnx.defs import OpSchema, SchemaError, get_schema
@@ -64,8 +64,8 @@ def _has_attributes(node: onnx.NodeProto, then: OpSchema, now: OpSchema) -> bool
 
 
 def _takes(
-    formal: list[OpSchema.FormalParameter],
-    names: list[str],
+    formal: Sequence[OpSchema.FormalParameter],
+    names: Sequence[str],
     schema: OpSchema,
     types: dict[str, str],
 ) -> bool:

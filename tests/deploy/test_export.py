@@ -25,6 +25,7 @@ from torch import nn
 import qdeploy
 from qdeploy.deploy import passes
 from qdeploy.deploy.export import finished, to_onnx
+from qdeploy.deploy.names import PRODUCTS
 from qdeploy.errors import QdeployError
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.models.lenet5 import lenet5
@@ -50,7 +51,7 @@ every_file = pytest.mark.parametrize(("name", "settings"), FILES)
 def test_products_are_called_after_their_layers(name, layers):
     file = exported(name, "slb w1a8")
     for proto in (file.packed, file.int8):
-        found = [node.name for node in proto.graph.node if node.op_type in passes.PRODUCTS]
+        found = [node.name for node in proto.graph.node if node.op_type in PRODUCTS]
         assert sorted(found) == sorted(layers)
 
 
@@ -92,7 +93,7 @@ def test_nothing_in_the_file_is_for_debugging(name, settings):
     assert not any(getattr(holder, "doc_string", "") for holder in (proto, *holders))
     assert not any(len(holder.metadata_props) for holder in holders)
     assert len(graph.value_info) == 0
-    assert not any(node.name for node in graph.node if node.op_type not in passes.PRODUCTS)
+    assert not any(node.name for node in graph.node if node.op_type not in PRODUCTS)
     assert not any(
         a.name in ("block_size", "saturate") for node in graph.node for a in node.attribute
     )

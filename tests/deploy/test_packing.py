@@ -14,8 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx_reference import evaluator
 
 from qdeploy.deploy.export import finished
+from qdeploy.deploy.names import short_names
 from qdeploy.deploy.packing import Digits, Windows, choose, pack, plan
-from qdeploy.deploy.passes import short_names, strip_metadata
+from qdeploy.deploy.passes import strip_metadata
 
 LEVELS = st.lists(st.integers(-128, 127), min_size=1, max_size=16, unique=True).map(sorted)
 
