@@ -77,7 +77,6 @@ def _checked(option: str, given: Sequence[str], own: list[str]) -> list[str]:
     proper = all(isinstance(name, str) and name for name in names)
     if not proper or len(names) != len(own) or len(set(names)) < len(names):
         raise QdeployError(
-            f"{option} is {given!r}; allowed: {len(own)} different names, one for each of "
-            f"{', '.join(own)}"
+            f"{option} is {given!r}; allowed: a name of its own for each of {', '.join(own)}"
         )
     return names

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import TypeAlias
 
-import onnx
-import torch
-
-import qdeploy
 from qdeploy.errors import QdeployError
 
 Normalisation: TypeAlias = tuple[Sequence[float], Sequence[float]]
@@ -34,7 +31,7 @@ def file_metadata(
 
 def versions() -> dict[str, str]:
     """Of what every file is made by."""
-    return {part.__name__: str(part.__version__) for part in (qdeploy, torch, onnx)}
+    return {part: version(part) for part in ("qdeploy", "torch", "onnx")}
 
 
 def checked_classes(given: object) -> list[str]:
