@@ -46,8 +46,10 @@ def builds() -> tuple[str, ...]:
     """The builds of ONNX Runtime in the folder that is imported, by their names on PyPI."""
     folders: dict[str, set[str]] = {}
     for package in importlib.metadata.distributions():
-        if (package.name or "").startswith(("onnxruntime", "ort")) and any(
-            file.as_posix() == "onnxruntime/__init__.py" for file in package.files or ()
+        # pip's own list: since Python 3.13 `package.files` leaves out what is no longer there.
+        installed = package.read_text("RECORD") or ""
+        if (package.name or "").startswith(("onnxruntime", "ort")) and (
+            "onnxruntime/__init__.py," in installed
         ):
             folders.setdefault(str(package.locate_file("")), set()).add(package.name)
     return tuple(sorted(next(iter(folders.values()), ())))

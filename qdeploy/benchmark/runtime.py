@@ -115,6 +115,7 @@ def open_session(
     profile: Path | None = None,
     beside: Path | None = None,
     cuda_graph: bool = False,
+    as_written: bool = False,
 ) -> Session:
     """Loads an ONNX file, or the bytes of one, into ONNX Runtime.
 
@@ -125,6 +126,7 @@ def open_session(
     profile    also time each kernel, for a file whose name begins with this path.
     beside     the folder of weights that are stored outside the bytes.
     cuda_graph record a run as one CUDA graph and replay it; takes on_device, and CUDA for each node.
+    as_written compute each quantizer by itself, without ONNX Runtime's integer kernels.
 
     Errors: QdeployError for an unknown or absent provider, and for what is no network; for a CUDA graph
     with another provider than CUDA, or with nodes that it does not run.
@@ -144,6 +146,8 @@ def open_session(
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(beside)
         )
+    if as_written:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     start = time.perf_counter()
     inference = _load(model, PROVIDERS[choice], options, cuda_graph)
     load_ms = (time.perf_counter() - start) * 1e3

@@ -29,6 +29,12 @@ from qdeploy.errors import QdeployError
     help="uint8: the file takes pixels and normalises them itself.  [default: as the recipe says]",
 )
 @click.option(
+    "--readable",
+    is_flag=True,
+    default=None,
+    help="Call all nodes and values after the network's modules, as in large files.",
+)
+@click.option(
     "--triton",
     type=click.Path(file_okay=False, path_type=Path),
     help="Also make a model repository for Triton Inference Server in this folder.",
@@ -70,6 +76,7 @@ def export(
     output: Path | None,
     target: str | None,
     input_type: str | None,
+    readable: bool | None,
     triton: Path | None,
     max_drop: float | None,
     min_agreement: float | None,
@@ -90,7 +97,7 @@ def export(
 
     conditions = Conditions(data_root, device, provider, samples)
     changes = {
-        "target": target, "input": input_type,
+        "target": target, "input": input_type, "readable": readable,
         "max_drop": max_drop, "min_agreement": min_agreement, "max_differing": max_differing,
         "max_size": max_size,
     }  # fmt: skip

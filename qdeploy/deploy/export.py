@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import io
 import logging
 import warnings
@@ -16,11 +15,13 @@ import onnx_ir as ir
 import onnxsim
 import torch
 from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
 
-from qdeploy.deploy import passes
+from qdeploy.deploy import names, passes
 from qdeploy.deploy.batch_axes import Axes, batch_axes
+from qdeploy.deploy.ends import Ends, end_names
+from qdeploy.deploy.metadata import Normalisation, file_metadata, versions
 from qdeploy.deploy.open_batch import check_open_batch
+from qdeploy.deploy.opset import lower_opset
 from qdeploy.deploy.packing import pack
 from qdeploy.deploy.pixels import checked_normalisation, take_pixels
 from qdeploy.deploy.seal import seal
@@ -35,8 +36,8 @@ from qdeploy.preparation.graph import called_module, needed_values
 from qdeploy.preparation.inside import holds_prepared
 from qdeploy.preparation.trace import Inputs, as_inputs, described
 
-OPSET = 21
-IR_VERSION = 10
+# What the graph is made in; the file gets the lowest opset that it needs.
+OPSET, IR_VERSION = 21, 10
 
 
 def export(
@@ -47,46 +48,59 @@ def export(
     metadata: Mapping[str, str] | None = None,
     *,
     target: str = "cpu",
-    uint8_input: tuple[Sequence[float], Sequence[float]] | None = None,
+    uint8_input: Normalisation | None = None,
+    normalisation: Normalisation | None = None,
+    classes: Sequence[str] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+    readable: bool = False,
 ) -> Path:
-    """Writes a network as ONNX, opset 21 and IR 10, with an open batch on the axes where it has one.
+    """Writes a network as ONNX, with an open batch on the axes where it has one.
 
     Takes what `prepare` or `convert` returned, alone or inside another module, or a plain float
-    network. packing=False leaves the codes as int8. The input is called "input", the output "logits";
-    several inputs (a tuple `example_input`) are called as the arguments of forward, several outputs
-    by their keys or numbers. The file is written whole or not at all, with weights beside it if it is
-    larger than protobuf's 2 GiB.
+    network. packing=False leaves the codes as int8. The file has the lowest opset that its operators
+    need, is written whole or not at all, and has its weights beside it if it is larger than protobuf's
+    2 GiB.
 
-    target       the runtime that the file is for, by the name of its module in targets/
-    uint8_input  mean and std per channel, of pixels scaled to 0..1: the file then takes uint8
-                 images and normalises them itself
+    metadata       more entries for the file, beside versions, normalisation and classes
+    target         the runtime that the file is for, by the name of its module in targets/
+    uint8_input    mean and std per channel, of pixels scaled to 0..1: the file then takes uint8
+                   images and normalises them itself
+    normalisation  the same two for a file that takes normalised images: noted for those who run it
+    classes        their names, in the order of the outputs: noted as well
+    input_names    "input" by default, and of several as the arguments of forward are called
+    output_names   "logits" by default, and of several their keys or numbers
+    readable       call every node and value after the network's modules, as is done anyway where the
+                   weights are large beside the names
 
     Errors: QdeployError for an example input that the network does not take, a network that
-    torch.onnx cannot export, or that the target lacks.
+    torch.onnx cannot export, or that the target lacks, and for options that do not fit.
     """
     given = prepared_or_converted
     if not isinstance(given, nn.Module):
         raise QdeployError(f"export takes a network, not {getattr(given, '__name__', given)}")
-    normalisation = None if uint8_input is None else checked_normalisation(uint8_input)
+    pixels = checked_normalisation(uint8_input, "uint8_input")
+    normalisation = pixels or checked_normalisation(normalisation, "normalisation")
+    entries = file_metadata(classes, normalisation, versions()) | dict(metadata or {})
     runtime = find_target(target)
     network = convert(given) if holds_prepared(given) else given
-    model = to_onnx(network, example_input, target=target)
-    if normalisation is not None:
-        take_pixels(model, *normalisation)
-    return write(finished(model, packing and runtime.packs, metadata or {}), Path(path))
+    model = to_onnx(network, example_input, input_names, output_names, target=target)
+    if pixels is not None:
+        take_pixels(model, *pixels)
+    return write(finished(model, packing and runtime.packs, entries, readable), Path(path))
 
 
 def to_onnx(
     network: nn.Module,
     example_input: Inputs,
-    outputs: Sequence[str] | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
     target: str = "cpu",
 ) -> ir.Model:
     """The exported, simplified and cleaned graph for a target, int8 codes not yet packed.
 
-    The network stays as it is: a copy goes to the CPU and is adapted to the target.
-
-    outputs   their names in the file; as `export` says by default
+    The network stays as it is: a copy goes to the CPU and is adapted to the target. Names are as
+    `export` has them.
     """
     runtime = find_target(target)
     network, inputs = copy.deepcopy(network), tuple(x.cpu() for x in as_inputs(example_input))
@@ -95,11 +109,11 @@ def to_onnx(
     for layer in network.modules():
         if isinstance(layer, IntegerLayer) and not runtime.in_rows:
             layer.in_rows = False
-    names = outputs or output_names(network, inputs)
+    ends = end_names(network, inputs, input_names, output_names)
     axes = batch_axes(network, inputs)
-    traced = _exported(network, inputs, names, axes)
+    traced = _exported(network, inputs, ends, axes)
     check_open_batch(traced, network, inputs, axes)
-    passes.layer_names(traced)
+    names.layer_names(traced)
     exported = _simplified(traced)
     runtime.rewrite(exported)
     return exported
@@ -124,13 +138,15 @@ def check_floats(inputs: Sequence[Tensor]) -> None:
         )
 
 
-def finished(model: ir.Model, packing: bool, metadata: Mapping[str, str]) -> onnx.ModelProto:
+def finished(
+    model: ir.Model, packing: bool, metadata: Mapping[str, str], readable: bool = False
+) -> onnx.ModelProto:
     """A copy of the graph, packed or not, as a checked and sealed protobuf."""
-    return finished_with_tensors(model, packing, metadata)[0]
+    return finished_with_tensors(model, packing, metadata, readable)[0]
 
 
 def finished_with_tensors(
-    model: ir.Model, packing: bool, metadata: Mapping[str, str]
+    model: ir.Model, packing: bool, metadata: Mapping[str, str], readable: bool = False
 ) -> tuple[onnx.ModelProto, dict[str, str]]:
     """`finished`, and {quantizer of the converted network: the tensor of its codes in the file}."""
     model = model.clone()
@@ -141,47 +157,21 @@ def finished_with_tensors(
     part_zero_points(wide)
     for rewrite in passes.AFTER_PACKING:
         rewrite(model)
-    tensors = passes.named_tensors(model)
+    tensors = names.name_all(model, readable)
     model.producer_name, model.producer_version = "qdeploy", None
     model.graph.name = "qdeploy"
     model.metadata_props.update(metadata)
     proto = ir.to_proto(model)
     proto.graph.ClearField("value_info")
-    seal(proto)
     if fits_one_file(proto):  # else the checker wants a path, see write
+        lower_opset(proto)
         onnx.checker.check_model(proto, full_check=True)
         onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True)
+    seal(proto)
     return proto, tensors
 
 
-def input_names(network: nn.Module, count: int) -> list[str]:
-    """ "input", or the names that forward gives to several."""
-    names = list(inspect.signature(network.forward).parameters)[:count]
-    return ["input"] if count == 1 else names
-
-
-def output_names(network: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
-    """ "logits", or of several outputs their keys, or "output_0" and so on."""
-    try:
-        with torch.inference_mode():
-            outputs = network(*inputs)
-    except QdeployError:
-        raise
-    except Exception as error:
-        raise QdeployError(
-            f"{type(network).__name__} does not take an example input of {described(inputs)}: {error}. "
-            "Give export one batch as the network is called with, [N, C, H, W] for images"
-        ) from error
-    paths = [path for path, _ in pytree.tree_leaves_with_path(outputs)]
-    if len(paths) == 1 and not paths[0]:
-        return ["logits"]
-    keys = ["_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path in paths]
-    return [f"output_{key}" if key[0].isdigit() else key for key in keys]
-
-
-def _exported(
-    network: nn.Module, inputs: Sequence[Tensor], outputs: Sequence[str], axes: Axes
-) -> ir.Model:
+def _exported(network: nn.Module, inputs: Sequence[Tensor], ends: Ends, axes: Axes) -> ir.Model:
     if not any(axis is not None for axis in axes):
         warnings.warn(
             f"{type(network).__name__} counts on the number of samples in a batch: the file takes as many "
@@ -202,15 +192,15 @@ def _exported(
                 dynamo=True,
                 opset_version=OPSET,
                 dynamic_shapes=tuple({} if axis is None else {axis: batch} for axis in axes),
-                input_names=input_names(network, len(inputs)),
-                output_names=list(outputs),
+                input_names=ends.inputs,
+                output_names=ends.outputs,
                 custom_translation_table=TRANSLATIONS,
                 verbose=False,
                 optimize=False,
             )
             assert program is not None
             if isinstance(network, fx.GraphModule):
-                passes.tensor_names(program.model, quantizer_names(network))
+                names.tensor_names(program.model, quantizer_names(network))
             program.optimize()
         except Exception as error:
             raise QdeployError(

@@ -1,13 +1,9 @@
-"""Rewrites that name, store and guard what is in the graph; integer_passes.py has the other kind."""
+"""Rewrites that store and guard what is in the graph; integer_passes.py has the other kind."""
 
 from __future__ import annotations
 
-import ast
-import itertools
-import string
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import onnx
@@ -20,69 +16,9 @@ from qdeploy.deploy.wide_weights import part_wide_weights
 from qdeploy.onnx_file import MOVERS
 
 UINT8 = ir.DataType.UINT8
-TENSOR = "qdeploy.tensor"
 DATA_MOVEMENT = MOVERS | {
     "Concat", "DepthToSpace", "Expand", "Gather", "Pad", "Resize", "Slice", "SpaceToDepth", "Split", "Tile",
 }  # fmt: skip
-PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
-
-
-def layer_names(model: ir.Model) -> None:
-    """A product is called after the module that holds its weight, the second one "fc (2)"; an activation
-    as `tensor_names` noted.
-
-    Precondition: weights are still called "layers.0.conv1.weight"; other products get no name.
-    torch.onnx merges equal weights, so a weight that was met before may be another module's.
-    """
-    seen: Counter[str] = Counter()
-    for node in model.graph:
-        module = _holder_of_weight(node) if node.op_type in PRODUCTS else ""
-        caller = _caller(node)
-        if module and seen[module] and caller and not f"{module}.".startswith(f"{caller}."):
-            module = caller
-        seen[module] += 1
-        name = f"{module} ({seen[module]})" if module and seen[module] > 1 else module
-        node.name = node.metadata_props.get(TENSOR, name)
-
-
-def tensor_names(model: ir.Model, names: Sequence[str]) -> None:
-    """Notes at each DequantizeLinear of an activation what the converted network calls its quantizer.
-
-    names   of the quantizers, in the order that the network runs them. Precondition: the graph is not
-            optimised yet, so it has them all, in that order.
-    """
-    activations = [node for node in model.graph if is_activation(node)]
-    for node, name in zip(activations, names, strict=True):
-        node.metadata_props[TENSOR] = name
-
-
-def is_activation(node: ir.Node) -> bool:
-    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
-    return codes is not None and codes.producer() is not None
-
-
-def named_tensors(model: ir.Model) -> dict[str, str]:
-    """Where the codes of each activation that has a name are in the graph, and no names from now on."""
-    found = {}
-    for node in model.graph:
-        if node.op_type == "DequantizeLinear" and node.name:
-            found[node.name] = str(node.inputs[0].name)  # type: ignore[union-attr]
-            node.name = ""
-    return found
-
-
-def _holder_of_weight(product: ir.Node) -> str:
-    """The module whose parameter the weight is; "" if it is none."""
-    weight = product.inputs[1]
-    while weight is not None and (maker := weight.producer()) is not None:
-        weight = maker.inputs[0] if maker.inputs else None
-    return (weight.name or "").rpartition(".")[0] if weight is not None else ""
-
-
-def _caller(node: ir.Node) -> str:
-    """The module that called an operator, as torch.onnx notes it; "" for the network itself."""
-    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
-    return scopes[-2] if len(scopes) > 1 else ""
 
 
 def unfold_float_weights(model: ir.Model) -> None:
@@ -179,30 +115,6 @@ def share_initialisers(model: ir.Model) -> None:
     DeduplicateInitializersPass(size_limit=sys.maxsize)(model)
 
 
-def short_names(model: ir.Model) -> None:
-    """Values get names of one to three letters; inputs, outputs, products and activations keep theirs."""
-    graph = model.graph
-    kept = {value.name for value in (*graph.inputs, *graph.outputs)}
-    names = (name for name in _letters() if name not in kept)
-    initialisers = list(graph.initializers.values())
-    graph.initializers.clear()
-    for value in initialisers:
-        value.name = next(names)
-        graph.initializers.add(value)
-    for node in graph:
-        if node.op_type not in (*PRODUCTS, "DequantizeLinear"):
-            node.name = ""
-        for value in node.outputs:
-            if value.name not in kept or not value.is_graph_output():
-                value.name = next(names)
-
-
-def _letters() -> Iterator[str]:
-    for length in itertools.count(1):
-        for letters in itertools.product(string.ascii_lowercase, repeat=length):
-            yield "".join(letters)
-
-
 def strip_metadata(model: ir.Model) -> None:
     """Drops what the exporter notes for debugging: about 150 KB for a ResNet-18."""
     for holder in (model, model.graph, *model.graph, *model.functions.values()):
@@ -211,13 +123,21 @@ def strip_metadata(model: ir.Model) -> None:
 
 
 def drop_default_attributes(model: ir.Model) -> None:
-    """Drops attributes that only repeat the default of their operator."""
+    """Drops attributes that only repeat the default of their operator, or say nothing of this node."""
     for node in model.graph:
+        if node.op_type == "Reshape" and _keeps_no_empty_axis(node.inputs[1]):
+            node.attributes.pop("allowzero", None)
         schema = onnx.defs.get_schema(node.op_type, model.opset_imports[""])
         for name, attribute in list(node.attributes.items()):
             default = schema.attributes[name].default_value
             if default.name and ir.serde.deserialize_attribute(default) == attribute:
                 del node.attributes[name]
+
+
+def _keeps_no_empty_axis(shape: ir.Value | None) -> bool:
+    """Whether a constant shape has no 0, of which alone `allowzero` says what it means."""
+    held = shape.const_value if shape is not None else None
+    return held is not None and bool(held.numpy().all())
 
 
 BEFORE_PACKING: tuple[Pass, ...] = (
@@ -231,5 +151,4 @@ BEFORE_PACKING: tuple[Pass, ...] = (
 AFTER_PACKING: tuple[Pass, ...] = (
     drop_default_attributes,
     strip_metadata,
-    short_names,
 )

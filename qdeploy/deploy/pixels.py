@@ -48,15 +48,17 @@ def take_pixels(model: ir.Model, mean: Sequence[float], std: Sequence[float]) ->
     return IN_GRAPH
 
 
-def checked_normalisation(given: object) -> tuple[list[float], list[float]]:
-    """(mean, std) as they were given. Errors: QdeployError for anything else."""
+def checked_normalisation(given: object, option: str) -> tuple[list[float], list[float]] | None:
+    """(mean, std) as they were given; None for None. Errors: QdeployError for anything else."""
+    if given is None:
+        return None
     try:
         mean, std = ([float(value) for value in values] for values in given)  # type: ignore[attr-defined]
     except (TypeError, ValueError):
         mean, std = [], []
     if not mean or not std or max(mean) > 1 or max(std) > 1 or min(std) <= 0:
         raise QdeployError(
-            f"uint8_input is {given!r}; allowed: (mean, std), a list each with a value for each channel, "
+            f"{option} is {given!r}; allowed: (mean, std), a list each with a value for each channel, "
             "of pixels scaled to 0..1, such as ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])"
         )
     return mean, std

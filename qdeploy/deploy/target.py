@@ -26,6 +26,7 @@ class Target:
     packs          whether the runtime folds packed weights
     in_rows        whether a Linear takes sequences as rows of one matrix, for QGemm. ONNX Runtime
                    fails to load such a product between signed codes
+    as_written     whether ONNX Runtime proves the file without its own fusions, which are not the target's
     provider       ONNX Runtime's provider for this runtime, as --provider calls it: proves the file
                    wherever it works
     load           opens the file in another runtime, to run beside ONNX Runtime: the runtime's name
@@ -40,6 +41,7 @@ class Target:
     rewrite: Pass
     packs: bool = True
     in_rows: bool = True
+    as_written: bool = False
     provider: str | None = None
     load: Callable[[Path], tuple[str, Callable[[Images], Array]]] | None = None
     coarser_steps: Callable[[nn.Module], tuple[int, int]] | None = None

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-import torch
 from torch import fx, nn
 
-import qdeploy
 from qdeploy.benchmark.onnx_runtime import onnx_runtime
 from qdeploy.deploy.export import finished, finished_with_tensors, to_onnx
+from qdeploy.deploy.metadata import file_metadata, versions
 from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.target import find_target
 from qdeploy.pipeline.assemble import example_input
@@ -48,31 +46,29 @@ def integers_of(trained: TrainedRun) -> fx.GraphModule:
 
 def build(trained: TrainedRun, integers: nn.Module) -> Files:
     example, metadata = example_input(trained.data), metadata_of(trained)
-    target = trained.recipe.export.target
-    graph = to_onnx(integers, example, target=target)
-    reference = to_onnx(trained.float_network, example)
+    section = trained.recipe.export
+    names = section.input_names, section.output_names
+    graph = to_onnx(integers, example, *names, target=section.target)
+    reference = to_onnx(trained.float_network, example, *names)
     image = "float32"
-    if trained.recipe.export.input == "uint8":
+    if section.input == "uint8":
         image = take_pixels(graph, trained.data.mean, trained.data.std)
-    model, tensors = finished_with_tensors(graph, find_target(target).packs, metadata)
+    packs = find_target(section.target).packs
+    model, tensors = finished_with_tensors(graph, packs, metadata, section.readable)
     return Files(
         model=model,
         tensors=tensors,
-        int8=finished(graph, False, metadata),
-        float=finished(reference, False, metadata),
+        int8=finished(graph, False, metadata, section.readable),
+        float=finished(reference, False, metadata, section.readable),
         input=image,
     )
 
 
 def metadata_of(trained: TrainedRun) -> dict[str, str]:
     """What travels in the file: the recipe, the class names, the input's normalisation, the origin."""
-    data = trained.data
-    return {
-        "qdeploy.recipe": portable(trained.recipe).to_toml(defaults=False),
-        "qdeploy.classes": json.dumps(data.classes),
-        "qdeploy.normalisation": json.dumps({"mean": data.mean, "std": data.std}),
-        "qdeploy.origin": json.dumps(origin(trained), separators=(",", ":")),
-    }
+    data, recipe = trained.data, portable(trained.recipe).to_toml(defaults=False)
+    described = file_metadata(data.classes, (data.mean, data.std), origin(trained))
+    return {"qdeploy.recipe": recipe, **described}
 
 
 def origin(trained: TrainedRun) -> dict[str, str]:
@@ -83,8 +79,8 @@ def origin(trained: TrainedRun) -> dict[str, str]:
     digest = hashlib.sha256(trained.checkpoint.read_bytes()).hexdigest()
     return {
         "checkpoint": f"{trained.checkpoint.name} {digest[:16]}",
-        "qdeploy": qdeploy.__version__,
-        **{part.__name__: part.__version__ for part in (torch, onnx, onnx_runtime())},
+        **versions(),
+        "onnxruntime": onnx_runtime().__version__,
     }
 
 

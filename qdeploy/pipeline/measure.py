@@ -142,7 +142,8 @@ def runtimes(
     target: Target, file: Path, provider: str, pixels: Callable[[Tensor], Tensor] | None
 ) -> tuple[str | None, dict[str, outputs.Classifier]]:
     """The file in ONNX Runtime and, if its target has another runtime, in that too, with its name."""
-    session = open_session(file, provider, threads=os.cpu_count() or 1)
+    threads = os.cpu_count() or 1
+    session = open_session(file, provider, threads, as_written=target.as_written)
     classifiers = {"onnx": outputs.of_runtime(session.run, pixels)}
     if target.load is None:
         return None, classifiers

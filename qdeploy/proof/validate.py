@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qdeploy.benchmark.machine import this_machine
-from qdeploy.deploy.export import finished_with_tensors, output_names, to_onnx
+from qdeploy.deploy.export import finished_with_tensors, to_onnx
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import read
 from qdeploy.preparation.convert import convert
@@ -86,8 +87,9 @@ def validate(
         inputs = as_inputs(batch)
         if compared is None:
             tensors = tensors_of(Path(file), integers, inputs)
-            compared = ComparedNetwork(integers.to(device), onnx.load(file), tensors, provider)
-            names = output_names(compared.integers, [x.to(device) for x in inputs])
+            model = onnx.load(file)
+            compared = ComparedNetwork(integers.to(device), model, tensors, provider)
+            names = [value.name for value in model.graph.output]
         outputs, in_file = compared(inputs)
         for name, ours, other in zip(names, pytree.tree_leaves(outputs), in_file, strict=True):
             found[name] = difference(name, ours.cpu().numpy(), other, found.get(name))
@@ -101,11 +103,12 @@ def tensors_of(file: Path, integers: fx.GraphModule, inputs: Sequence[Tensor]) -
 
     Errors: QdeployError if that gives another graph.
     """
-    there = read(file).graph.SerializeToString(deterministic=True)
-    graph = to_onnx(integers, tuple(inputs))
-    for packing in (True, False):
-        again, tensors = finished_with_tensors(graph, packing, {})
-        if again.graph.SerializeToString(deterministic=True) == there:
+    there = read(file).graph
+    takes, gives = ([value.name for value in values] for values in (there.input, there.output))
+    graph = to_onnx(integers, tuple(inputs), takes, gives)
+    for packing, readable in itertools.product((True, False), (False, True)):
+        again, tensors = finished_with_tensors(graph, packing, {}, readable)
+        if again.graph == there:
             return tensors
     raise QdeployError(
         f"{file} is not what this network exports to for the target cpu: it was trained or calibrated "

@@ -310,11 +310,15 @@ class ExportSection(Section):
     `target`: the runtime that the file is for. `input`: the images that it takes, normalised ones
     or pixels. `max_drop`: points of top-1 accuracy lost against float. `min_agreement`: share (0..1) of
     images with the same top-1 as the integers in PyTorch. `max_differing`: codes of integer kernels
-    that may differ from these integers. `max_size`: bytes of the file.
+    that may differ from these integers. `max_size`: bytes of the file. `input_names`, `output_names`: in
+    place of "input" and "logits". `readable`: names of all nodes and values, also of small files.
     """
 
     target: TargetName = "cpu"
     input: Literal["float32", "uint8"] = "float32"
+    input_names: list[str] | None = None
+    output_names: list[str] | None = None
+    readable: bool = False
     max_drop: NonNegativeFloat | None = None
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     max_differing: NonNegativeInt | None = None

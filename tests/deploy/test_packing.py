@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import images
 from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx_reference import evaluator
 
 from qdeploy.deploy.export import finished
+from qdeploy.deploy.names import short_names
 from qdeploy.deploy.packing import Digits, Windows, choose, pack, plan
-from qdeploy.deploy.passes import short_names, strip_metadata
+from qdeploy.deploy.passes import strip_metadata
 
 LEVELS = st.lists(st.integers(-128, 127), min_size=1, max_size=16, unique=True).map(sorted)
 
@@ -167,7 +168,7 @@ def test_both_runtimes_read_back_exactly_the_codes(levels, shape):
     found = session(after).run(None, feed)[0]
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(session(after, plain=True).run(None, feed)[0], expected)
-    np.testing.assert_array_equal(ReferenceEvaluator(after).run(None, feed)[0], expected)
+    np.testing.assert_array_equal(evaluator(after).run(None, feed)[0], expected)
     if len(levels) <= 128:
         for rewrite in (strip_metadata, short_names):
             rewrite(model)

@@ -7,6 +7,7 @@ import pytest
 from exported_networks import operators, optimized, session
 
 from qdeploy.deploy import integer_passes, passes
+from qdeploy.deploy.names import short_names
 
 
 def graph(text, output="float[N, C] y"):
@@ -244,7 +245,7 @@ def test_unused_initialisers_go():
 def test_names_become_short_and_the_ends_keep_theirs():
     text = SHARED.replace("p =", "a_very_long_name =").replace("(p,", "(a_very_long_name,")
     before = graph(text, "float[N, 3, 4, 4] y")
-    after = rewritten(before, passes.short_names)
+    after = rewritten(before, short_names)
     names = [t.name for t in after.graph.initializer] + [n.output[0] for n in after.graph.node]
     assert len(set(names)) == len(names)
     assert names[-1] == "y"

@@ -6,7 +6,7 @@ import onnx
 import pytest
 import torch
 from exported_networks import operators, session
-from onnx.reference import ReferenceEvaluator
+from onnx_reference import evaluator
 
 import qdeploy
 from qdeploy.data import Normalisation
@@ -87,7 +87,7 @@ def test_onnx_itself_normalises_as_the_data_pipeline_does(tmp_path):
     taking, _ = exported(networks.build("plain").eval(), tmp_path, *CIFAR)
     end = next(node for node in taking.graph.node if node.op_type == "Div").output[0]
     taking.graph.output.append(onnx.helper.make_empty_tensor_value_info(end))
-    found = ReferenceEvaluator(taking).run([end], {"input": pixels().numpy()})[0]
+    found = evaluator(taking).run([end], {"input": pixels().numpy()})[0]
     np.testing.assert_array_equal(found, Normalisation(*CIFAR, "cpu")(pixels()).numpy())
 
 

@@ -5,7 +5,7 @@ import onnx
 import pytest
 import torch
 from exported_networks import run
-from onnx.reference import ReferenceEvaluator
+from onnx_reference import evaluator
 from torch import nn
 
 from qdeploy.deploy.export import finished, to_onnx
@@ -46,9 +46,7 @@ def test_a_sign_is_plus_one_from_zero_on_bitwise_as_in_the_file():
     np.testing.assert_array_equal(wanted, [[1, 1, 1, 1, 1, 1], [-1, 1, -1, 1, -1, 1]])
     file = file_of(lambda x: operators.sign(x), x)
     np.testing.assert_array_equal(run(file, x), wanted)
-    np.testing.assert_array_equal(
-        ReferenceEvaluator(file).run(None, {"input": x.numpy()})[0], wanted
-    )
+    np.testing.assert_array_equal(evaluator(file).run(None, {"input": x.numpy()})[0], wanted)
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(8, torch.uint8), (4, torch.uint8), (16, torch.uint16)])
@@ -64,8 +62,6 @@ def test_an_activation_is_rounded_bitwise_as_in_the_file(bits, kind):
     np.testing.assert_array_equal(rounded(x).numpy(), wanted)
     file = file_of(rounded, x)
     np.testing.assert_array_equal(run(file, x), wanted)
-    np.testing.assert_array_equal(
-        ReferenceEvaluator(file).run(None, {"input": x.numpy()})[0], wanted
-    )
+    np.testing.assert_array_equal(evaluator(file).run(None, {"input": x.numpy()})[0], wanted)
     stored = {onnx.TensorProto.DataType.Name(t.data_type) for t in file.graph.initializer}
     assert str(kind).rpartition(".")[2].upper() in stored

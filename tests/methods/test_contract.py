@@ -15,7 +15,7 @@ import onnxruntime
 import pytest
 import torch
 from float_layers import CASES, build, multiply, norm_for, with_its_norm
-from onnx.reference import ReferenceEvaluator
+from onnx_reference import evaluator
 from quantizers import calls
 from torch import nn
 from torch.nn.functional import cross_entropy
@@ -446,7 +446,7 @@ def test_the_file_agrees_with_the_converted_network(name, bits, acts):
         wanted = converted(x).numpy()
     if max(bits, acts) <= 8:
         np.testing.assert_array_equal(found[0], wanted)
-    reference = ReferenceEvaluator(packed).run(None, {"input": x.numpy()})[0]
+    reference = evaluator(packed).run(None, {"input": x.numpy()})[0]
     for logits in (found[0], reference):
         # A value on a tie may tip over, and at few bits one step is far.
         tolerance = 1e-4 * np.abs(wanted).max()

@@ -1,0 +1,202 @@
+"""What nodes and values of a file are called: after the network's modules, or in as few letters as can be.
+
+On the way to the file a product is called after the module that holds its weight, and an activation's
+DequantizeLinear as the converted network calls its quantizer. In the end everything gets a name.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import string
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import onnx
+import onnx_ir as ir
+
+PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+TENSOR = "qdeploy.tensor"
+
+# Of a product's inputs, the two that a layer has a word for.
+PARTS = {1: "weight", 2: "bias"}
+
+# Readable names may make a file larger by this share of its weights.
+AFFORDABLE = 0.01
+
+
+def layer_names(model: ir.Model) -> None:
+    """A product is called after the module that holds its weight, the second one "fc (2)"; an activation
+    as `tensor_names` noted.
+
+    Precondition: weights are still called "layers.0.conv1.weight"; other products get no name.
+    torch.onnx merges equal weights, so a weight that was met before may be another module's.
+    """
+    seen: Counter[str] = Counter()
+    for node in model.graph:
+        module = _holder_of_weight(node) if node.op_type in PRODUCTS else ""
+        caller = _caller(node)
+        if module and seen[module] and caller and not f"{module}.".startswith(f"{caller}."):
+            module = caller
+        seen[module] += 1
+        name = f"{module} ({seen[module]})" if module and seen[module] > 1 else module
+        node.name = node.metadata_props.get(TENSOR, name)
+
+
+def tensor_names(model: ir.Model, names: Sequence[str]) -> None:
+    """Notes at each DequantizeLinear of an activation what the converted network calls its quantizer.
+
+    names   of the quantizers, in the order that the network runs them. Precondition: the graph is not
+            optimised yet, so it has them all, in that order.
+    """
+    activations = [node for node in model.graph if _is_activation(node)]
+    for node, name in zip(activations, names, strict=True):
+        node.metadata_props[TENSOR] = name
+
+
+def name_all(model: ir.Model, readable: bool) -> dict[str, str]:
+    """Gives everything its last name, in place; {the converted network's quantizer: the tensor of its codes}.
+
+    readable    after the modules whatever that costs; else only where weights are large beside the names
+    """
+    own = _own_names(model.graph)
+    activations = {name: node for node, name in own.items() if node.op_type == "DequantizeLinear"}
+    readable_names(model)
+    if not readable and _bytes_of_names(model) > AFFORDABLE * _bytes_of_weights(model):
+        short_names(model)
+    return {name: str(node.inputs[0].name) for name, node in activations.items()}  # type: ignore[union-attr]
+
+
+def readable_names(model: ir.Model) -> None:
+    """A node is called after its layer, a value after the node that makes it, a constant after its reader.
+
+    So "layer1.0.conv1.weight.DequantizeLinear.x_scale" is the scale of that convolution's weight.
+    """
+    taken: Counter[str] = Counter(str(v.name) for v in (*model.graph.inputs, *model.graph.outputs))
+    for node, name in _owned(model.graph):
+        taken[name] += 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        for place, value in enumerate(node.outputs):
+            if not value.is_graph_output():
+                value.name = node.name if place == 0 else f"{node.name}.{place}"
+    _name_constants(model)
+
+
+def short_names(model: ir.Model) -> None:
+    """Values get one to three letters. Inputs, outputs, products keep their names, other nodes have none."""
+    graph = model.graph
+    kept = {value.name for value in (*graph.inputs, *graph.outputs)}
+    names = (name for name in _letters() if name not in kept)
+    _rename_constants(graph, (next(names) for _ in graph.initializers.copy()))
+    for node in graph:
+        if node.op_type not in PRODUCTS:
+            node.name = ""
+        for value in node.outputs:
+            if value.name not in kept or not value.is_graph_output():
+                value.name = next(names)
+
+
+def _owned(graph: ir.Graph) -> Iterator[tuple[ir.Node, str]]:
+    """Each node with its name: a layer's or an activation's own, else "the last one before it.Operator"."""
+    constant, own = _constant_nodes(graph), _own_names(graph)
+    owners: dict[ir.Node, str] = {}
+    for node in graph:
+        if node not in constant:
+            makers = [v.producer() for v in node.inputs if v is not None]
+            before = next((m for m in makers if m is not None and m not in constant), None)
+            owners[node] = own.get(node) or (owners[before] if before is not None else "")
+    for node in reversed(graph):
+        if node in constant:
+            owners[node] = _read_by(node, {**owners, **own})
+    for node in graph:
+        yield node, own.get(node) or f"{owners[node]}.{node.op_type}".lstrip(".")
+
+
+def _own_names(graph: ir.Graph) -> dict[ir.Node, str]:
+    """Those of products and of activations; other nodes have names of the exporter."""
+    constant = _constant_nodes(graph)
+    return {
+        node: node.name
+        for node in graph
+        if node.name
+        and (node.op_type in PRODUCTS or node.op_type == "DequantizeLinear")
+        and node not in constant
+    }
+
+
+def _read_by(node: ir.Node, owners: dict[ir.Node, str]) -> str:
+    """ "conv1.weight", or whom else what is made of constants is for."""
+    use = next(iter(node.outputs[0].uses()), None)
+    if use is None:
+        return ""
+    part = PARTS.get(use.idx, "") if use.node.op_type in PRODUCTS else ""
+    return f"{owners.get(use.node, '')}.{part}".strip(".")
+
+
+def _constant_nodes(graph: ir.Graph) -> set[ir.Node]:
+    """Those that read constants alone, and are computed once, at load."""
+    found: set[ir.Node] = set()
+    for node in graph:
+        makers = [
+            value.producer()
+            for value in node.inputs
+            if value is not None and not value.is_initializer()
+        ]
+        if all(maker in found for maker in makers):
+            found.add(node)
+    return found
+
+
+def _name_constants(model: ir.Model) -> None:
+    names: list[str] = []
+    for value in model.graph.initializers.values():
+        reader, place = next(use for use in value.uses() if use.node.graph is not None)
+        formal = onnx.defs.get_schema(reader.op_type, model.opset_imports[""]).inputs
+        names.append(f"{reader.name}.{formal[min(place, len(formal) - 1)].name}")
+    _rename_constants(model.graph, iter(names))
+
+
+def _rename_constants(graph: ir.Graph, names: Iterator[str]) -> None:
+    constants = list(graph.initializers.values())
+    graph.initializers.clear()
+    for value, name in zip(constants, names, strict=True):
+        value.name = name
+        graph.initializers.add(value)
+
+
+def _bytes_of_names(model: ir.Model) -> int:
+    """In the file, where a value's name stands at its maker and at each reader."""
+    values = (v for node in model.graph for v in (*node.inputs, *node.outputs) if v is not None)
+    constants = model.graph.initializers.values()
+    named = (*values, *constants, *model.graph)
+    return sum(len(str(one.name or "")) for one in named)
+
+
+def _bytes_of_weights(model: ir.Model) -> int:
+    held = (value.const_value for value in model.graph.initializers.values())
+    return sum(tensor.nbytes for tensor in held if tensor is not None)
+
+
+def _is_activation(node: ir.Node) -> bool:
+    codes = node.inputs[0] if node.op_type == "DequantizeLinear" else None
+    return codes is not None and codes.producer() is not None
+
+
+def _holder_of_weight(product: ir.Node) -> str:
+    """The module whose parameter the weight is; "" if it is none."""
+    weight = product.inputs[1]
+    while weight is not None and (maker := weight.producer()) is not None:
+        weight = maker.inputs[0] if maker.inputs else None
+    return (weight.name or "").rpartition(".")[0] if weight is not None else ""
+
+
+def _caller(node: ir.Node) -> str:
+    """The module that called an operator, as torch.onnx notes it; "" for the network itself."""
+    scopes = ast.literal_eval(node.metadata_props.get("pkg.torch.onnx.name_scopes", "[]"))
+    return scopes[-2] if len(scopes) > 1 else ""
+
+
+def _letters() -> Iterator[str]:
+    for length in itertools.count(1):
+        for letters in itertools.product(string.ascii_lowercase, repeat=length):
+            yield "".join(letters)
