@@ -65,12 +65,14 @@ def build(trained: TrainedRun, integers: nn.Module) -> Files:
 
 
 def metadata_of(trained: TrainedRun) -> dict[str, str]:
-    """What travels in the file: the recipe, the class names, the input's normalisation, the origin."""
+    """What travels in the file: the recipe, the class names, how pictures become its input, the origin."""
     data = trained.data
+    cropped = {} if data.crop == 1 else {"qdeploy.crop": str(data.crop)}
     return {
         "qdeploy.recipe": portable(trained.recipe).to_toml(defaults=False),
         "qdeploy.classes": json.dumps(data.classes),
         "qdeploy.normalisation": json.dumps({"mean": data.mean, "std": data.std}),
+        **cropped,
         "qdeploy.origin": json.dumps(origin(trained), separators=(",", ":")),
     }
 
