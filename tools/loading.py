@@ -59,8 +59,8 @@ def main(results: Path, networks: tuple[str, ...], turns: int) -> None:
         results.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def make_files(network: str, folder: Path) -> dict[tuple[str, str], Path]:
-    """{(width, form): file}; the float network's width is "float"."""
+def make_files(network: str, folder: Path) -> dict[str, Path]:
+    """{name: file}: "float", "int8", and packed ones by what their weights are."""
     import torch
 
     import qdeploy
@@ -72,12 +72,14 @@ def make_files(network: str, folder: Path) -> dict[tuple[str, str], Path]:
     prepared = qdeploy.prepare(model, images, "simqat", check=False)
     qdeploy.calibrate(prepared, [images], batch_norm=True)
     graph = to_onnx(qdeploy.convert(prepared), images)
-    files = {("float", "float"): qdeploy.export(model, folder / "float.onnx", images)}
-    for width, levels in LEVELS.items():
+    protos = {"int8": finished(graph, False, {})}
+    for weights, levels in LEVELS.items():
         take_levels(graph, levels)
-        for form in ("int8", "packed"):
-            path = files[width, form] = folder / f"{width}-{form}.onnx"
-            path.write_bytes(finished(graph, form == "packed", {}).SerializeToString())
+        protos[weights] = finished(graph, True, {})
+    files = {"float": qdeploy.export(model, folder / "float.onnx", images)}
+    for name, proto in protos.items():
+        files[name] = folder / f"{name}.onnx"
+        files[name].write_bytes(proto.SerializeToString())
     return files
 
 
@@ -93,17 +95,16 @@ def take_levels(graph: ir.Model, levels: list[int]) -> None:
             value.const_value = ir.tensor(codes, name=value.name)
 
 
-def measured(files: dict[tuple[str, str], Path], turns: int) -> Iterator[dict[str, Any]]:
+def measured(files: dict[str, Path], turns: int) -> Iterator[dict[str, Any]]:
     """Medians over the turns."""
-    loads: dict[tuple[str, str], list[tuple[float, float, float]]] = {name: [] for name in files}
+    loads: dict[str, list[tuple[float, float, float]]] = {name: [] for name in files}
     for _ in range(turns):
         for name, path in files.items():
             with ProcessPoolExecutor(1, get_context("spawn")) as pool:
                 loads[name].append(pool.submit(load, path).result())
-    for (width, form), found in loads.items():
+    for name, found in loads.items():
         load_ms, peak_mb, resident_mb = map(statistics.median, zip(*found, strict=True))
-        size = files[width, form].stat().st_size
-        row = {"weights": width, "form": form, "bytes": size, "load_ms": load_ms}
+        row = {"file": name, "bytes": files[name].stat().st_size, "load_ms": load_ms}
         yield row | {"peak_mb": peak_mb, "resident_mb": resident_mb}
 
 
