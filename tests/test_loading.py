@@ -1,4 +1,4 @@
-"""What tools/loading.py measures: weights are of the widths that files are named after, memory is the load's."""
+"""What tools/loading.py measures: weights of the widths that files are named after, and memory."""
 
 import json
 import sys
