@@ -254,6 +254,18 @@ def processes(results: dict[str, Any]) -> Rows:
     ]
 
 
+def loading(results: dict[str, Any]) -> Rows:
+    """Loads as tools/loading.py measured them, against that of the int8 file."""
+    rows: Rows = [("network", "file", "MB", "load, ms", "to int8", "memory, MB", "to int8")]
+    files = {(row["network"], row["file"]): row for row in results["files"]}
+    for (network, name), row in files.items():
+        int8 = files[network, "int8"]
+        time, memory = (row[key] / int8[key] for key in ("load_ms", "peak_mb"))
+        taken = f"{row['load_ms']:.0f}", f"{time:.2f}x", f"{row['peak_mb']:.0f}", f"{memory:.2f}x"
+        rows.append((network, name, f"{row['bytes'] / 1e6:.2f}", *taken))
+    return rows
+
+
 def exports(results: dict[str, Any]) -> Rows:
     """What writing the files took, as tools/compare_inference.py measured it."""
     head = (
@@ -389,6 +401,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "demo": ("results/demo.json", demo),
     "latency": ("results/latency.json", latency),
     "inference": ("results/inference.json", inference),
+    "loading": ("results/loading.json", loading),
     "exports": ("results/inference.json", exports),
     "training": ("results/training.json", training),
     "compiled": ("results/compiled.json", compiled),
@@ -408,6 +421,9 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "gpu-steps": ("results/gpu/steps.json", gpu_steps),
     "gpu-codes": ("results/gpu/codes.json", gpu_codes),
 }
+
+
+LANGUAGES = {".py": "python", ".toml": "toml", ".mjs": "js", ".cpp": "cpp"}
 
 
 def markdown(rows: Rows | str) -> str:
@@ -442,7 +458,7 @@ def rows_of(name: str) -> Rows | str:
 
 def _file(place: re.Match[str]) -> str:
     path = ROOT / place[2]
-    language = {".py": "python", ".toml": "toml"}[path.suffix]
+    language = LANGUAGES[path.suffix]
     return f"{place[1]}\n```{language}\n{path.read_text()}```\n\n{place[3]}"
 
 

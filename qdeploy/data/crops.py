@@ -5,13 +5,15 @@ import math
 import numpy as np
 from PIL import Image, ImageOps
 
+CENTRE = 224 / 256  # of the short side, for testing
+
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:
     """The crop for testing: the short side resized to size * 256/224, then the size x size centre.
 
     Done in one resampling of the centre, bilinear with antialiasing.
     """
-    border = (1 - 224 / 256) / 2
+    border = (1 - CENTRE) / 2
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR, bleed=border)
 
 

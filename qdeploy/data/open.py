@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from qdeploy.data.batches import WHOLE, ArrayBatches, Batches, Normalisation, Share
+from qdeploy.data.crops import CENTRE
 from qdeploy.data.decoding import FolderBatches
 from qdeploy.datasets import Dataset, find
 from qdeploy.datasets.downloads import find_files
@@ -21,7 +22,8 @@ _TEST_BATCH = 500  # of images that are on the device already
 class Data:
     """A data set, ready for training. `input_shape` is (C, H, W) of one image.
 
-    `mean` and `std` are those that the batches are normalised with, per channel.
+    `mean` and `std` are those that the batches are normalised with, per channel, and `crop` is the
+    share of an image's short side that testing takes of its centre.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Data:
     input_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    crop: float
     train: Batches
     test: Batches
 
@@ -69,6 +72,7 @@ def open_data(
         input_shape=trained.input_shape,
         mean=mean,
         std=std,
+        crop=CENTRE if dataset.image_files else 1.0,
         train=trained,
         test=batches(test, tested, normalise, share=share),
     )

@@ -3,7 +3,8 @@
     <folder>/<name>/config.pbtxt    <folder>/<name>/labels.txt    <folder>/<name>/1/model.onnx
 
 The fields of config.pbtxt are those of `ModelConfig` in Triton's model_config.proto; with a
-max_batch_size the batch is left out of dims.
+max_batch_size the batch is left out of dims. What a client has to know of the pictures stands in the
+parameters, which the server hands out with the configuration.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from qdeploy.deploy.contents import Contents, Port
@@ -22,6 +24,9 @@ from qdeploy.onnx_file import files_of
 
 SIGNATURE = "# Written by qdeploy export --triton, which replaces this folder."
 MAX_BATCH_SIZE = 64
+
+# The metadata that clients need; class names are in labels.txt.
+FOR_CLIENTS = ("qdeploy.normalisation", "qdeploy.crop")
 
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 
@@ -71,6 +76,7 @@ def model_config(contents: Contents, name: str, target: str, labelled: bool) -> 
         *(f"input [ {_tensor(port, contents)} ]" for port in contents.inputs),
         *(f"output [ {_tensor(port, contents, labelled)} ]" for port in contents.outputs),
         "dynamic_batching { }",
+        *_parameters(contents.metadata),
     ]
     if accelerator := find_target(target).accelerator:
         lines.append(f"optimization {{ execution_accelerators {{ {accelerator} }} }}")
@@ -88,6 +94,13 @@ def _tensor(port: Port, contents: Contents, labelled: bool = False) -> str:
     labels = ' label_filename: "labels.txt"' if labelled else ""
     type_name = TYPES[port.type]
     return f"{{ name: {_quoted(port.name)} data_type: {type_name} dims: [ {dims} ]{labels} }}"
+
+
+def _parameters(metadata: Mapping[str, str]) -> Iterator[str]:
+    for key in FOR_CLIENTS:
+        if key in metadata:
+            text = _quoted(metadata[key])
+            yield f"parameters {{ key: {_quoted(key)} value {{ string_value: {text} }} }}"
 
 
 def _quoted(text: str) -> str:

@@ -65,10 +65,11 @@ def build(trained: TrainedRun, integers: nn.Module) -> Files:
 
 
 def metadata_of(trained: TrainedRun) -> dict[str, str]:
-    """What travels in the file: the recipe, the class names, the input's normalisation, the origin."""
+    """What travels in the file: the recipe, the class names, how pictures become its input, the origin."""
     data, recipe = trained.data, portable(trained.recipe).to_toml(defaults=False)
     described = file_metadata(data.classes, (data.mean, data.std), origin(trained))
-    return {"qdeploy.recipe": recipe, **described}
+    cropped = {} if data.crop == 1 else {"qdeploy.crop": str(data.crop)}
+    return {"qdeploy.recipe": recipe, **described, **cropped}
 
 
 def origin(trained: TrainedRun) -> dict[str, str]:

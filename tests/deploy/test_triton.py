@@ -1,11 +1,18 @@
-"""A Triton model repository, read by the rules of Triton's model_config.proto."""
+"""A Triton model repository, read by the rules of Triton's model_config.proto, which tritonclient ships."""
 
-import re
+import functools
 
 import numpy as np
 import onnx
 import pytest
 from artifact_files import by_hand, logits, model
+from google.protobuf import (
+    descriptor_pb2,
+    descriptor_pool,
+    json_format,
+    message_factory,
+    text_format,
+)
 from networks import images
 from onnx import helper
 
@@ -29,70 +36,42 @@ MODEL_CONFIG = {
             "cpu_execution_accelerator": [ACCELERATOR],
         }
     },
+    "parameters": [{"key": str, "value": {"string_value": str}}],
 }
-TOKEN = re.compile(r'\s*(?:#[^\n]*\n)?\s*("(?:[^"\\]|\\.)*"|[\w.+-]+|[{}\[\]:,])')
 
 
-def parsed(text, schema):
-    """Protobuf's text format, as strict as the schema: unknown fields and wrong types are errors."""
-    tokens, place = [], 0
-    while text[place:].strip():
-        found = TOKEN.match(text, place)
-        assert found, f"no token at {text[place : place + 20]!r}"
-        tokens.append(found[1])
-        place = found.end()
-    message = fields(tokens, schema, None)
-    assert not tokens
-    return message
-
-
-def fields(tokens, schema, end):
-    message = {}
-    while tokens and tokens[0] != end:
-        name = tokens.pop(0)
-        assert name in schema, f"no field {name}"
-        kind = schema[name]
-        one = kind[0] if isinstance(kind, list) else kind
-        if not isinstance(one, dict) or tokens[0] == ":":
-            assert tokens.pop(0) == ":", f"{name} needs a colon"
-        many = isinstance(kind, list) and tokens[0] == "["
-        values = listed(tokens, one) if many else [value(tokens, one)]
+def declare(message, fields):
+    """Fills in a protobuf message type; enumerations and types of fields are nested in it."""
+    for number, (name, kind) in enumerate(fields.items(), 1):
+        field = message.field.add(name=name, number=number, label=1)
         if isinstance(kind, list):
-            message.setdefault(name, []).extend(values)
+            field.label, (kind,) = 3, kind
+        if isinstance(kind, dict):
+            declare(message.nested_type.add(name=f"Of_{name}"), kind)
+        elif isinstance(kind, set):
+            values = message.enum_type.add(name=f"Of_{name}").value
+            for value, member in enumerate(sorted(kind)):
+                values.add(name=member, number=value)
+        if kind in (int, str):
+            field.type = {int: field.TYPE_INT32, str: field.TYPE_STRING}[kind]
         else:
-            assert name not in message, f"{name} twice"
-            message[name] = values[0]
-        if tokens and tokens[0] == ",":
-            tokens.pop(0)
-    return message
+            field.type_name = f"Of_{name}"
 
 
-def listed(tokens, kind):
-    tokens.pop(0)
-    values = []
-    while tokens[0] != "]":
-        values.append(value(tokens, kind))
-        assert tokens[0] in (",", "]")
-        if tokens[0] == ",":
-            tokens.pop(0)
-    tokens.pop(0)
-    return values
+@functools.cache
+def model_config():
+    """The protobuf class of MODEL_CONFIG."""
+    file = descriptor_pb2.FileDescriptorProto(name="config.proto")
+    declare(file.message_type.add(name="ModelConfig"), MODEL_CONFIG)
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("ModelConfig"))
 
 
-def value(tokens, kind):
-    token = tokens.pop(0)
-    if isinstance(kind, dict):
-        assert token == "{"
-        message = fields(tokens, kind, "}")
-        assert tokens.pop(0) == "}"
-        return message
-    if kind is str:
-        assert token[0] == token[-1] == '"'
-        return token[1:-1]
-    if kind is int:
-        return int(token)
-    assert token in kind, f"{token} is none of {kind}"
-    return token
+def parsed(text):
+    """By protobuf: unknown fields and wrong types are errors."""
+    message = text_format.Parse(text, model_config()())
+    return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
 @pytest.fixture
@@ -103,7 +82,7 @@ def file(tmp_path):
 
 
 def config(place):
-    return parsed((place / "config.pbtxt").read_text(), MODEL_CONFIG)
+    return parsed((place / "config.pbtxt").read_text("utf-8"))
 
 
 def test_the_repository_has_tritons_layout(file, tmp_path):
@@ -142,6 +121,25 @@ def test_pixels_and_labels(tmp_path):
     assert found["output"][0]["dims"] == [3, -1, 8]
     assert found["output"][0]["label_filename"] == "labels.txt"
     assert (place / "labels.txt").read_text("utf-8").splitlines() == ['a "cat"', "é"]
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A file that says how photographs become its input."""
+    proto = onnx.ModelProto.FromString(model())
+    given = {"qdeploy.normalisation": '{"mean": [0.5], "std": [0.2]}', "qdeploy.crop": "0.875"}
+    helper.set_model_props(proto, given)
+    path = tmp_path / "photographs.onnx"
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_clients_read_how_pictures_are_prepared(photographs, tmp_path):
+    found = config(write_repository(photographs, tmp_path / "models", "net"))["parameters"]
+    assert [(entry["key"], entry["value"]["string_value"]) for entry in found] == [
+        ("qdeploy.normalisation", '{"mean": [0.5], "std": [0.2]}'),
+        ("qdeploy.crop", "0.875"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -197,7 +195,19 @@ def test_a_fixed_batch_is_refused(tmp_path):
     assert not (tmp_path / "models").exists()
 
 
-def test_the_parser_of_these_tests_is_strict():
-    for wrong in ('nam: "x"', "name: x", 'name "x"', "max_batch_size: many", 'name: "a" name: "b"'):
-        with pytest.raises((AssertionError, ValueError)):
-            parsed(wrong, MODEL_CONFIG)
+@pytest.mark.parametrize("target", ["cpu", "tensorrt", "openvino"])
+def test_tritons_own_schema_takes_it(photographs, tmp_path, target):
+    published = pytest.importorskip("tritonclient.grpc.model_config_pb2")
+    place = write_repository(photographs, tmp_path / "models", "net", target)
+    text = (place / "config.pbtxt").read_text("utf-8")
+    message = text_format.Parse(text, published.ModelConfig())
+    assert message.parameters["qdeploy.crop"].string_value == "0.875"
+    assert json_format.MessageToDict(message, preserving_proto_field_name=True)["parameters"] == {
+        entry["key"]: entry["value"] for entry in parsed(text)["parameters"]
+    }
+
+
+@pytest.mark.parametrize("wrong", ['nam: "x"', "name: x", "max_batch_size: many"])
+def test_the_schema_of_these_tests_is_strict(wrong):
+    with pytest.raises(text_format.ParseError):
+        parsed(wrong)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from command_line import RECIPE, content, digits, fails, logits, metrics, succee
 
 from qdeploy.benchmark import this_machine
 from qdeploy.errors import QdeployError
-from qdeploy.pipeline.build import build, integers_of
+from qdeploy.pipeline.build import build, integers_of, metadata_of
 from qdeploy.pipeline.export import export_run
 from qdeploy.pipeline.measure import Conditions
 from qdeploy.pipeline.trained_run import load_run
@@ -188,6 +189,11 @@ class TestTheFile:
         assert "momentum" not in metadata["qdeploy.recipe"], "defaults are not written out"
         assert json.loads(metadata["qdeploy.classes"]) == list("0123456789")
         assert json.loads(metadata["qdeploy.normalisation"]) == {"mean": [MEAN], "std": [STD]}
+
+    def test_how_pictures_are_cropped_travels_where_they_are(self, loaded):
+        assert "qdeploy.crop" not in metadata_of(loaded)
+        cropped = replace(loaded, data=replace(loaded.data, crop=0.875))
+        assert metadata_of(cropped)["qdeploy.crop"] == "0.875"
 
     def test_it_is_stock_onnx_with_a_free_batch(self, exported):
         model = onnx.load(exported / "model.onnx")

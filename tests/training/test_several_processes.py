@@ -95,6 +95,7 @@ def data(rank: int, count: int) -> Data:
         input_shape=(1, 8, 8),
         mean=(0.4,),
         std=(0.3,),
+        crop=1.0,
         train=ArrayBatches(train, section, normalise, 5, share),
         test=ArrayBatches(test, tested, normalise, share=share),
     )
