@@ -30,13 +30,13 @@ NETWORKS: dict[str, tuple[dict[str, Any], tuple[int, int, int]]] = {
     "resnet18": ({"num_classes": 1000, "stem": "imagenet"}, (3, 64, 64)),
     "resnet50": ({"num_classes": 1000, "stem": "imagenet"}, (3, 64, 64)),
 }
-# The codes that weights take; of 8 bits 7 are left by default, see reduce_range.
+# The codes that weights take.
 LEVELS = {
     "1 bit": [-1, 1],
     "ternary": [-1, 0, 1],
     "2 bits": [-3, -1, 1, 3],
+    "3 bits": list(range(-4, 4)),
     "4 bits": list(range(-15, 16, 2)),
-    "7 bits": list(range(-64, 64)),
 }
 
 

@@ -9,8 +9,11 @@ Two forms, both exact; `pack` takes the smaller one:
 
 digits    each byte holds k digits of base n (n levels, n^k <= 256): 8 one-bit codes, 5 ternary,
           4 two-bit, 2 four-bit. Read back through a table [n^k, k] of all bytes, so any levels.
-windows   b bits a code for b = 3, 5, 6, 7: b bytes hold 8 codes end to end. Read back as the two
+windows   b bits a code for b = 3, 5, 6: b bytes hold 8 codes end to end. Read back as the two
           bytes that a code touches, shifted and masked. For evenly spaced levels.
+
+Codes of 7 bits stay as they are: windows would save an eighth of the file, and loading it would take
+eleven times as long and fourteen times the memory (docs/inference.md has what loading takes).
 """
 
 from __future__ import annotations
@@ -151,7 +154,7 @@ def choose(codes: Codes) -> Packing | None:
     levels = tuple(int(level) for level in np.unique(codes.astype(kind.numpy())))
     choices: list[Packing] = [Digits(levels, kind)] if len(levels) <= 16 else []
     windows = _windows(levels, kind)
-    if windows is not None and windows.bits not in (1, 2, 4):
+    if windows is not None and windows.bits in (3, 5, 6):
         choices.append(windows)
     best = max(choices, key=lambda packing: saving(codes, packing), default=None)
     return best if best is not None and saving(codes, best) > 0 else None
