@@ -146,7 +146,7 @@ def graph_with(codes, scale=0.5):
 
 
 GRIDS = {
-    **{f"{bits} bits": np.arange(2**bits) - 2 ** (bits - 1) for bits in range(1, 9)},
+    **{f"{bits} bits": np.arange(2**bits) - 2 ** (bits - 1) for bits in (*range(1, 7), 8)},
     "1 bit, spread": np.array([-63, 63]),
     "ternary": np.array([-63, 0, 63]),
     "3 bits, odd, spread": 9 * np.arange(-7, 8, 2),
