@@ -106,7 +106,8 @@ def afterwards(results: dict[str, Any]) -> Rows:
         found = [row for row in results["rows"] if row["tool"] == tool]
         failed = [row["error"] for row in found if "error" in row]
         if failed:
-            rows.append((tool, failed[0], *[""] * (2 * len(files) + 1)))
+            reason = failed[0].partition(":")[0]
+            rows.append((tool, *[""] * 2 * len(files), reason, ""))
             continue
         sizes = (cell for row in found for cell in _sizes(row))
         equal = all(row["bit_equal"] for row in found)
