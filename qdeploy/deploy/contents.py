@@ -96,6 +96,12 @@ class Contents:
     origin: dict[str, Any]
     metadata: dict[str, str]
 
+    @property
+    def intact(self) -> bool | None:
+        """Whether all is as it was sealed, the metadata too; None for a file without a hash."""
+        unsealed = self.seal in (Seal.LOST, Seal.NONE)
+        return None if unsealed else self.seal is Seal.WHOLE
+
     def saturation(self, file: str) -> Saturation:
         """Which layers may saturate on x86 without VNNI; file: its label."""
         return Saturation(

@@ -48,7 +48,7 @@ def repacked_text(packed: Repacked) -> str:
 
 
 def contents_json(contents: Contents) -> str:
-    return json.dumps(asdict(contents), indent=2)
+    return json.dumps({**asdict(contents), "intact": contents.intact}, indent=2)
 
 
 def contents_tables(contents: Contents) -> Group:
@@ -92,7 +92,7 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     yield "Origin", _flat(contents.origin) or UNKNOWN
     if "qdeploy.proof" in contents.metadata:
         yield "Proof", _proof(contents.metadata["qdeploy.proof"])
-    for key in ("qdeploy.normalisation", "qdeploy.classes"):
+    for key in ("qdeploy.normalisation", "qdeploy.crop", "qdeploy.classes"):
         if key in contents.metadata:
             yield key.removeprefix("qdeploy.").capitalize(), contents.metadata[key]
     foreign = sorted(key for key in contents.metadata if not key.startswith("qdeploy."))
