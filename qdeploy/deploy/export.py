@@ -23,6 +23,7 @@ from qdeploy.deploy.batch_axes import Axes, batch_axes
 from qdeploy.deploy.open_batch import check_open_batch
 from qdeploy.deploy.packing import pack
 from qdeploy.deploy.pixels import checked_normalisation, take_pixels
+from qdeploy.deploy.runtime_check import check_in_runtime
 from qdeploy.deploy.seal import seal
 from qdeploy.deploy.target import find_target
 from qdeploy.deploy.translations import TRANSLATIONS
@@ -62,7 +63,8 @@ def export(
                  images and normalises them itself
 
     Errors: QdeployError for an example input that the network does not take, a network that
-    torch.onnx cannot export, or that the target lacks.
+    torch.onnx cannot export, or that the target lacks; and if the target has a runtime of its own that is
+    not installed, or that computes something else from the file.
     """
     given = prepared_or_converted
     if not isinstance(given, nn.Module):
@@ -73,7 +75,9 @@ def export(
     model = to_onnx(network, example_input, target=target)
     if normalisation is not None:
         take_pixels(model, *normalisation)
-    return write(finished(model, packing and runtime.packs, metadata or {}), Path(path))
+    file = finished(model, packing and runtime.packs, metadata or {})
+    check_in_runtime(file, runtime, as_inputs(example_input))
+    return write(file, Path(path))
 
 
 def to_onnx(
