@@ -98,7 +98,9 @@ class TestBranchesOfAnAdd:
 
 def test_without_gates_and_adds_the_target_needs_no_other_file(tmp_path):
     prepared = calibrated(networks.build("plain"), "slb", 1, 8)
-    files = [written(prepared, tmp_path / "m.onnx", name).read_bytes() for name in ("cpu", "openvino")]
+    files = [
+        written(prepared, tmp_path / "m.onnx", name).read_bytes() for name in ("cpu", "openvino")
+    ]
     assert files[0] == files[1]
 
 
