@@ -207,7 +207,7 @@ def float_file(network: str, folder: Path) -> dict[str, float]:
 
 
 def int8_file(network: str, folder: Path) -> dict[str, float]:
-    """int8.onnx and, where OpenVINO is installed, openvino.onnx: prepare, calibrate, export for each target."""
+    """int8.onnx and, with OpenVINO, openvino.onnx: prepare, calibrate, export for each target."""
     import qdeploy
 
     model, batches, ended = float_network(network), calibration(network), Watch()

@@ -61,9 +61,10 @@ def keep_rounding_of_branches(model: ir.Model) -> None:
     for add in list(model.graph):
         branches = {made_by(value, "DequantizeLinear") for value in add.inputs}
         for branch in branches if add.op_type == "Add" else ():
-            codes = branch and branch.inputs[0]
-            if branch is None or codes is None or not _alone_reads_a_convolution(branch):
+            if branch is None or not _alone_reads_a_convolution(branch):
                 continue
+            codes = branch.inputs[0]
+            assert codes is not None
             same = ir.node("Max", [codes, constant(model.graph, np.uint8(0))])
             same.outputs[0].type, same.outputs[0].shape = codes.type, codes.shape
             model.graph.insert_before(branch, same)
