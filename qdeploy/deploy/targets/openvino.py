@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from qdeploy.benchmark.runtime import Array
+from qdeploy.benchmark.runtime import Array, Images
 from qdeploy.deploy.edits import constant, made_by, only_reader
 from qdeploy.deploy.target import Target
 from qdeploy.deploy.targets import cpu
@@ -87,7 +87,7 @@ def load(model: Path) -> tuple[str, Callable[..., list[Array]]]:
     """OpenVINO's name with its version, and a function from the file's inputs to its outputs.
 
     On the CPU; what is not quantized is computed in float32, also where the processor has
-    narrower floats. Raises QdeployError if OpenVINO is missing or cannot read the file.
+    narrower floats. Raises QdeployError if OpenVINO is missing, or cannot read or run the file.
     """
     try:
         openvino = import_module("openvino")
@@ -101,7 +101,14 @@ def load(model: Path) -> tuple[str, Callable[..., list[Array]]]:
     except RuntimeError as error:
         raise QdeployError(f"OpenVINO cannot read {model}: {error}") from error
     version = openvino.__version__.partition("-")[0]
-    return f"OpenVINO {version}", lambda *inputs: list(compiled(inputs).values())
+
+    def run(*inputs: Images) -> list[Array]:
+        try:
+            return list(compiled(inputs).values())
+        except RuntimeError as error:
+            raise QdeployError(f"OpenVINO {version} cannot run {model}: {error}") from error
+
+    return f"OpenVINO {version}", run
 
 
 def advice(record: Record) -> Iterator[str]:
