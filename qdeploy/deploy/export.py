@@ -24,6 +24,7 @@ from qdeploy.deploy.open_batch import check_open_batch
 from qdeploy.deploy.opset import lower_opset
 from qdeploy.deploy.packing import pack
 from qdeploy.deploy.pixels import checked_normalisation, take_pixels
+from qdeploy.deploy.runtime_check import check_in_runtime
 from qdeploy.deploy.seal import seal
 from qdeploy.deploy.target import find_target
 from qdeploy.deploy.translations import TRANSLATIONS
@@ -74,7 +75,8 @@ def export(
                    weights are large beside the names
 
     Errors: QdeployError for an example input that the network does not take, a network that
-    torch.onnx cannot export, or that the target lacks, and for options that do not fit.
+    torch.onnx cannot export, or that the target lacks; for options that do not fit; and if the target has a
+    runtime of its own that is not installed, or that computes something else from the file.
     """
     given = prepared_or_converted
     if not isinstance(given, nn.Module):
@@ -87,7 +89,9 @@ def export(
     model = to_onnx(network, example_input, input_names, output_names, target=target)
     if pixels is not None:
         take_pixels(model, *pixels)
-    return write(finished(model, packing and runtime.packs, entries, readable), Path(path))
+    file = finished(model, packing and runtime.packs, entries, readable)
+    check_in_runtime(file, runtime, as_inputs(example_input))
+    return write(file, Path(path))
 
 
 def to_onnx(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qdeploy.benchmark.runtime import Array, Images
+from qdeploy.benchmark.runtime import Array
 from qdeploy.deploy.edits import Pass
 from qdeploy.deploy.targets import available
 from qdeploy.errors import QdeployError
@@ -30,7 +30,7 @@ class Target:
     provider       ONNX Runtime's provider for this runtime, as --provider calls it: proves the file
                    wherever it works
     load           opens the file in another runtime, to run beside ONNX Runtime: the runtime's name
-                   with its version, and the logits [N, classes] of images [N, C, H, W]
+                   with its version, and a function from the file's inputs to the list of its outputs
     coarser_steps  how many activations of a converted network `rewrite` gives a larger step, and of
                    how many; None where it never does
     advice         what the reader of a report should know of this runtime, in sentences
@@ -43,7 +43,7 @@ class Target:
     in_rows: bool = True
     as_written: bool = False
     provider: str | None = None
-    load: Callable[[Path], tuple[str, Callable[[Images], Array]]] | None = None
+    load: Callable[[Path], tuple[str, Callable[..., list[Array]]]] | None = None
     coarser_steps: Callable[[nn.Module], tuple[int, int]] | None = None
     advice: Callable[[Record], Iterable[str]] = lambda record: ()
     accelerator: str | None = None

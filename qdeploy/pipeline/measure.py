@@ -148,7 +148,8 @@ def runtimes(
     if target.load is None:
         return None, classifiers
     name, run = target.load(file)
-    return name, {**classifiers, "runtime": outputs.of_runtime(run, pixels)}
+    logits = outputs.of_runtime(lambda images: run(images)[0], pixels)
+    return name, {**classifiers, "runtime": logits}
 
 
 def compared_network(

@@ -258,7 +258,7 @@ class TestTheCommand:
         path.write_bytes(model())
         found = json.loads(CliRunner().invoke(main, ["inspect", str(path), "--json"]).output)
         assert found["bytes"] == len(model())
-        assert found["seal"] == "whole"
+        assert (found["seal"], found["intact"]) == ("whole", True)
         assert [layer["shape"] for layer in found["layers"]] == [[6, 3, 3, 3], [7, 54], [5, 7]]
 
     def test_a_changed_file_ends_with_1(self, tmp_path):

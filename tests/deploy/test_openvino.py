@@ -1,4 +1,4 @@
-"""The same file in OpenVINO, where it is installed, packed and not."""
+"""The same file in OpenVINO, packed and not. What runs OpenVINO is skipped where it is not installed."""
 
 import copy
 
@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import qdeploy
+from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.deploy.targets import openvino as runtime
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
@@ -19,11 +20,18 @@ from qdeploy.preparation.prepared import graph_module
 IMAGES = networks.images(64).numpy()
 
 
-def exported(folder, network, act_bits, **options):
+def calibrated(network, *settings):
     x = networks.images(48, seed=7)
-    prepared = qdeploy.prepare(networks.build(network), x[:2], "slb", 1, act_bits)
+    prepared = qdeploy.prepare(network, x[:2], *settings)
     qdeploy.calibrate(prepared, x.split(16))
-    return qdeploy.export(prepared, folder / "m.onnx", x[:2], **options)
+    return prepared.eval()
+
+
+def written(prepared, path, target):
+    """What `export` writes, which for target openvino would run OpenVINO."""
+    graph = to_onnx(qdeploy.convert(prepared), networks.images(2), target=target)
+    onnx.save(finished(graph, True, {}), path)
+    return path
 
 
 def in_onnx_runtime(path):
@@ -34,20 +42,65 @@ def in_onnx_runtime(path):
 @pytest.mark.parametrize("act_bits", [8, "float"])
 def test_it_reads_packed_weights_and_agrees(tmp_path, act_bits):
     pytest.importorskip("openvino")
-    path = exported(tmp_path, "residual", act_bits)
+    prepared = calibrated(networks.build("residual"), "slb", 1, act_bits)
+    path = written(prepared, tmp_path / "m.onnx", "openvino")
     types = {tensor.data_type for tensor in onnx.load(path).graph.initializer if tensor.dims}
     assert onnx.TensorProto.UINT8 in types, "nothing is packed"
     name, run = runtime.load(path)
-    expected, found = in_onnx_runtime(path), run(IMAGES)
     assert name.startswith("OpenVINO 20")
+    assert_equal_but_for_ties(in_onnx_runtime(path), *run(IMAGES))
+
+
+def assert_equal_but_for_ties(expected, found):
+    """Kernels that add floats in another order round a near-tie the other way, in a few images at most."""
     spread = np.abs(expected - expected.mean(0)).max()
-    assert np.abs(found - expected).max() < (1e-4 if act_bits == "float" else 0.15) * spread
-    assert (found.argmax(1) == expected.argmax(1)).mean() >= 0.95
+    equal = np.abs(expected - found).max(1) < 1e-4 * spread
+    assert equal.mean() >= 0.9, f"{equal.mean():.0%} of the images"
 
 
-def test_without_gates_the_target_needs_no_other_file(tmp_path):
-    targets = ("cpu", "openvino")
-    files = [exported(tmp_path, "plain", 8, target=target).read_bytes() for target in targets]
+WIDTHS = {
+    "w8a8": ("simqat", 8, 8),
+    "w4a8": ("lsq", 4, 8),
+    "w4a4": ("lsq", 4, 4),
+    "w2a2": ("dorefa", 2, 2),
+    "w1a1": ("dorefa", 1, 1),
+}
+
+
+class TestBranchesOfAnAdd:
+    """OpenVINO adds inside of a convolution, without the rounding in front of that Add."""
+
+    @pytest.fixture(scope="class", params=WIDTHS)
+    def files(self, request, tmp_path_factory):
+        prepared = calibrated(networks.build("residual"), *WIDTHS[request.param])
+        folder = tmp_path_factory.mktemp(request.param)
+        return {name: written(prepared, folder / name, name) for name in ("cpu", "openvino")}
+
+    def test_openvino_computes_what_onnx_runtime_does(self, files):
+        pytest.importorskip("openvino")
+        expected = in_onnx_runtime(files["openvino"])
+        assert_equal_but_for_ties(expected, *runtime.load(files["openvino"])[1](IMAGES))
+
+    def test_for_onnx_runtime_nothing_changes(self, files):
+        cpu, openvino = map(in_onnx_runtime, files.values())
+        assert np.array_equal(cpu, openvino)
+
+    def test_every_convolution_that_only_an_add_reads_is_kept_apart(self, files):
+        graph = onnx.load(files["openvino"]).graph
+        maker = {output: node for node in graph.node for output in node.output}
+        kinds = [
+            maker[maker[name].input[0]].op_type
+            for node in graph.node if node.op_type == "Add" for name in node.input
+        ]  # fmt: skip
+        # Both branches of the first Add; of the second only the convolution's.
+        assert kinds.count("Max") == 3
+
+
+def test_without_gates_and_adds_the_target_needs_no_other_file(tmp_path):
+    prepared = calibrated(networks.build("plain"), "slb", 1, 8)
+    files = [
+        written(prepared, tmp_path / "m.onnx", name).read_bytes() for name in ("cpu", "openvino")
+    ]
     assert files[0] == files[1]
 
 
@@ -77,7 +130,7 @@ def gated():
 
 
 def test_sigmoids_compute_in_float_there_and_all_else_in_codes(gated, tmp_path):
-    path = qdeploy.export(gated, tmp_path / "m.onnx", networks.images(2), target="openvino")
+    path = written(gated, tmp_path / "m.onnx", "openvino")
     graph = onnx.load(path).graph
     maker = {output: node for node in graph.node for output in node.output}
     sigmoids = [node for node in graph.node if node.op_type == "Sigmoid"]
@@ -102,7 +155,7 @@ def test_a_gate_that_is_an_output_as_well_is_left_as_it_is(tmp_path):
     x = networks.images(16, seed=7)
     prepared = qdeploy.prepare(GateAsOutput().eval(), x[:2], "simqat")
     qdeploy.calibrate(prepared, [x])
-    path = qdeploy.export(prepared, tmp_path / "m.onnx", x[:2], target="openvino")
+    path = written(prepared, tmp_path / "m.onnx", "openvino")
     with torch.no_grad():
         wanted = prepared.eval()(torch.from_numpy(IMAGES))[0].numpy()
     np.testing.assert_allclose(in_onnx_runtime(path), wanted, atol=0.02 * np.abs(wanted).max())
@@ -110,13 +163,8 @@ def test_a_gate_that_is_an_output_as_well_is_left_as_it_is(tmp_path):
 
 def test_float_gates_are_at_least_as_near_to_the_unrounded_network(gated, tmp_path):
     """Against the same network whose sigmoids were never quantized, in ONNX Runtime."""
-    files = {
-        target: qdeploy.export(
-            gated, tmp_path / f"{target}.onnx", networks.images(2), target=target
-        )
-        for target in ("cpu", "openvino")
-    }
-    cpu, openvino = (in_onnx_runtime(path) for path in files.values())
+    files = [written(gated, tmp_path / name, name) for name in ("cpu", "openvino")]
+    cpu, openvino = map(in_onnx_runtime, files)
     reference = copy.deepcopy(gated).eval()
     modules = dict(reference.named_modules())
     for node in graph_module(reference).graph.nodes:
@@ -139,7 +187,14 @@ def test_what_it_cannot_read_is_an_error(tmp_path):
         runtime.load(path)
 
 
-def test_without_it_the_error_says_what_to_install(tmp_path, monkeypatch):
+def test_without_it_the_error_says_what_to_install(gated, tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "openvino", None)
     with pytest.raises(QdeployError, match=r'pip install "qdeploy\[openvino\]"'):
-        runtime.load(tmp_path / "m.onnx")
+        qdeploy.export(gated, tmp_path / "m.onnx", networks.images(2), target="openvino")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_library_checks_the_file_in_openvino(gated, tmp_path):
+    pytest.importorskip("openvino")
+    path = qdeploy.export(gated, tmp_path / "m.onnx", networks.images(2), target="openvino")
+    assert_equal_but_for_ties(in_onnx_runtime(path), *runtime.load(path)[1](IMAGES))

@@ -125,6 +125,8 @@ def test_the_command_line_offers_what_is_there():
 @pytest.mark.parametrize("target", targets.available())
 @pytest.mark.parametrize("shape", [(3, 8, 8), (4, 8)])
 def test_export_leaves_the_network_as_it_was(target, shape, tmp_path):
+    if find_target(target).load is not None:
+        pytest.importorskip(target)  # export runs the file in it
     torch.manual_seed(0)
     x = torch.randn(8, *shape)
     network = networks.build("plain") if len(shape) == 3 else torch.nn.Linear(8, 6)

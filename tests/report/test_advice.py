@@ -76,6 +76,13 @@ def test_where_the_gates_stand_is_said():
     assert advice(with_operators(FULL, Sigmoid=3)) == ()
 
 
+def test_adds_are_not_for_openvino_as_they_are():
+    (sentence,) = advice(with_operators(FULL, QLinearAdd=2))
+    assert "--target openvino" in sentence
+    assert "LP_TRANSFORMS_MODE" in sentence
+    assert advice(with_operators(replace(FULL, delivery=Delivery("openvino")), QLinearAdd=2)) == ()
+
+
 def test_openvino_says_how_it_agrees_and_pixels_how_they_go_in():
     delivery = Delivery(
         "openvino", "uint8, normalised in the graph", None, "OpenVINO 2026.4",

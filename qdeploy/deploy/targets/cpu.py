@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import onnx_ir as ir
 
 from qdeploy.deploy import passes
 from qdeploy.deploy.target import Target
+from qdeploy.record import Record
 
 
 def rewrite(model: ir.Model) -> None:
@@ -13,4 +16,16 @@ def rewrite(model: ir.Model) -> None:
         step(model)
 
 
-TARGET = Target(rewrite=rewrite)
+def advice(record: Record) -> Iterator[str]:
+    """What another runtime that reads the file as well makes of its Adds."""
+    placed = record.placement
+    kinds = (placed and placed.operators) or {}
+    if any(kind.rpartition("::")[2] == "QLinearAdd" for kind in kinds):
+        yield (
+            "Run in OpenVINO, this file would lose a rounding in front of each Add, which few bits "
+            "do not bear: export with --target openvino, or compile the file there with "
+            'LP_TRANSFORMS_MODE = "NO", which is slower.'
+        )
+
+
+TARGET = Target(rewrite=rewrite, advice=advice)
