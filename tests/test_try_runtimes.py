@@ -55,5 +55,5 @@ def test_a_cell_is_the_worst_of_its_networks_with_letters_for_errors():
     assert runtime_table.cell(cases[:1], errors) == "equal"
     assert runtime_table.cell(cases, errors) == "2e-7; *b* 1 of 3"
     assert runtime_table.cell(cases[2:], errors) == "*b*"
-    assert runtime_table.cell([{"off": 0.314, "top1": 0.5}], errors) == "0.31, top-1 50%"
+    assert runtime_table.cell([{"off": 0.314, "top1": 0.5}], errors) == "0.31, top-1 50.0%"
     assert errors == ["other", "no"]

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+TOLD = ("layerType", "runtimePrecision")  # what OpenVINO says of each kernel
+
 
 def onnxruntime(
     model: str, feeds: dict[str, Any], folder: str, **options: Any
@@ -44,7 +46,7 @@ def openvino(
     compiled = core.compile_model(core.read_model(model), "CPU", settings)
     kernels = {"integer": 0, "float": 0}
     for node in compiled.get_runtime_model().get_ops():
-        info = {key: str(value) for key, value in node.get_rt_info().items()}
+        info = {key: value.astype(str) for key, value in node.get_rt_info().items() if key in TOLD}
         if info.get("layerType") in ("Convolution", "Deconvolution", "FullyConnected", "MatMul"):
             integer = info.get("runtimePrecision", "") in ("i8", "u8")
             kernels["integer" if integer else "float"] += 1

@@ -63,7 +63,7 @@ def _difference(cases: Sequence[dict[str, Any]]) -> str:
     if off == 0:
         return "equal"
     size = f"{off:.0e}".replace("e-0", "e-") if off < 1e-3 else f"{off:.2g}"
-    return size if top1 == 1 else f"{size}, top-1 {top1:.0%}"
+    return size if top1 == 1 else f"{size}, top-1 {top1:.1%}"
 
 
 def _in_integers(cases: Cases) -> str:

@@ -43,6 +43,7 @@ MESSAGES = {
     r"zero point of per-channel filter must be same": "channels have different zero points",
     r"\[(\w+Transformation)\]": r"\1 throws",
     r"Node \[(\w+)@[\s\S]*Required argument \"(\w+)\" not found": r"\1 without the attribute \2",
+    r"Node \[(\w+)@": r"\1 is not read",
     r"Assertion failed\) (.+?) in function": r"assertion \1 fails",
 }
 
