@@ -66,8 +66,11 @@ def exported(name, settings) -> Exported:
     return export(calibrated(networks.build(name), settings))
 
 
-def session(proto, optimized=None, plain=False):
+def session(proto, optimized=None, plain=False, settings=None):
+    """settings: {key of ONNX Runtime's session configuration: value}"""
     options = onnxruntime.SessionOptions()
+    for key, value in (settings or {}).items():
+        options.add_session_config_entry(key, value)
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     if optimized is not None:

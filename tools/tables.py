@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import accuracy
+import runtime_table
 from rich.console import Console
 
 from qdeploy.record import Record
@@ -446,11 +447,14 @@ def _table(place: re.Match[str]) -> str:
 
 
 def rows_of(name: str) -> Rows | str:
-    """`zoo`, `widths:PLAN`, `accuracy:PLAN`, `accuracy:PLAN:QUESTION`, or one of TABLES."""
+    """`zoo`, `widths:PLAN`, `accuracy:PLAN`, `accuracy:PLAN:QUESTION`, `runtimes:TARGET`, or of TABLES."""
     if name == "zoo":
         return accuracy.of_zoo()
     if name.startswith("widths:"):
         return accuracy.of_widths(name.partition(":")[2])
+    if name.startswith("runtimes:"):
+        rows, letters = runtime_table.of_target(name.partition(":")[2])
+        return f"{markdown(rows)}\n\n{letters}."
     if name.startswith("accuracy:"):
         return accuracy.of_plan(*name.split(":")[1:])
     file, make = TABLES[name]

@@ -166,12 +166,18 @@ def _windows(levels: tuple[int, ...], kind: ir.DataType) -> Windows | None:
     return Windows(bits, levels[0], int(steps), kind) if bits < 8 else None
 
 
-def pack(model: ir.Model) -> None:
-    """Replaces each weight by its packed form, in place. Values and shapes stay the same.
+# Bytes of the nodes that make zeros at load.
+ZEROS_SIZE = 65
 
-    Precondition: simplified already; a simplifier would fold the packing back into int8.
+
+def pack(model: ir.Model) -> None:
+    """Replaces each weight by its packed form, and zeros by their number, in place.
+
+    Values and shapes stay the same. Precondition: simplified already; a simplifier would fold the
+    packing back into int8.
     """
     graph = model.graph
+    _pack_zeros(graph)
     first = graph[0]
     weights = [value for value in graph.initializers.values() if _is_weight(value)]
     shared, unpacking = unpacked(weights, graph)
@@ -180,6 +186,22 @@ def pack(model: ir.Model) -> None:
         graph.insert_before(first, nodes)
         weight.replace_all_uses_with(nodes[-1].outputs[0])
         del graph.initializers[weight.name]  # type: ignore[arg-type]
+
+
+def _pack_zeros(graph: ir.Graph) -> None:
+    """The zero points of biases, int32 [out], are made at load where they are long."""
+    for value in list(graph.initializers.values()):
+        zeros = value.const_value
+        if value.dtype != ir.DataType.INT32 or zeros is None or zeros.nbytes <= ZEROS_SIZE:
+            continue
+        if not zeros.numpy().any():
+            shape = constant(graph, np.array(zeros.shape.numpy()))
+            attributes = {"value": ir.tensor(np.zeros(1, np.int32))}
+            made = ir.node("ConstantOfShape", [shape], attributes)
+            made.outputs[0].type, made.outputs[0].shape = value.type, value.shape
+            graph.insert_before(graph[0], made)
+            value.replace_all_uses_with(made.outputs[0])
+            del graph.initializers[value.name]  # type: ignore[arg-type]
 
 
 def _is_weight(value: ir.Value) -> bool:

@@ -15,9 +15,8 @@ from qdeploy.layers.fake_quantize import SIGN_STEP
 
 
 def _dequantize_onnx(codes: Any, scale: Any, zero: Any) -> Any:
-    if codes.dtype == ir.DataType.INT32:
-        return op.DequantizeLinear(codes, scale, axis=0)
-    # A weight needs an explicit zero point, or ONNX Runtime makes no QGemm of it.
+    # Without an explicit zero point of a weight ONNX Runtime makes no QGemm, and without one of a
+    # bias it cannot save a file whose fusions are left to load (ORT format, style Runtime).
     return op.DequantizeLinear(codes, scale, zero, axis=0)
 
 

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import onnx
+import onnx.compose
+import onnxruntime
 import pytest
 import torch
 from exported_networks import (
@@ -26,6 +28,7 @@ import qdeploy
 from qdeploy.deploy import passes
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.deploy.names import PRODUCTS
+from qdeploy.deploy.seal import Seal, seal, state
 from qdeploy.errors import QdeployError
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.models.lenet5 import lenet5
@@ -379,3 +382,40 @@ def test_a_tensor_of_which_only_the_size_is_asked_is_not_in_the_file(tmp_path):
     qdeploy.calibrate(prepared, [images()])
     file = qdeploy.export(prepared, tmp_path / "model.onnx", images(2))
     assert qdeploy.validate(prepared, file, [images()]).exactness.differing == 0
+
+
+def test_onnx_runtime_saves_it_in_its_own_format_with_fusions_left_to_load(tmp_path):
+    """`convert_onnx_models_to_ort --optimization_style Runtime`: the integer kernels of each processor."""
+    proto = exported("residual", "slb w1a8").packed
+    saved = tmp_path / "model.ort"
+    settings = {
+        "session.save_model_format": "ORT",
+        "optimization.minimal_build_optimizations": "save",
+    }
+    session(proto, saved, settings=settings)
+    loaded = onnxruntime.InferenceSession(str(saved), providers=["CPUExecutionProvider"])
+    found = loaded.run(None, {"input": images(8).numpy()})[0]
+    np.testing.assert_allclose(found, run(proto, images(8)), rtol=1e-6, atol=1e-6)
+
+
+def test_two_files_become_one_without_their_metadata(tmp_path):
+    """As docs/compatibility.md says: both have names and a hash of their own, which cannot both stay."""
+    first = exported("residual", "slb w1a8").packed
+    second = onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["": 21]> g (float[N, 5] input) => (float[N, 5] logits)'
+        "{ logits = Softmax (input) }"
+    )
+    seal(second)
+    joined = {"io_map": [("logits", "input")], "prefix1": "first/", "prefix2": "second/"}
+    with pytest.raises(ValueError, match="metadata"):
+        onnx.compose.merge_models(first, second, **joined)
+    copies = [onnx.ModelProto.FromString(one.SerializeToString()) for one in (first, second)]
+    for copy in copies:
+        del copy.metadata_props[:]
+    merged = onnx.compose.merge_models(*copies, **joined)
+    onnx.checker.check_model(merged, full_check=True)
+    x = images(8).numpy()
+    found = session(merged).run(None, {"first/input": x})[0]
+    logits = torch.from_numpy(run(first, x))
+    np.testing.assert_allclose(found, logits.softmax(1), rtol=1e-5, atol=1e-6)
+    assert state(merged, tmp_path) is Seal.NONE
