@@ -75,6 +75,7 @@ class Contents:
     seal        whether all is as it was sealed; added: keys that a tool put into the metadata since
     bytes       on the disk, with weights that lie beside it; weight_bytes and metadata_bytes of them
     saving      about how many of them `qdeploy pack` would save
+    runs_on     the oldest ONNX Runtime, for a file of qdeploy, and why; "" where that is not known
     recipe      what it was made by; {} if the file does not say, as is origin
     metadata    all entries, as text
     """
@@ -89,6 +90,7 @@ class Contents:
     producer: str
     opset: dict[str, int]
     ir_version: int
+    runs_on: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
     layers: tuple[FileLayer, ...]

@@ -16,6 +16,7 @@ import tomli
 from qdeploy.benchmark.graph import Graph, is_foreign
 from qdeploy.deploy.contents import WITHOUT_SCALES, Contents, FileLayer, Port, Quantized
 from qdeploy.deploy.repack import savings
+from qdeploy.deploy.runtime_floor import runtime_floor
 from qdeploy.deploy.saturation import in_kernel_order, may_saturate
 from qdeploy.deploy.seal import Seal, added_entries, state
 from qdeploy.onnx_file import MOVERS, read, stored_bytes
@@ -45,6 +46,7 @@ def inspect(path: Path) -> Contents:
         producer=f"{model.producer_name} {model.producer_version}".strip(),
         opset={entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         ir_version=model.ir_version,
+        runs_on="" if seal is Seal.NONE else runtime_floor(graph),
         inputs=tuple(
             _port(value) for value in model.graph.input if value.name not in graph.tensors
         ),

@@ -130,6 +130,8 @@ def drop_default_attributes(model: ir.Model) -> None:
         schema = onnx.defs.get_schema(node.op_type, model.opset_imports[""])
         for name, attribute in list(node.attributes.items()):
             default = schema.attributes[name].default_value
+            if node.op_type == "Resize" and name == "mode":
+                continue  # OpenCV reads no Resize without it
             if default.name and ir.serde.deserialize_attribute(default) == attribute:
                 del node.attributes[name]
 

@@ -103,6 +103,7 @@ def measured(
             target=section.target,
             input=files.input,
             activations=target.coarser_steps(integers) if target.coarser_steps else None,
+            runs_on=contents.runs_on,
             runtime=runtime,
             agreement=predictions.agreement("onnx", "runtime") if runtime else None,
         ),

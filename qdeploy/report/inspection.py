@@ -82,6 +82,8 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     if contents.saving > 0:
         yield "Packing", _unpacked(contents)
     yield "Format", f"opset {domains}, IR {contents.ir_version}"
+    if contents.runs_on:
+        yield "Runs on", contents.runs_on
     yield "Input", ", ".join(map(_port, contents.inputs))
     yield "Output", ", ".join(map(_port, contents.outputs))
     saturation = contents.saturation(contents.file)

@@ -359,7 +359,7 @@ def other_processors(record: Record) -> Section:
 
 @section
 def machine(record: Record) -> Section:
-    m = record.machine
+    m, runs_on = record.machine, record.delivery.runs_on
     return Section(
         "Machine",
         "Where the exported file was measured.",
@@ -370,6 +370,7 @@ def machine(record: Record) -> Section:
             ("System", m.system),
             ("Software", f"Python {m.python}, ONNX Runtime {m.onnxruntime}"),
             ("Target", f"{record.delivery.target}; input {record.delivery.input}"),
+            *([("Runs on", runs_on)] if runs_on else []),
             ("qdeploy", f"{record.version}, {record.created}"),
         ),
         words=True,
