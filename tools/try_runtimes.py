@@ -39,6 +39,7 @@ IN_FLOAT = {
 # What a message comes down to.
 MESSAGES = {
     r"Unsupported model IR version: (\d+)": r"IR \1 is too new",
+    r"Opset (\d+) is under development": r"opset \1 is too new",
     r"(?:implementation|kernel) for (\w+)\((\d+)\)": r"no kernel for \1 of opset \2",
     r"zero point of per-channel filter must be same": "channels have different zero points",
     r"\[(\w+Transformation)\]": r"\1 throws",
