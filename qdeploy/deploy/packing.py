@@ -7,13 +7,14 @@ so the runtime computes them once, at load, and then runs its kernels as if the 
 
 Two forms, both exact; `pack` takes the smaller one:
 
-digits    each byte holds k digits of base n (n levels, n^k <= 256): 8 one-bit codes, 5 ternary,
-          4 two-bit, 2 four-bit. Read back through a table [n^k, k] of all bytes, so any levels.
-windows   b bits a code for b = 3, 5, 6: b bytes hold 8 codes end to end. Read back as the two
-          bytes that a code touches, shifted and masked. For evenly spaced levels.
+digits    each byte, or word of 16 bits, holds k digits of base n (n levels, n^k <= 256 or 65536): a
+          byte 8 one-bit codes, 5 ternary, 4 two-bit, 2 four-bit; a word 5 three-bit, 3 five-bit.
+          Read back through a table [n^k, k] of all bytes or words, so any levels.
+windows   6 bits a code: 6 bytes hold 8 codes end to end. Read back as the two bytes that a code
+          touches, shifted and masked. For evenly spaced levels.
 
-Codes of 7 bits stay as they are: windows would save an eighth of the file, and loading it would take
-eleven times as long and fourteen times the memory (docs/inference.md has what loading takes).
+Windows take long to load, and much memory (docs/inference.md). So codes of 7 bits stay as they are,
+and those of 3 and 5 bits take a fifteenth more than they could.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ import onnx_ir as ir
 from qdeploy.deploy.edits import constant
 
 Codes = npt.NDArray[np.int8 | np.uint8]  # or of 4 bits, which NumPy itself does not name
-Bytes = npt.NDArray[np.uint8]
+Bytes = npt.NDArray[np.uint8 | np.uint16]
 
 # Types of weights, and those in which packing computes them.
 COMPUTED_AS = {
@@ -43,41 +44,42 @@ COMPUTED_AS = {
 
 @dataclass(frozen=True)
 class Digits:
-    """Base-n digits, a group of them in each byte, the first in the lowest place."""
+    """Base-n digits, a group of them in each word of 8 or 16 bits, the first in the lowest place."""
 
     levels: tuple[int, ...]
     type: ir.DataType = ir.DataType.INT8
+    word: int = 8
 
     @property
     def group(self) -> int:
         """How many codes are packed together."""
-        return int(np.floor(8 / np.log2(max(2, len(self.levels))) + 1e-9))
+        return int(np.floor(self.word / np.log2(max(2, len(self.levels))) + 1e-9))
 
     def file_size(self, count: int) -> int:
         """Bytes in the file for `count` codes, with about 200 for the nodes."""
-        return -(-count // self.group) + 200
+        return -(-count // self.group) * self.word // 8 + 200
 
     # Bytes of the nodes that make the table, for all weights of these levels together.
     shared_size = 300
 
     def pack(self, codes: Codes) -> Bytes:
-        """uint8 [ceil(count / k)]; the last byte is filled up with the lowest level."""
+        """uint8 or uint16 [ceil(count / k)]; the last word is filled up with the lowest level."""
         n, k = len(self.levels), self.group
         digits = np.searchsorted(self.levels, codes.ravel())
         padded = np.pad(digits, (0, -len(digits) % k)).reshape(-1, k)
-        return (padded * n ** np.arange(k)).sum(1).astype(np.uint8)
+        return (padded * n ** np.arange(k)).sum(1).astype(f"uint{self.word}")
 
     def shared_nodes(self, graph: ir.Graph) -> list[ir.Node]:
-        """Makes the table [n^k, k] of the codes of every byte at load: a seventh of its size in the file."""
+        """Makes the table [n^k, k] of the codes of every word at load: a seventh of its size in the file."""
         n, k = len(self.levels), self.group
         bounds = [constant(graph, np.int32(bound)) for bound in (0, n**k, 1)]
-        bytes_ = ir.node("Range", bounds)
-        column = ir.node("Reshape", [bytes_.outputs[0], constant(graph, np.array([-1, 1]))])
+        words = ir.node("Range", bounds)
+        column = ir.node("Reshape", [words.outputs[0], constant(graph, np.array([-1, 1]))])
         places = constant(graph, (n ** np.arange(k)).astype(np.int32))
         shifted = ir.node("Div", [column.outputs[0], places])
         digits = ir.node("Mod", [shifted.outputs[0], constant(graph, np.int32(n))])
         levels = constant(graph, np.asarray(self.levels, self.type.numpy()))
-        return [bytes_, column, shifted, digits, ir.node("Gather", [levels, digits.outputs[0]])]
+        return [words, column, shifted, digits, ir.node("Gather", [levels, digits.outputs[0]])]
 
     def nodes(self, packed: ir.Value, shared: list[ir.Node], graph: ir.Graph) -> list[ir.Node]:
         index = ir.node("Cast", [packed], {"to": ir.DataType.INT32})
@@ -152,9 +154,9 @@ def choose(codes: Codes) -> Packing | None:
     if kind is None or not codes.size:
         return None
     levels = tuple(int(level) for level in np.unique(codes.astype(kind.numpy())))
-    choices: list[Packing] = [Digits(levels, kind)] if len(levels) <= 16 else []
+    choices: list[Packing] = [Digits(levels, kind, word) for word in (8, 16) if len(levels) <= 40]
     windows = _windows(levels, kind)
-    if windows is not None and windows.bits in (3, 5, 6):
+    if windows is not None:
         choices.append(windows)
     best = max(choices, key=lambda packing: saving(codes, packing), default=None)
     return best if best is not None and saving(codes, best) > 0 else None
@@ -163,7 +165,7 @@ def choose(codes: Codes) -> Packing | None:
 def _windows(levels: tuple[int, ...], kind: ir.DataType) -> Windows | None:
     steps = np.gcd.reduce(np.diff(levels)) if len(levels) > 1 else 1
     bits = max(1, ((levels[-1] - levels[0]) // int(steps)).bit_length())
-    return Windows(bits, levels[0], int(steps), kind) if bits < 8 else None
+    return Windows(bits, levels[0], int(steps), kind) if bits == 6 else None
 
 
 # Bytes of the nodes that make zeros at load.
