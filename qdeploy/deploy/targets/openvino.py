@@ -41,7 +41,7 @@ def count_batch_by_size(model: ir.Model) -> None:
 
 
 def _lengths(node: ir.Node, graph: ir.Graph) -> list[ir.Node]:
-    """Operators whose last one gives what a Shape gives; none if it tells anything but numbers and the batch."""
+    """Operators whose last one gives what a Shape gives; none if another length is open."""
     start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
     lengths = list(node.inputs[0].shape or ())[start:end]  # type: ignore[union-attr]
     nodes, parts = [], []
