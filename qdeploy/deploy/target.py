@@ -25,7 +25,7 @@ class Target:
     rewrite        of the graph, in place, in front of packing
     packs          whether the runtime folds packed weights
     in_rows        whether a Linear takes sequences as rows of one matrix, for QGemm. ONNX Runtime
-                   fails to load such a product between signed codes
+                   fails to load such a product between signed codes, OpenVINO mixes up its axes
     as_written     whether ONNX Runtime proves the file without its own fusions, which are not the target's
     provider       ONNX Runtime's provider for this runtime, as --provider calls it: proves the file
                    wherever it works

@@ -23,8 +23,8 @@ def advice(record: Record) -> Iterator[str]:
     if any(kind.rpartition("::")[2] == "QLinearAdd" for kind in kinds):
         yield (
             "Run in OpenVINO, this file would lose a rounding in front of each Add, which few bits "
-            "do not bear: export with --target openvino, or compile the file there with "
-            'LP_TRANSFORMS_MODE = "NO", which is slower.'
+            "do not bear: export with --target openvino, or compile the file of a network of "
+            'convolutions there with LP_TRANSFORMS_MODE = "NO", which is slower.'
         )
 
 
