@@ -49,7 +49,7 @@ def _lengths(node: ir.Node, graph: ir.Graph) -> list[ir.Node]:
         if isinstance(length, int):
             parts.append(constant(graph, np.array([length])))
         elif (source := _input_of_batches(length, graph)) is not None:
-            rest = np.prod([n for n in source.shape if isinstance(n, int)], dtype=np.int64)
+            rest = np.prod([n for n in source.shape or () if isinstance(n, int)], dtype=np.int64)
             size = ir.node("Size", [source])
             nodes += [size, ir.node("Div", [size.outputs[0], constant(graph, rest.reshape(1))])]
             parts.append(nodes[-1].outputs[0])
