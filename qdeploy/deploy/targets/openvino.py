@@ -44,12 +44,13 @@ def _lengths(node: ir.Node, graph: ir.Graph) -> list[ir.Node]:
     """Operators whose last one gives what a Shape gives; none if another length is open."""
     start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
     lengths = list(node.inputs[0].shape or ())[start:end]  # type: ignore[union-attr]
-    nodes, parts = [], []
+    nodes: list[ir.Node] = []
+    parts: list[ir.Value] = []
     for length in lengths:
         if isinstance(length, int):
             parts.append(constant(graph, np.array([length])))
         elif (source := _input_of_batches(length, graph)) is not None:
-            rest = np.prod([n for n in source.shape if isinstance(n, int)], dtype=np.int64)
+            rest = np.prod([n for n in source.shape or () if isinstance(n, int)], dtype=np.int64)
             size = ir.node("Size", [source])
             nodes += [size, ir.node("Div", [size.outputs[0], constant(graph, rest.reshape(1))])]
             parts.append(nodes[-1].outputs[0])
