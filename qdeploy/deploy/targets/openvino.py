@@ -44,7 +44,8 @@ def _lengths(node: ir.Node, graph: ir.Graph) -> list[ir.Node]:
     """Operators whose last one gives what a Shape gives; none if another length is open."""
     start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
     lengths = list(node.inputs[0].shape or ())[start:end]  # type: ignore[union-attr]
-    nodes, parts = [], []
+    nodes: list[ir.Node] = []
+    parts: list[ir.Value] = []
     for length in lengths:
         if isinstance(length, int):
             parts.append(constant(graph, np.array([length])))
