@@ -72,14 +72,22 @@ def readable_names(model: ir.Model) -> None:
 
     So "layer1.0.conv1.weight.DequantizeLinear.x_scale" is the scale of that convolution's weight.
     """
-    taken: Counter[str] = Counter(str(v.name) for v in (*model.graph.inputs, *model.graph.outputs))
+    values = {str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)}
+    nodes: set[str] = set()
     for node, name in _owned(model.graph):
-        taken[name] += 1
-        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        node.name = _free(name, nodes)
         for place, value in enumerate(node.outputs):
             if not value.is_graph_output():
-                value.name = node.name if place == 0 else f"{node.name}.{place}"
-    _name_constants(model)
+                value.name = _free(node.name if place == 0 else f"{node.name}.{place}", values)
+    _name_constants(model, values)
+
+
+def _free(name: str, taken: set[str]) -> str:
+    """The name, with a number where it is taken; it is taken from now on."""
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    found = next(one for one in itertools.chain([name], numbered) if one not in taken)
+    taken.add(found)
+    return found
 
 
 def short_names(model: ir.Model) -> None:
@@ -147,12 +155,13 @@ def _constant_nodes(graph: ir.Graph) -> set[ir.Node]:
     return found
 
 
-def _name_constants(model: ir.Model) -> None:
+def _name_constants(model: ir.Model, taken: set[str]) -> None:
     names: list[str] = []
     for value in model.graph.initializers.values():
         reader, place = next(use for use in value.uses() if use.node.graph is not None)
         formal = onnx.defs.get_schema(reader.op_type, model.opset_imports[""]).inputs
-        names.append(f"{reader.name}.{formal[min(place, len(formal) - 1)].name}")
+        name = f"{reader.name}.{formal[min(place, len(formal) - 1)].name}"
+        names.append(_free(name, taken))
     _rename_constants(model.graph, iter(names))
 
 

@@ -94,6 +94,19 @@ def test_a_module_may_be_called_as_an_input_or_output(tmp_path):
     with torch.no_grad():
         wanted = qdeploy.convert(prepared)(x).numpy()
     np.testing.assert_allclose(logits(file, x.numpy()), wanted, atol=1e-5)
+    assert {"input", "logits", "last"} <= set(names_of(onnx.load(file)))
+
+
+def test_constants_of_one_operator_are_told_apart(tmp_path):
+    """A Concat calls all that it reads by one word."""
+
+    class Sizes(nn.Module):
+        def forward(self, x):
+            return x.new_ones(x.shape[0], x.shape[1], 2) * x.mean((2, 3))[..., None]
+
+    x = networks.images(3)
+    file = qdeploy.export(Sizes().eval(), tmp_path / "model.onnx", x, readable=True)
+    np.testing.assert_allclose(logits(file, x.numpy()), Sizes()(x).numpy(), atol=1e-6)
 
 
 def test_inputs_and_outputs_are_called_as_the_user_says(prepared, tmp_path):
