@@ -113,7 +113,7 @@ def test_a_report_of_a_target_that_is_gone_is_still_a_report():
 
 
 def test_every_target_is_one_file():
-    assert targets.available() == ["cpu", "openvino", "tensorrt"]
+    assert targets.available() == ["cpu", "litert", "openvino", "tensorrt"]
     assert all(isinstance(find_target(name), Target) for name in targets.available())
 
 
