@@ -58,6 +58,11 @@ class Value:
     shape: Shape
     codes: Codes | None = None
 
+    @property
+    def is_positive(self) -> bool:
+        """Whether nothing in it can be below 0."""
+        return self.codes is not None and self.codes.low >= self.codes.zero
+
 
 @dataclass(frozen=True)
 class Weight:
@@ -142,9 +147,14 @@ class LiteRTGraph:
         codes: Codes | None = None,
         options: Options | None = None,
         fuses: bool = False,
+        positive: bool = False,
     ) -> Value:
-        """An operator, and behind it the lower bound of its codes. fuses: whether it takes a ReLU."""
+        """An operator, and behind it the lower bound of its codes where it has no other.
+
+        fuses: whether the operator takes a ReLU; positive: whether it gives nothing below 0
+        """
         bounded = codes is None or codes.low + codes.shift == LOWEST
+        bounded = bounded or (positive and codes is not None and codes.low <= codes.zero)
         if codes is not None and not bounded and fuses and codes.low == codes.zero and options:
             relu = self.file.schema.ActivationFunctionType.RELU
             options, bounded = (options[0], options[1] | {"fusedActivationFunction": relu}), True
@@ -176,7 +186,10 @@ class LiteRTGraph:
         known = value.codes
         if known is not None and known.is_on_step_of(codes) and shift in (None, known.shift):
             return value
-        return self.emit("QUANTIZE", [value.tensor], value.shape, codes, ("QuantizeOptions", {}))
+        inputs, options = [value.tensor], ("QuantizeOptions", {})
+        return self.emit(
+            "QUANTIZE", inputs, value.shape, codes, options, positive=value.is_positive
+        )
 
     def transposed(self, value: Value, order: Sequence[int]) -> Value:
         axes = self.file.constant("axes", np.array(order, np.int32))

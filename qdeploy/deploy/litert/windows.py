@@ -67,7 +67,7 @@ def global_average(graph: LiteRTGraph, node: Node) -> Value:
     x = x if codes is not None else graph.as_floats(x)
     axes = graph.file.constant("axes", np.array([1, 2], np.int32))
     options = ("ReducerOptions", {"keepDims": True})
-    return graph.emit("MEAN", [x.tensor, axes], shape, codes, options)
+    return graph.emit("MEAN", [x.tensor, axes], shape, codes, options, positive=x.is_positive)
 
 
 def _padded(
