@@ -162,10 +162,10 @@ def test_it_is_called_by_names_with_channels_last(flatbuffer, tmp_path):
 @pytest.mark.parametrize("grey", [True, False])
 def test_pixels_go_in_as_bytes(flatbuffer, grey, tmp_path):
     """Where pixels are their own codes they are read as such, elsewhere normalised in floats."""
-    mean, std = [0.5, 0.5 if grey else 0.4, 0.5], [0.25] * 3
+    mean, std = [0.3054, 0.3054 if grey else 0.4, 0.3054], [0.3247] * 3
     pixels = torch.randint(0, 256, (48, 3, 8, 8), generator=torch.Generator().manual_seed(0))
     pixels[0, :, 0, 0], pixels[0, :, 0, 1] = 0, 255
-    images = (pixels / 255 - torch.tensor(mean).reshape(-1, 1, 1)) / 0.25
+    images = (pixels / 255 - torch.tensor(mean).reshape(-1, 1, 1)) / 0.3247
     prepared = qdeploy.prepare(networks.build("plain"), images[:2], "simqat", 8, 8)
     qdeploy.calibrate(prepared, images.split(48))
     path = tmp_path / "m.onnx"
