@@ -8,6 +8,7 @@ import networks
 import numpy as np
 import onnx
 import onnxruntime
+import pytest
 import torch
 from torch import fx
 
@@ -24,6 +25,15 @@ SETTINGS = {
     "slb w2a8": ("slb", 2, 8, {"linear": True}),
     "slb w4a8": ("slb", 4, 8, {}),
 }
+
+
+# What has to be installed for the targets whose files run in a runtime of their own.
+RUNTIMES = {"litert": "ai_edge_litert", "openvino": "openvino"}
+
+
+def skip_without_runtime(target):
+    if target in RUNTIMES:
+        pytest.importorskip(RUNTIMES[target])
 
 
 def calibrated(network, settings="simqat w8a8", layers=None, first_last_float=False):

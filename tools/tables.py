@@ -399,6 +399,15 @@ def installs(results: dict[str, Any]) -> Rows:
     return rows
 
 
+def litert(results: dict[str, Any]) -> Rows:
+    """Codes of LiteRT that differ, as tools/litert_codes.py counted them."""
+    rows: Rows = [("network", "width", "codes", "XNNPACK", "own kernels")]
+    for row in results["rows"]:
+        counts = (f"{row[kind]['differing'] / row['codes']:.2%}" for kind in ("XNNPACK", "own"))
+        rows.append((row["network"], row["width"], f"{row['codes']:,}", *counts))
+    return rows
+
+
 TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "demo": ("results/demo.json", demo),
     "latency": ("results/latency.json", latency),
@@ -419,6 +428,7 @@ TABLES: dict[str, tuple[str, Callable[[Any], Rows | str]]] = {
     "timm-in-all": ("results/timm.json", families_in_all),
     "compatibility": ("results/compatibility.json", compatibility),
     "installs": ("results/compatibility.json", installs),
+    "litert": ("results/litert.json", litert),
     "gpu-latency": ("results/gpu/latency.json", gpu_latency),
     "gpu-steps": ("results/gpu/steps.json", gpu_steps),
     "gpu-codes": ("results/gpu/codes.json", gpu_codes),

@@ -26,12 +26,12 @@ from qdeploy.deploy.packing import pack
 from qdeploy.deploy.pixels import checked_normalisation, take_pixels
 from qdeploy.deploy.runtime_check import check_in_runtime
 from qdeploy.deploy.seal import seal
-from qdeploy.deploy.target import find_target
+from qdeploy.deploy.target import find_target, onnx_path, write_for
 from qdeploy.deploy.translations import TRANSLATIONS
 from qdeploy.deploy.wide_weights import part_zero_points, readers_of_wide_weights
 from qdeploy.errors import QdeployError
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer
-from qdeploy.onnx_file import fits_one_file, write
+from qdeploy.onnx_file import fits_one_file
 from qdeploy.preparation.convert import convert
 from qdeploy.preparation.graph import called_module, needed_values
 from qdeploy.preparation.inside import holds_prepared
@@ -61,7 +61,8 @@ def export(
     Takes what `prepare` or `convert` returned, alone or inside another module, or a plain float
     network. packing=False leaves the codes as int8. The file has the lowest opset that its operators
     need, is written whole or not at all, and has its weights beside it if it is larger than protobuf's
-    2 GiB.
+    2 GiB. A target whose runtime reads another kind of file gets that beside it, under the same name;
+    returned is the file that the target's runtime reads.
 
     metadata       more entries for the file, beside versions, normalisation and classes
     target         the runtime that the file is for, by the name of its module in targets/
@@ -91,7 +92,7 @@ def export(
         take_pixels(model, *pixels)
     file = finished(model, packing and runtime.packs, entries, readable)
     check_in_runtime(file, runtime, as_inputs(example_input))
-    return write(file, Path(path))
+    return write_for(runtime, file, onnx_path(runtime, Path(path)))
 
 
 def to_onnx(

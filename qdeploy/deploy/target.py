@@ -12,10 +12,25 @@ from qdeploy.benchmark.runtime import Array
 from qdeploy.deploy.edits import Pass
 from qdeploy.deploy.targets import available
 from qdeploy.errors import QdeployError
+from qdeploy.files import atomic_write
+from qdeploy.onnx_file import write
 from qdeploy.record import Record
 
 if TYPE_CHECKING:
+    import onnx
     from torch import nn
+
+
+@dataclass(frozen=True)
+class OwnFormat:
+    """A runtime's own kind of file, which is made of the ONNX file and lies beside it.
+
+    suffix      of its name
+    translated  the bytes of that file, of an unpacked ONNX file's model
+    """
+
+    suffix: str
+    translated: Callable[[onnx.ModelProto], bytes]
 
 
 @dataclass(frozen=True)
@@ -31,6 +46,7 @@ class Target:
                    wherever it works
     load           opens the file in another runtime, to run beside ONNX Runtime: the runtime's name
                    with its version, and a function from the file's inputs to the list of its outputs
+    own_format     the kind of file that the runtime reads, if that is not ONNX
     coarser_steps  how many activations of a converted network `rewrite` gives a larger step, and of
                    how many; None where it never does
     advice         what the reader of a report should know of this runtime, in sentences
@@ -44,6 +60,7 @@ class Target:
     as_written: bool = False
     provider: str | None = None
     load: Callable[[Path], tuple[str, Callable[..., list[Array]]]] | None = None
+    own_format: OwnFormat | None = None
     coarser_steps: Callable[[nn.Module], tuple[int, int]] | None = None
     advice: Callable[[Record], Iterable[str]] = lambda record: ()
     accelerator: str | None = None
@@ -52,6 +69,26 @@ class Target:
     def is_onnx_runtime(self) -> bool:
         """Whether ONNX Runtime itself is what the file is for, so that its latency is the target's."""
         return self.provider is None and self.load is None
+
+
+def onnx_path(target: Target, path: Path) -> Path:
+    """Where the ONNX file goes, if `path` may be that of the runtime's own file."""
+    own = target.own_format
+    return path.with_suffix(".onnx") if own and path.suffix == own.suffix else path
+
+
+def write_for(target: Target, model: onnx.ModelProto, path: Path) -> Path:
+    """Writes the ONNX file, and a runtime's own beside it; returns the one that the runtime reads.
+
+    path: of the ONNX file. The runtime's own is made first, since that may be refused.
+    """
+    own = target.own_format
+    if own is None:
+        return write(model, path)
+    with atomic_write(path.with_suffix(own.suffix)) as file:
+        file.write(own.translated(model))
+    write(model, path)
+    return path.with_suffix(own.suffix)
 
 
 def find_target(name: str) -> Target:

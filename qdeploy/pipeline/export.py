@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from qdeploy.benchmark.providers import choose
+from qdeploy.deploy.target import find_target, onnx_path, write_for
 from qdeploy.deploy.triton import write_repository
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import write
@@ -30,7 +31,7 @@ def export_run(
 ) -> Record:
     """Exports a run, validates the file on the test set, writes the report into the run folder.
 
-    output      the ONNX file; model.onnx in the run folder by default
+    output      the ONNX file; model.onnx in the run folder by default. A runtime's own lies beside it
     changes     keys of the recipe's [export] with other values; what a failed gate means is the
                 caller's affair
     checkpoint  "last", or "best": the epoch that did best on the very test set
@@ -45,9 +46,11 @@ def export_run(
     trained = load_run(run, checkpoint, conditions.data_root, conditions.device)
     section = trained.export_section(**(changes or {}))
     trained = trained.exported_as(section)
+    target = find_target(section.target)
+    file = onnx_path(target, file)
     integers = integers_of(trained)
     files = build(trained, integers)
-    write(files.model, file)
+    write_for(target, files.model, file)
     write(files.float, run.float_model)
     record = measured(trained, section, integers, files, file, conditions)
     if triton is not None:

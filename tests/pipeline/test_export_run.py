@@ -344,7 +344,10 @@ class TestExportKeysFromPython:
             ({"max_dropp": 1}, "export: unknown key max_dropp. Did you mean max_drop?"),
             ({"min_agreement": 2}, "export: min_agreement: given 2, allowed: 1.0 or less"),
             ({"max_size": 0.5}, "export: max_size: given 0.5, allowed: a whole number"),
-            ({"target": "tpu"}, "target: given 'tpu', allowed: 'cpu', 'openvino', 'tensorrt'"),
+            (
+                {"target": "tpu"},
+                "target: given 'tpu', allowed: 'cpu', 'litert', 'openvino', 'tensorrt'",
+            ),
             ({"input": "int4"}, "input: given 'int4', allowed: 'float32' or 'uint8'"),
         ],
     )

@@ -4,7 +4,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported_networks import calibrated
+from exported_networks import calibrated, skip_without_runtime
 from networks import Network, build, conv, conv_norm_relu, images
 from onnx import numpy_helper
 from torch import nn
@@ -129,8 +129,7 @@ class TestBytes:
     @pytest.mark.parametrize("target", available())
     @pytest.mark.parametrize("settings", ["simqat w8a8", "slb w2a8"])
     def test_no_layer_is_below_its_bound(self, target, settings, tmp_path):
-        if target == "openvino":
-            pytest.importorskip("openvino")
+        skip_without_runtime(target)
         prepared = calibrated(build("residual"), settings, layers={"conv2": "float"})
         converted = qdeploy.convert(prepared)
         path = tmp_path / "m.onnx"
@@ -185,8 +184,7 @@ class TestBytes:
     @pytest.mark.parametrize("target", available())
     def test_a_linear_over_sequences(self, target, tmp_path):
         """Its bias is added behind the product where it does not take rows."""
-        if target == "openvino":
-            pytest.importorskip("openvino")
+        skip_without_runtime(target)
         torch.manual_seed(0)
         x = torch.randn(4, 5, 8)
         network = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5))

@@ -1,0 +1,86 @@
+"""Quantizers of a graph: they become the steps of LiteRT's tensors, and operators only between two steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+
+from qdeploy.deploy.litert.file import Array, Grid
+from qdeploy.deploy.litert.graph import (
+    HIGHEST,
+    LOWEST,
+    LiteRTGraph,
+    Node,
+    Value,
+    Weight,
+    narrowed,
+    refused,
+)  # fmt: skip
+from qdeploy.errors import QdeployError
+
+
+def read_input(graph: LiteRTGraph, image: onnx.ValueInfoProto) -> int:
+    """The tensor of an input. Pixels that are codes already come as uint8 of their step."""
+    shape, dtype, grid, codes = graph.shape(image.name), "float32", None, None
+    if image.type.tensor_type.elem_type == onnx.TensorProto.UINT8:
+        dtype, reader = "uint8", graph.only_reader(image.name)
+        if reader is not None and reader.op_type == "DequantizeLinear":
+            codes = graph.codes_of(reader)
+            grid = Grid(codes.scale, codes.zero)
+    tensor = graph.file.tensor(image.name, shape, dtype, grid)
+    value = Value(tensor, shape)
+    graph.values[image.name] = value if codes is None else graph.as_codes(value, codes)
+    return tensor
+
+
+def quantize(graph: LiteRTGraph, node: Node) -> Value:
+    return graph.as_codes(graph.values[node.input[0]], graph.codes_of(node))
+
+
+def dequantize(graph: LiteRTGraph, node: Node) -> Value | None:
+    """The same tensor: whoever reads it takes codes or asks for floats."""
+    codes, scale, zero = node.input
+    if codes in graph.constants:
+        graph.weights[node.output[0]] = _weight(node, *(graph.constants[x] for x in node.input))
+        return None
+    value = graph.values[codes]
+    step = float(graph.constants[scale]), int(graph.constants[zero])
+    if value.codes is None or step != (value.codes.scale, value.codes.zero):
+        raise refused(node, "signs, or other codes that are read on another step than they had")
+    return value
+
+
+def _weight(node: Node, codes: Array, scale: Array, zero: Array) -> Weight:
+    """A channel that folding mirrored may have 128 for -128: one step of one weight is cut off."""
+    scale = np.broadcast_to(scale.astype(np.float32), codes.shape[:1])
+    if codes.dtype == np.int32:
+        return Weight(codes, scale)
+    column = (-1, *[1] * (codes.ndim - 1))
+    centred = codes.astype(np.int32) - zero.astype(np.int32).reshape(column)
+    if centred.min() < LOWEST or centred.max() > HIGHEST + 1:
+        raise QdeployError(
+            f"target litert has weights of int8 without a zero point; {node.input[0]} needs "
+            f"{centred.min()}..{centred.max()}: train with symmetric weights of 8 bits or less"
+        )
+    return Weight(centred.clip(max=HIGHEST).astype(np.int8), scale)
+
+
+def clip(graph: LiteRTGraph, node: Node) -> Value:
+    """Of codes an operator only where they do not end there already."""
+    value = graph.values[node.input[0]]
+    low, high = (graph.constants[name] for name in node.input[1:])
+    if value.codes is None or low.dtype != np.uint8:
+        return clipped_floats(graph, graph.as_floats(value), low, high)
+    codes = narrowed(value.codes, int(low), int(high))
+    if codes.low > value.codes.low:
+        value = graph.clipped(value, codes, "MAXIMUM", codes.low)
+    if value.codes is not None and codes.high < value.codes.high:
+        value = graph.clipped(value, codes, "MINIMUM", codes.high)
+    return value
+
+
+def clipped_floats(graph: LiteRTGraph, value: Value, low: Array, high: Array) -> Value:
+    for kind, bound in (("MAXIMUM", low), ("MINIMUM", high)):
+        inputs = [value.tensor, graph.file.constant("bound", bound)]
+        value = graph.emit(kind, inputs, value.shape, None, ("MaximumMinimumOptions", {}))
+    return value
