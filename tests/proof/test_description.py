@@ -26,8 +26,8 @@ def described(tmp_path):
 
 
 def layers_of(converted, path, **options):
-    file = qdeploy.export(converted, path, images(2), **options)
-    return {layer.name: layer for layer in describe(converted, inspect(file).layers)}
+    qdeploy.export(converted, path, images(2), **options)
+    return {layer.name: layer for layer in describe(converted, inspect(path).layers)}
 
 
 def test_layers_in_the_order_of_the_network_with_their_bits(described):
@@ -191,7 +191,8 @@ class TestBytes:
         prepared = qdeploy.prepare(network, x[:2], "simqat")
         qdeploy.calibrate(prepared, [x])
         converted = qdeploy.convert(prepared)
-        path = qdeploy.export(converted, tmp_path / "m.onnx", x[:2], target=target)
+        path = tmp_path / "m.onnx"
+        qdeploy.export(converted, path, x[:2], target=target)
         layers = describe(converted, inspect(path).layers)
         assert [layer.name for layer in layers] == ["0", "2"]
         assert all(layer.weight_bytes >= layer.bound_bytes for layer in layers)
