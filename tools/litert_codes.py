@@ -24,8 +24,8 @@ from onnx import helper, numpy_helper
 ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests"))
 
-import exported_networks  # noqa: E402
-import networks  # noqa: E402
+import exported_networks  # type: ignore[import-not-found]  # noqa: E402
+import networks  # type: ignore[import-not-found]  # noqa: E402
 
 import qdeploy  # noqa: E402
 from qdeploy.deploy.export import finished, to_onnx  # noqa: E402
