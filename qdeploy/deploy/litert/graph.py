@@ -186,10 +186,9 @@ class LiteRTGraph:
         known = value.codes
         if known is not None and known.is_on_step_of(codes) and shift in (None, known.shift):
             return value
-        inputs, options = [value.tensor], ("QuantizeOptions", {})
-        return self.emit(
-            "QUANTIZE", inputs, value.shape, codes, options, positive=value.is_positive
-        )
+        options: Options = ("QuantizeOptions", {})
+        inputs, positive = [value.tensor], value.is_positive
+        return self.emit("QUANTIZE", inputs, value.shape, codes, options, positive=positive)
 
     def transposed(self, value: Value, order: Sequence[int]) -> Value:
         axes = self.file.constant("axes", np.array(order, np.int32))
