@@ -12,8 +12,8 @@ from qdeploy.benchmark.graph import Graph
 # Since when opsets are read. Runtimes before 1.15 were not tried.
 BY_OPSET = {18: (1, 15), 19: (1, 16), 20: (1, 17), 21: (1, 18)}
 
-# Operators whose kernels take codes since 1.21.
-ON_CODES_SINCE_1_21 = {"DepthToSpace", "GreaterOrEqual"}
+# Since when the kernels of operators take codes.
+ON_CODES = {"DepthToSpace": (1, 21), "GreaterOrEqual": (1, 21), "Max": (1, 27)}
 
 
 def runtime_floor(graph: Graph) -> str:
@@ -28,8 +28,8 @@ def _needs(graph: Graph) -> Iterator[tuple[tuple[int, int], str]]:
     """Each version that something in the file asks for, with what asks for it."""
     yield BY_OPSET[min(opset for opset in BY_OPSET if opset >= graph.opset)], f"opset {graph.opset}"
     for node in graph.nodes:
-        if node.op_type in ON_CODES_SINCE_1_21 and _reads_codes(node, graph):
-            yield (1, 21), f"{node.op_type} of uint8"
+        if node.op_type in ON_CODES and _reads_codes(node, graph):
+            yield ON_CODES[node.op_type], f"{node.op_type} of uint8"
         if node.op_type == "Conv" and _has_different_zero_points(node.input[1], graph):
             yield (1, 27), "channels with different zero points"
 

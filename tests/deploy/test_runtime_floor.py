@@ -43,6 +43,15 @@ def test_an_opset_is_read_since(opset, floor):
     assert found == f"ONNX Runtime {floor} or later (opset {opset})"
 
 
+@pytest.mark.parametrize(
+    ("operator", "floor"), [("DepthToSpace<blocksize = 2>(q)", "1.21"), ("Max(q, z)", "1.27")]
+)
+def test_operators_take_codes_since(operator, floor):
+    text = f"""<ir_version: 7, opset_import: ["": 13]> g (float[N, 4, 2, 2] x) => (uint8[A, B, C, D] y)
+    <float s = {{0.5}}, uint8 z = {{3}}> {{ q = QuantizeLinear(x, s, z)  y = {operator} }}"""
+    assert floor in floor_of(onnx.parser.parse_model(text))
+
+
 def test_nothing_is_said_of_opsets_that_were_not_tried():
     text = '<ir_version: 11, opset_import: ["": 23]> g (float[N] x) => (float[N] y) {y = Relu(x)}'
     assert floor_of(onnx.parser.parse_model(text)) == ""
