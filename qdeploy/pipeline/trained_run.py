@@ -44,9 +44,9 @@ class TrainedRun:
         return validated(ExportSection, self.recipe.export.model_dump() | given, "export")
 
     def exported_as(self, section: ExportSection) -> TrainedRun:
-        """With the target and the input of a section; its gates are no part of the file."""
-        form = {"target": section.target, "input": section.input}
-        export = self.recipe.export.model_copy(update=form)
+        """With what a section says of the file; its gates are no part of that."""
+        form = {"target", "input", "input_names", "output_names", "readable"}
+        export = self.recipe.export.model_copy(update=section.model_dump(include=form))
         return replace(self, recipe=self.recipe.model_copy(update={"export": export}))
 
     @property

@@ -287,6 +287,20 @@ class TestOptions:
         assert all(row["differing"] == 0 for row in printed["trace"])
 
 
+def test_names_are_those_of_modules_and_of_the_user(run, images):
+    before = logits(run / "model.onnx", images)
+    changes = {"input_names": ["image"], "output_names": ["scores"], "readable": True}
+    record = export_run(run, changes=changes, conditions=Conditions(samples=20))
+    graph = onnx.load(run / "model.onnx").graph
+    assert [value.name for value in (*graph.input, *graph.output)] == ["image", "scores"]
+    assert {"conv1", "conv1.weight.DequantizeLinear", "fc3"} <= {node.name for node in graph.node}
+    assert record.exactness.differing == 0
+    succeeds("export", run, "--readable", "--samples", 20)
+    nodes = onnx.load(run / "model.onnx").graph.node
+    assert all(node.name for node in nodes)
+    np.testing.assert_array_equal(logits(run / "model.onnx", images), before)
+
+
 class TestOtherTargets:
     def test_tensorrt_with_pixels_in_a_triton_repository(self, run, tmp_path, images):
         options = ["--target", "tensorrt", "--input", "uint8", "--triton", tmp_path / "models"]
