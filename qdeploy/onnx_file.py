@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import onnx
@@ -38,8 +39,9 @@ def write(model: onnx.ModelProto, path: Path) -> Path:
     if not fits_one_file(model):
         model, weights = _with_weights_outside(model, path)
     _write_model(model, path)
-    for left in path.parent.glob(f"{path.name}.????????.data"):  # by an earlier model of this name
-        if left != weights:
+    by_earlier_models = re.compile(rf"{re.escape(path.name)}\.[0-9a-f]{{8}}\.data")
+    for left in path.parent.iterdir():
+        if by_earlier_models.fullmatch(left.name) and left != weights:
             left.unlink()
     if weights is not None:
         onnx.checker.check_model(str(path), full_check=True)

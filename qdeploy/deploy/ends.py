@@ -69,7 +69,7 @@ def _output_names(network: nn.Module, inputs: Sequence[Tensor]) -> list[str]:
     if len(paths) == 1 and not paths[0]:
         return ["logits"]
     keys = ["_".join(str(getattr(k, "key", getattr(k, "idx", k))) for k in path) for path in paths]
-    return [f"output_{key}" if key[0].isdigit() else key for key in keys]
+    return [f"output_{key}" if not key or key[0].isdigit() else key for key in keys]
 
 
 def _checked(option: str, given: Sequence[str], own: list[str]) -> list[str]:

@@ -207,11 +207,20 @@ def _exported(network: nn.Module, inputs: Sequence[Tensor], ends: Ends, axes: Ax
             if isinstance(network, fx.GraphModule):
                 names.tensor_names(program.model, quantizer_names(network))
             program.optimize()
+            _call(program.model.graph, ends)
         except Exception as error:
             raise QdeployError(
                 f"torch.onnx cannot export {type(network).__name__}: {error}"
             ) from error
     return program.model
+
+
+def _call(graph: ir.Graph, ends: Ends) -> None:
+    """torch.onnx gives other names to what is an input and an output, or two outputs."""
+    for values, names_of_ends in ((graph.inputs, ends.inputs), (graph.outputs, ends.outputs)):
+        for value, name in zip(values, names_of_ends, strict=True):
+            if value.name != name:
+                value.name = name
 
 
 def _simplified(model: ir.Model) -> ir.Model:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import onnx
 import onnx_ir as ir
+from onnx_ir.traversal import RecursiveGraphIterator
 
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
 TENSOR = "qdeploy.tensor"
@@ -72,7 +73,7 @@ def readable_names(model: ir.Model) -> None:
 
     So "layer1.0.conv1.weight.DequantizeLinear.x_scale" is the scale of that convolution's weight.
     """
-    values = {str(value.name) for value in (*model.graph.inputs, *model.graph.outputs)}
+    values = _names_that_stay(model.graph)
     nodes: set[str] = set()
     for node, name in _owned(model.graph):
         node.name = _free(name, nodes)
@@ -93,9 +94,9 @@ def _free(name: str, taken: set[str]) -> str:
 def short_names(model: ir.Model) -> None:
     """Values get one to three letters. Inputs, outputs, products keep their names, other nodes have none."""
     graph = model.graph
-    kept = {value.name for value in (*graph.inputs, *graph.outputs)}
+    kept = _names_that_stay(graph)
     names = (name for name in _letters() if name not in kept)
-    _rename_constants(graph, (next(names) for _ in graph.initializers.copy()))
+    _rename_constants(graph, names)
     for node in graph:
         if node.op_type not in PRODUCTS:
             node.name = ""
@@ -158,6 +159,8 @@ def _constant_nodes(graph: ir.Graph) -> set[ir.Node]:
 def _name_constants(model: ir.Model, taken: set[str]) -> None:
     names: list[str] = []
     for value in model.graph.initializers.values():
+        if value.is_graph_output():
+            continue
         reader, place = next(use for use in value.uses() if use.node.graph is not None)
         formal = onnx.defs.get_schema(reader.op_type, model.opset_imports[""]).inputs
         name = f"{reader.name}.{formal[min(place, len(formal) - 1)].name}"
@@ -168,9 +171,16 @@ def _name_constants(model: ir.Model, taken: set[str]) -> None:
 def _rename_constants(graph: ir.Graph, names: Iterator[str]) -> None:
     constants = list(graph.initializers.values())
     graph.initializers.clear()
-    for value, name in zip(constants, names, strict=True):
-        value.name = name
+    for value in constants:
+        value.name = value.name if value.is_graph_output() else next(names)
         graph.initializers.add(value)
+
+
+def _names_that_stay(graph: ir.Graph) -> set[str]:
+    """Those of inputs and outputs, and of what branches compute, which see the graph's values."""
+    inner = (node for node in RecursiveGraphIterator(graph) if node.graph is not graph)
+    values = itertools.chain(graph.inputs, graph.outputs, *(node.outputs for node in inner))
+    return {str(value.name) for value in values}
 
 
 def _bytes_of_names(model: ir.Model) -> int:

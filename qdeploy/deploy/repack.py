@@ -52,6 +52,9 @@ def repack(path: Path, output: Path) -> Repacked:
     Errors: QdeployError for what is no ONNX file, or is of an opset below 11.
     """
     before, held_by = stored_bytes(path), files_of(path)
+    in_place = output.resolve() == path.resolve()
+    if not in_place and output.resolve() in {file.resolve() for file in held_by}:
+        raise QdeployError(f"{output} holds weights of {path}; choose another file with -o")
     model = read(path)
     found = state(model, path.parent)
     onnx.load_external_data_for_model(model, str(path.parent))
@@ -63,7 +66,7 @@ def repack(path: Path, output: Path) -> Repacked:
     elif found is Seal.METADATA:
         seal_network(model)
     write(model, output)
-    kept = {path, *files_of(output)}
+    kept = {path, *files_of(output)} if in_place else set(held_by)
     unread = tuple(file for file in held_by if file not in kept and file.exists())
     return Repacked(output, before, stored_bytes(output), count, found, unread)
 
@@ -94,6 +97,8 @@ def pack_weights(model: onnx.ModelProto) -> int:
             _check(unpacking, weights, _opset(model))
             _splice(graph, unpacking)
         count += len(unpacking.output)
+    if count:
+        model.ir_version = max(model.ir_version, 4)  # before, constants are inputs
     return count
 
 
@@ -148,7 +153,8 @@ def _names(model: onnx.ModelProto) -> set[str]:
 
 def _opset(model: onnx.ModelProto) -> int:
     """Of ONNX's own operators. Errors: QdeployError if it lacks what unpacks."""
-    opset = max(entry.version for entry in model.opset_import if not is_foreign(entry.domain))
+    own = (entry.version for entry in model.opset_import if not is_foreign(entry.domain))
+    opset = max(own, default=0)
     if opset < LOWEST_OPSET:
         raise QdeployError(
             f"the file is of opset {opset}, and what packing needs is there from opset {LOWEST_OPSET} on: "

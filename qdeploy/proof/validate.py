@@ -92,7 +92,7 @@ def validate(
             names = [value.name for value in model.graph.output]
         outputs, in_file = compared(inputs)
         for name, ours, other in zip(names, pytree.tree_leaves(outputs), in_file, strict=True):
-            found[name] = difference(name, ours.cpu().numpy(), other, found.get(name))
+            found[name] = difference(name, ours.detach().cpu().numpy(), other, found.get(name))
     if compared is None:
         raise QdeployError("validate was given no batches; give the inputs to compare on")
     return Validation(str(file), this_machine().cpu, tuple(found.values()), compared.result())
@@ -120,6 +120,7 @@ def difference(
     name: str, ours: Array, other: Array, before: OutputDifference | None
 ) -> OutputDifference:
     """The largest of this batch and of those before."""
+    ours, other = (values.astype(np.float64) for values in (ours, other))
     largest, size = float(np.abs(ours - other).max()), float(np.abs(ours).max())
     if before is not None:
         largest, size = max(largest, before.largest), max(size, before.size)

@@ -117,6 +117,49 @@ def test_inputs_and_outputs_are_called_as_the_user_says(prepared, tmp_path):
     assert [output.name for output in proof.outputs] == ["scores"]
 
 
+class Returns(nn.Module):
+    def __init__(self, returned):
+        super().__init__()
+        self.conv, self.offset = nn.Conv2d(3, 4, 3), nn.Parameter(torch.randn(4))
+        self.returned = returned
+
+    def forward(self, x):
+        return self.returned(self, x, self.conv(x))
+
+
+@pytest.mark.parametrize("readable", [False, True])
+@pytest.mark.parametrize(
+    "returned",
+    [
+        lambda self, x, y: (y, y),
+        lambda self, x, y: (y, self.offset),
+        lambda self, x, y: (x, y),
+        lambda self, x, y: {"": y, "last": y.relu()},
+    ],
+    ids=["one twice", "a parameter", "the input", "an empty key"],
+)
+@pytest.mark.parametrize("quantized", [False, True])
+def test_whatever_is_returned_has_its_name_and_value(returned, quantized, readable, tmp_path):
+    torch.manual_seed(0)
+    x, network = networks.images(4), Returns(returned).eval()
+    given = network
+    if quantized:
+        given = qdeploy.prepare(network, x, "simqat")
+        qdeploy.calibrate(given, [x])
+        network = qdeploy.convert(given)
+    file = qdeploy.export(given, tmp_path / "model.onnx", x, readable=readable)
+    graph = onnx.load(file).graph
+    assert [value.name for value in graph.input] == ["input"]
+    with torch.no_grad():
+        wanted = torch.utils._pytree.tree_leaves(network(x))
+    found = session(onnx.load(file)).run(None, {"input": x.numpy()})
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other.detach().numpy(), atol=1e-5)
+    assert not any("alias" in value.name for value in graph.output)
+    if quantized:
+        assert qdeploy.validate(given, file, [x]).exactness.differing == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -419,3 +419,34 @@ main(["pack", {str(path)!r}])
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert path.stat().st_size < len(ours[1])
+
+
+class TestWeightsBesideTheFile:
+    @pytest.fixture
+    def beside(self, tmp_path):
+        weight = np.random.default_rng(0).choice([-1, 1], (64, 128)).astype(np.int8)
+        model = onnx.parser.parse_model(
+            '<ir_version: 8, opset_import: ["": 13]> g (float[N, 64] x) => (float[N, 128] y)'
+            "<float s = {0.5}, int8 z = {0}, int8[64, 128] w>"
+            "{d = DequantizeLinear(w, s, z) y = MatMul(x, d)}"
+        )
+        held = [t for t in model.graph.initializer if t.name != "w"]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend([*held, numpy_helper.from_array(weight, "w")])
+        path = tmp_path / "m.onnx"
+        onnx.save(model, path, save_as_external_data=True, location="w.data", size_threshold=64)
+        return path
+
+    def test_another_output_leaves_the_file_and_its_weights(self, beside, tmp_path):
+        packed = repack(beside, tmp_path / "packed.onnx")
+        assert packed.weights == 1
+        assert packed.unread == ()
+        onnx.load(beside)
+
+    def test_in_place_they_are_read_no_longer(self, beside):
+        assert [file.name for file in repack(beside, beside).unread] == ["w.data"]
+
+    def test_they_are_no_output(self, beside, tmp_path):
+        with pytest.raises(QdeployError, match=r"w.data holds weights of .*m.onnx; choose another"):
+            repack(beside, tmp_path / "w.data")
+        onnx.load(beside)
