@@ -415,17 +415,17 @@ class Delivery:
     input        how images go in: "float32", or uint8 and where they are normalised.
     activations  how many there are that a target without zero points rounds by a larger step
                  than training did, and how many in all; None for other targets.
-    runs_on      the oldest ONNX Runtime for the file, and why; "" where that is not known.
     runtime      the target's own runtime if it ran the file, such as "OpenVINO 2026.4.1".
     agreement    that runtime against ONNX Runtime, on the same file and images.
+    runs_on      the oldest ONNX Runtime for the file, and why; "" where that is not known.
     """
 
     target: str = "cpu"
     input: str = "float32"
     activations: tuple[int, int] | None = None
-    runs_on: str = ""
     runtime: str | None = None
     agreement: Agreement | None = None
+    runs_on: str = ""
 
 
 @dataclass(frozen=True)
