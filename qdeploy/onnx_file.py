@@ -56,6 +56,8 @@ def read(path: Path) -> onnx.ModelProto:
         raise QdeployError(f"cannot read {path}: {error.strerror}; give an ONNX file") from error
     except DecodeError as error:
         raise _no_model(path, ", or one that was cut short; copy or export it again") from error
+    if not path.stat().st_size:
+        raise _no_model(path, ": it is empty; copy or export it again")
     if not model.graph.node:
         raise _no_model(path, ": it has no graph; give one that was exported")
     return model

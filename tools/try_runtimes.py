@@ -5,6 +5,9 @@
 
 FOLDER gets an environment for each runtime, which is kept (uv makes it, npm for JavaScript), the files, which
 are exported anew, and the outputs. Everything is compared with the newest ONNX Runtime.
+
+Its parts: runtimes.py has the runtimes, an entry each; runtime_files.py makes the files; run_files.py and
+run_files.cjs run them inside of an environment; runtime_table.py makes the tables of docs/compatibility.md.
 """
 
 from __future__ import annotations
@@ -28,14 +31,11 @@ from runtimes import NEWEST, RUNTIMES, Runtime, run_all, set_up, version
 
 from qdeploy.benchmark import this_machine
 from qdeploy.files import atomic_write
+from qdeploy.record import FLOAT_PRODUCTS, INTEGER_PRODUCTS
 
 RESULTS = Path(__file__).parent.parent / "results" / "runtimes.json"
-INTEGER = {
-    "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearConv", "QLinearMatMul",
-}  # fmt: skip
-IN_FLOAT = {
-    "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul", "MatMulNBits",
-}  # fmt: skip
+INTEGER = INTEGER_PRODUCTS | {"QLinearConv", "QLinearMatMul"}
+IN_FLOAT = FLOAT_PRODUCTS | {"MatMulNBits"}
 # What a message comes down to.
 MESSAGES = {
     r"Unsupported model IR version: (\d+)": r"IR \1 is too new",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -38,11 +39,12 @@ def end_names(
         ends = Ends(_checked("input_names", input_names, ends.inputs), ends.outputs)
     if output_names is not None:
         ends = Ends(ends.inputs, _checked("output_names", output_names, ends.outputs))
-    shared = sorted(set(ends.inputs) & set(ends.outputs))
+    uses = Counter([*ends.inputs, *ends.outputs])
+    shared = [name for name, count in uses.items() if count > 1]
     if shared:
         raise QdeployError(
-            f"{', '.join(shared)} would be an input and an output of the file; give others by input_names "
-            "or output_names"
+            f"{', '.join(shared)} would be the name of several inputs or outputs of the file; give others by "
+            "input_names or output_names"
         )
     return ends
 

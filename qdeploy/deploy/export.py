@@ -219,8 +219,7 @@ def _call(graph: ir.Graph, ends: Ends) -> None:
     """torch.onnx gives other names to what is an input and an output, or two outputs."""
     for values, names_of_ends in ((graph.inputs, ends.inputs), (graph.outputs, ends.outputs)):
         for value, name in zip(values, names_of_ends, strict=True):
-            if value.name != name:
-                value.name = name
+            value.name = name
 
 
 def _simplified(model: ir.Model) -> ir.Model:

@@ -101,7 +101,7 @@ def short_names(model: ir.Model) -> None:
         if node.op_type not in PRODUCTS:
             node.name = ""
         for value in node.outputs:
-            if value.name not in kept or not value.is_graph_output():
+            if not value.is_graph_output():
                 value.name = next(names)
 
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
 from torch import Tensor
 
-from qdeploy.benchmark.onnx_runtime import onnx_runtime
-from qdeploy.benchmark.runtime import Array, Images
-from qdeploy.deploy.target import Target
+from qdeploy.benchmark.runtime import Array, Images, Session, open_session
+from qdeploy.deploy.target import Target, write_for
 from qdeploy.errors import QdeployError
-from qdeploy.onnx_file import write
 
 RANDOM_BATCHES = 7
 # Kernels that are both right differ at near-ties, and few bits amplify it: by up to 0.007 in networks
@@ -34,15 +31,16 @@ def check_in_runtime(model: onnx.ModelProto, target: Target, examples: Sequence[
     if target.load is None:
         return
     with tempfile.TemporaryDirectory() as folder:
-        path = write(model, Path(folder) / "model.onnx")
-        name, run = target.load(path)
-        integers, floats = (_session(path, optimized) for optimized in (True, False))
-        batches = list(_batches(integers, examples))
-        expected = [integers.run(None, batch) for batch in batches]
-        found = _distance(expected, [run(*batch.values()) for batch in batches])
-        allowed = FLOOR + TIMES * _distance(
-            expected, [floats.run(None, batch) for batch in batches]
+        path = Path(folder) / "model.onnx"
+        name, run = target.load(write_for(target, model, path))
+        integers, floats = (
+            open_session(path, "cpu", as_written=floats) for floats in (False, True)
         )
+        batches = list(_batches(integers, examples))
+        expected = [integers.run_on(batch) for batch in batches]
+        found = _distance(expected, [run(*batch.values()) for batch in batches])
+        kernels = _distance(expected, [floats.run_on(batch) for batch in batches])
+        allowed = FLOOR + TIMES * kernels
     if not found <= allowed:
         raise QdeployError(
             f"{name} computes other outputs than ONNX Runtime from this file: on the average they are "
@@ -51,19 +49,9 @@ def check_in_runtime(model: onnx.ModelProto, target: Target, examples: Sequence[
         )
 
 
-def _session(path: Path, optimized: bool) -> Any:
-    """The file in ONNX Runtime on the CPU; not optimised, its layers are computed in float."""
-    runtime = onnx_runtime()
-    options = runtime.SessionOptions()
-    options.log_severity_level = 3
-    if not optimized:
-        options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def _batches(session: Any, examples: Sequence[Tensor]) -> Iterator[dict[str, Images]]:
+def _batches(session: Session, examples: Sequence[Tensor]) -> Iterator[dict[str, Images]]:
     """The examples, and noise of their mean and deviation; random pixels where the file takes uint8."""
-    names = [(one.name, one.type) for one in session.get_inputs()]
+    names = [(one.name, one.type) for one in session.inference.get_inputs()]
     given = {name: x.detach().cpu().numpy() for (name, _), x in zip(names, examples, strict=True)}
     pixels = {name for name, type_ in names if type_ == "tensor(uint8)"}
     if not pixels:

@@ -44,8 +44,9 @@ class Target:
     as_written     whether ONNX Runtime proves the file without its own fusions, which are not the target's
     provider       ONNX Runtime's provider for this runtime, as --provider calls it: proves the file
                    wherever it works
-    load           opens the file in another runtime, to run beside ONNX Runtime: the runtime's name
-                   with its version, and a function from the file's inputs to the list of its outputs
+    load           opens the file that `write_for` returned in another runtime, to run beside ONNX
+                   Runtime: the runtime's name with its version, and a function from the inputs, as the
+                   ONNX file has them, to the list of the outputs
     own_format     the kind of file that the runtime reads, if that is not ONNX
     coarser_steps  how many activations of a converted network `rewrite` gives a larger step, and of
                    how many; None where it never does
@@ -77,18 +78,22 @@ def onnx_path(target: Target, path: Path) -> Path:
     return path.with_suffix(".onnx") if own and path.suffix == own.suffix else path
 
 
+def runtime_path(target: Target, path: Path) -> Path:
+    """The file that the runtime reads: the ONNX file at `path`, or the runtime's own beside it."""
+    return path if target.own_format is None else path.with_suffix(target.own_format.suffix)
+
+
 def write_for(target: Target, model: onnx.ModelProto, path: Path) -> Path:
     """Writes the ONNX file, and a runtime's own beside it; returns the one that the runtime reads.
 
     path: of the ONNX file. The runtime's own is made first, since that may be refused.
     """
-    own = target.own_format
-    if own is None:
-        return write(model, path)
-    with atomic_write(path.with_suffix(own.suffix)) as file:
-        file.write(own.translated(model))
+    read = runtime_path(target, path)
+    if target.own_format is not None:
+        with atomic_write(read) as file:
+            file.write(target.own_format.translated(model))
     write(model, path)
-    return path.with_suffix(own.suffix)
+    return read
 
 
 def find_target(name: str) -> Target:

@@ -20,7 +20,7 @@ from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Batches, Normalisation
 from qdeploy.deploy.inspect import inspect
 from qdeploy.deploy.seal import stamp
-from qdeploy.deploy.target import Target, find_target
+from qdeploy.deploy.target import Target, find_target, runtime_path
 from qdeploy.onnx_file import fits_one_file, stored_bytes, write
 from qdeploy.pipeline.assemble import example_input, settings_text
 from qdeploy.pipeline.build import Files
@@ -148,7 +148,7 @@ def runtimes(
     classifiers = {"onnx": outputs.of_runtime(session.run, pixels)}
     if target.load is None:
         return None, classifiers
-    name, run = target.load(file)
+    name, run = target.load(runtime_path(target, file))
     logits = outputs.of_runtime(lambda images: run(images)[0], pixels)
     return name, {**classifiers, "runtime": logits}
 

@@ -168,7 +168,10 @@ def test_whatever_is_returned_has_its_name_and_value(returned, quantized, readab
             r"input_names is \['a', 'b'\]; allowed: a name of its own for each of input",
         ),
         ({"output_names": [""]}, "output_names is .*logits"),
-        ({"input_names": ["x"], "output_names": ["x"]}, "x would be an input and an output"),
+        (
+            {"input_names": ["x"], "output_names": ["x"]},
+            "x would be the name of several inputs or outputs",
+        ),
         ({"classes": "cat"}, r'classes is \'cat\'; allowed.*"cat", "dog"'),
         ({"classes": [1, 2]}, "classes is"),
         ({"normalisation": (0.5, 0.5)}, "normalisation is"),
@@ -178,6 +181,15 @@ def test_what_does_not_fit_is_an_error_that_says_what_does(prepared, tmp_path, o
     with pytest.raises(QdeployError, match=message):
         exported(prepared, tmp_path, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_keys_that_make_one_name_are_an_error_that_says_what_to_give(tmp_path):
+    network = Returns(lambda self, x, y: {"a": {"b": y}, "a_b": x}).eval()
+    with pytest.raises(QdeployError, match=r"a_b would be the name of several .* output_names"):
+        qdeploy.export(network, tmp_path / "m.onnx", networks.images(2))
+    names = ["first", "second"]
+    file = qdeploy.export(network, tmp_path / "m.onnx", networks.images(2), output_names=names)
+    assert [value.name for value in onnx.load(file).graph.output] == names
 
 
 def test_python_notes_what_the_command_line_notes(prepared, tmp_path):

@@ -197,7 +197,7 @@ class TestRefusals:
 
     def test_a_target_that_is_not_there(self, tmp_path):
         with pytest.raises(
-            QdeployError, match="no target 'tpu'; choose one of cpu, openvino, tens"
+            QdeployError, match="no target 'tpu'; choose one of cpu, litert, openvino, tens"
         ):
             qdeploy.export(
                 networks.build("plain"), tmp_path / "m", networks.images(2), target="tpu"

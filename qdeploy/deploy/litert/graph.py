@@ -17,10 +17,9 @@ import onnx
 from onnx import helper, numpy_helper, shape_inference
 
 from qdeploy.deploy.litert.file import Array, Grid, LiteRTFile, Shape
+from qdeploy.deploy.symmetric import HIGHEST, LOWEST
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import MOVERS
-
-LOWEST, HIGHEST = -128, 127
 
 # The axes of an image here in terms of those there, and the other way round.
 TO_LAST, TO_FIRST = (0, 2, 3, 1), (0, 3, 1, 2)

@@ -6,17 +6,8 @@ import numpy as np
 import onnx
 
 from qdeploy.deploy.litert.file import Array, Grid
-from qdeploy.deploy.litert.graph import (
-    HIGHEST,
-    LOWEST,
-    LiteRTGraph,
-    Node,
-    Value,
-    Weight,
-    narrowed,
-    refused,
-)  # fmt: skip
-from qdeploy.errors import QdeployError
+from qdeploy.deploy.litert.graph import LiteRTGraph, Node, Value, Weight, narrowed, refused
+from qdeploy.deploy.symmetric import symmetric_codes
 
 
 def read_input(graph: LiteRTGraph, image: onnx.ValueInfoProto) -> int:
@@ -51,18 +42,10 @@ def dequantize(graph: LiteRTGraph, node: Node) -> Value | None:
 
 
 def _weight(node: Node, codes: Array, scale: Array, zero: Array) -> Weight:
-    """A channel that folding mirrored may have 128 for -128: one step of one weight is cut off."""
     scale = np.broadcast_to(scale.astype(np.float32), codes.shape[:1])
     if codes.dtype == np.int32:
         return Weight(codes, scale)
-    column = (-1, *[1] * (codes.ndim - 1))
-    centred = codes.astype(np.int32) - zero.astype(np.int32).reshape(column)
-    if centred.min() < LOWEST or centred.max() > HIGHEST + 1:
-        raise QdeployError(
-            f"target litert has weights of int8 without a zero point; {node.input[0]} needs "
-            f"{centred.min()}..{centred.max()}: train with symmetric weights of 8 bits or less"
-        )
-    return Weight(centred.clip(max=HIGHEST).astype(np.int8), scale)
+    return Weight(symmetric_codes(codes, zero, node.input[0], "litert"), scale)
 
 
 def clip(graph: LiteRTGraph, node: Node) -> Value:

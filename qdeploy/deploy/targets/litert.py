@@ -7,12 +7,10 @@ from importlib import import_module, metadata
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
 from qdeploy.benchmark.runtime import Array, Images
 from qdeploy.deploy import integer_passes, passes
-from qdeploy.deploy.litert.file import schema
 from qdeploy.deploy.litert.graph import TO_FIRST, TO_LAST
 from qdeploy.deploy.litert.operators import translated
 from qdeploy.deploy.target import OwnFormat, Target
@@ -32,16 +30,14 @@ def rewrite(model: ir.Model) -> None:
 def load(model: Path) -> tuple[str, Callable[..., list[Array]]]:
     """LiteRT's name with its version, and a function from the ONNX file's inputs to its outputs.
 
-    The LiteRT file is made anew from the ONNX file. Raises QdeployError if LiteRT is missing, or
-    cannot read or run the file.
+    Raises QdeployError if LiteRT cannot read or run the file.
     """
-    schema()
     interpreter = import_module("ai_edge_litert.interpreter")
     version = f"LiteRT {metadata.version('ai-edge-litert')}"
     try:
-        network = interpreter.Interpreter(model_content=translated(onnx.load(model)))
+        network = interpreter.Interpreter(str(model))
     except (RuntimeError, ValueError) as error:
-        raise QdeployError(f"{version} cannot read what {model} becomes: {error}") from error
+        raise QdeployError(f"{version} cannot read {model}: {error}") from error
     inputs, outputs = network.get_input_details(), network.get_output_details()
 
     def run(*images: Images) -> list[Array]:
@@ -54,7 +50,7 @@ def load(model: Path) -> tuple[str, Callable[..., list[Array]]]:
                 network.set_tensor(one["index"], image)
             network.invoke()
         except (RuntimeError, ValueError) as error:
-            raise QdeployError(f"{version} cannot run what {model} becomes: {error}") from error
+            raise QdeployError(f"{version} cannot run {model}: {error}") from error
         return [_turned(network.get_tensor(one["index"]), TO_FIRST) for one in outputs]
 
     return version, run

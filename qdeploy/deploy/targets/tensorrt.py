@@ -24,14 +24,13 @@ import onnx_ir as ir
 
 from qdeploy.deploy.edits import constant, made_by, only_reader
 from qdeploy.deploy.passes import guard_float_layers, share_initialisers
+from qdeploy.deploy.symmetric import HIGHEST, LOWEST, symmetric_codes
 from qdeploy.deploy.target import Target
 from qdeploy.errors import QdeployError
 from qdeploy.record import Record
 
 if TYPE_CHECKING:
     from torch import nn
-
-LOWEST, HIGHEST = -128, 127
 
 Array = npt.NDArray[np.generic]
 
@@ -180,16 +179,9 @@ def _sign(source: ir.Value | None, graph: ir.Graph) -> list[ir.Node]:
 
 def _symmetric_weight(node: ir.Node, graph: ir.Graph) -> None:
     codes, zero = _array(node.inputs[0]), _array(node.inputs[2])
-    column = (-1, *[1] * (codes.ndim - 1))
-    centred = codes.astype(np.int32) - zero.astype(np.int32).reshape(column)
-    # A channel that folding mirrored has 128 for -128: one step of one weight is cut off.
-    if centred.min() < LOWEST or centred.max() > HIGHEST + 1:
-        raise QdeployError(
-            f"target tensorrt has weights of int8 without a zero point; {node.inputs[0].name} needs "  # type: ignore[union-attr]
-            f"{centred.min()}..{centred.max()}: train with symmetric weights of 8 bits or less, or "
-            "leave the layer in float"
-        )
-    node.replace_input_with(0, constant(graph, centred.clip(max=HIGHEST).astype(np.int8)))
+    weight = str(node.inputs[0].name)  # type: ignore[union-attr]
+    symmetric = symmetric_codes(codes, zero, weight, "tensorrt")
+    node.replace_input_with(0, constant(graph, symmetric))
     node.replace_input_with(2, constant(graph, np.zeros(zero.shape, np.int8)))
 
 
