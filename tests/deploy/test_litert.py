@@ -83,8 +83,8 @@ OF_ITS_OWN = {"padded_pools": padded_pools, "turned": turned}
 def test_it_computes_what_onnx_runtime_does(flatbuffer, name, width, ties, tmp_path):
     torch.manual_seed(0)
     network = OF_ITS_OWN[name]() if name in OF_ITS_OWN else networks.build(name)
-    path, _ = export(tmp_path, network, width)
-    version, run = litert.load(path)
+    path, own = export(tmp_path, network, width)
+    version, run = litert.load(own)
     assert version.startswith("LiteRT 2")
     expected = in_onnx_runtime(path, IMAGES)
     found = run(IMAGES)[0]
@@ -169,12 +169,12 @@ def test_pixels_go_in_as_bytes(flatbuffer, grey, tmp_path):
     prepared = qdeploy.prepare(networks.build("plain"), images[:2], "simqat", 8, 8)
     qdeploy.calibrate(prepared, images.split(48))
     path = tmp_path / "m.onnx"
-    qdeploy.export(prepared, path, images[:2], target="litert", uint8_input=(mean, std))
-    found = Operators(flatbuffer, tmp_path / "m.tflite")
+    own = qdeploy.export(prepared, path, images[:2], target="litert", uint8_input=(mean, std))
+    found = Operators(flatbuffer, own)
     assert found.types[found.graph.inputs[0]] == "UINT8"
     assert ("CAST" in found.kinds) == (not grey)
     bytes_ = pixels.to(torch.uint8).numpy()
-    assert_equal(in_onnx_runtime(path, bytes_), litert.load(path)[1](bytes_)[0], ties=not grey)
+    assert_equal(in_onnx_runtime(path, bytes_), litert.load(own)[1](bytes_)[0], ties=not grey)
 
 
 @pytest.mark.parametrize(
