@@ -5,6 +5,7 @@ import graphlib
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,20 @@ def test_an_edge_that_points_up_is_found(module, line):
 def test_every_module_has_a_room():
     rooms = {name.partition(".")[0] for name, _ in modules()}
     assert rooms == set(ALLOWED)
+
+
+def test_tests_share_helpers_and_not_each_other():
+    """pytest imports every module by its bare name, so the names differ and no test needs another's."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    names = Counter(file.stem for file in files if file.stem != "conftest")
+    assert max(names.values()) == 1, names.most_common(3)
+    tests = {name for name in names if name.startswith("test_")}
+    assert not [
+        f"{file.name} imports {name}"
+        for file in files
+        for name in imports(file.read_text())
+        if name.partition(".")[0] in tests
+    ]
 
 
 def test_the_map_itself_has_no_circle():

@@ -6,23 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_runs import RECORD
 
 from qdeploy.errors import QdeployError
-from qdeploy.metrics import EpochRecord, Running, read_metrics, write_metrics
-
-RECORD = EpochRecord(
-    epoch=2,
-    steps=938,
-    lr=0.05,
-    train_loss=0.1,
-    train_top1=0.96875,
-    train_top5=0.99,
-    test_loss=1 / 3,
-    test_top1=0.9722,
-    test_top5=1.0,
-    seconds=4.25,
-    progress={"temperature": 1.2},
-)
+from qdeploy.metrics import Running, read_metrics, write_metrics
 
 
 def test_the_file_holds_every_figure_exactly(tmp_path: Path) -> None:

@@ -35,6 +35,20 @@ SETTINGS = TrainSection(
     calibration_batches=2,
 )
 
+RECORD = EpochRecord(
+    epoch=2,
+    steps=938,
+    lr=0.05,
+    train_loss=0.1,
+    train_top1=0.96875,
+    train_top5=0.99,
+    test_loss=1 / 3,
+    test_top1=0.9722,
+    test_top5=1.0,
+    seconds=4.25,
+    progress={"temperature": 1.2},
+)
+
 
 class TinyBatches:
     """44 images of 1x4x4 whose class is their brightest column, in batches of 10."""
@@ -60,6 +74,26 @@ class TinyBatches:
 
 def tiny_data() -> SimpleNamespace:
     return SimpleNamespace(train=TinyBatches(shuffle=True), test=TinyBatches(shuffle=False))
+
+
+class FailingBatches(TinyBatches):
+    """Raises `error` in place of batch `step` of `epoch`."""
+
+    def __init__(self, error: BaseException, epoch: int, step: int) -> None:
+        super().__init__(shuffle=True)
+        self.error, self.at = error, (epoch, step)
+
+    def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for step, batch in enumerate(super().epoch(index)):
+            if (index, step) == self.at:
+                raise self.error
+            yield batch
+
+
+def data_that_fails(error: BaseException, epoch: int, step: int) -> object:
+    data = tiny_data()
+    data.train = FailingBatches(error, epoch, step)
+    return data
 
 
 def tiny_network() -> nn.Sequential:
@@ -151,3 +185,7 @@ def recipe() -> Recipe:
     return Recipe(
         name="tiny", model=ModelSection(network="lenet5"), data=DataSection(dataset="digits")
     )
+
+
+def assert_same_state(left: nn.Module, right: nn.Module) -> None:
+    torch.testing.assert_close(left.state_dict(), right.state_dict(), rtol=0, atol=0)

@@ -5,8 +5,8 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from backbone_networks import net, prepared_of, train
 from networks import images
-from test_names import net, prepared_of, train
 from torch import nn
 
 import qdeploy

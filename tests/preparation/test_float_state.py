@@ -5,8 +5,8 @@ import warnings
 
 import pytest
 import torch
+from backbone_networks import METHODS, net, prepared_of, train
 from networks import images
-from test_names import METHODS, net, prepared_of, train
 from torch import nn
 
 import qdeploy

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.utils.prune
-from networks import images
-from test_names import METHODS, Net, awkward_norms, net, prepared_of, train
+from backbone_networks import METHODS, Net, net, prepared_of, train
+from networks import awkward_norms, images
 from torch import nn
 
 import qdeploy

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_metrics import RECORD
+from tiny_runs import RECORD
 
 from qdeploy.errors import QdeployError
 from qdeploy.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint

@@ -7,8 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_loop import assert_same_state, data_that_fails
-from tiny_runs import TinyBatches, seed_by_hand, tiny_fit, tiny_network
+from tiny_runs import (
+    TinyBatches,
+    assert_same_state,
+    data_that_fails,
+    seed_by_hand,
+    tiny_fit,
+    tiny_network,
+)
 from torch import nn
 from torch.nn.functional import cross_entropy, softmax
 

@@ -12,13 +12,15 @@ from tiny_runs import (
     SETTINGS,
     SignSearch,
     TinyBatches,
+    assert_same_state,
+    data_that_fails,
     seed_by_hand,
     shipped_statistics,
     tiny_data,
     tiny_fit,
     tiny_network,
 )
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.functional import cross_entropy, linear
 
 from qdeploy.errors import QdeployError
@@ -29,30 +31,6 @@ from qdeploy.training import loop
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.console import Console
 from qdeploy.training.evaluate import evaluate
-
-
-def assert_same_state(left: nn.Module, right: nn.Module) -> None:
-    torch.testing.assert_close(left.state_dict(), right.state_dict(), rtol=0, atol=0)
-
-
-class FailingBatches(TinyBatches):
-    """Raises `error` in place of batch `step` of `epoch`."""
-
-    def __init__(self, error: BaseException, epoch: int, step: int) -> None:
-        super().__init__(shuffle=True)
-        self.error, self.at = error, (epoch, step)
-
-    def epoch(self, index: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for step, batch in enumerate(super().epoch(index)):
-            if (index, step) == self.at:
-                raise self.error
-            yield batch
-
-
-def data_that_fails(error: BaseException, epoch: int, step: int) -> object:
-    data = tiny_data()
-    data.train = FailingBatches(error, epoch, step)
-    return data
 
 
 def plain_loop() -> nn.Module:
