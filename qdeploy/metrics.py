@@ -1,61 +1,24 @@
-"""What a run notes: the running means of an epoch, its record, metrics.csv."""
+"""What a run notes of its epochs: metrics.csv."""
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
+from qdeploy.scores import Score, described
 
-# Behind them stand the values of the method's schedules.
-COLUMNS = (
-    *("epoch", "steps", "lr"),
-    *("train_loss", "train_top1", "train_top5", "train_error1"),
-    *("test_loss", "test_top1", "test_top5", "test_error1"),
-    "seconds",
-)
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Means over `samples` images: cross entropy in nats, accuracies as fractions of 1."""
-
-    loss: float
-    top1: float
-    top5: float
-    samples: int
-
-
-@dataclass
-class Running:
-    """Sums over the images trained so far in an epoch."""
-
-    loss: float = 0.0
-    hits: int = 0
-    hits5: int = 0
-    samples: int = 0
-
-    def add(self, loss: float, hits: int, hits5: int, samples: int) -> None:
-        """Count a batch: its mean loss, and how many images were right, also among the first 5."""
-        self.loss += loss * samples
-        self.hits += hits
-        self.hits5 += hits5
-        self.samples += samples
-
-    @property
-    def means(self) -> Metrics:
-        n = self.samples
-        return Metrics(self.loss / n, self.hits / n, self.hits5 / n, n)
+Figures = Mapping[str, float]  # "loss" and the scores of the task, by name
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """One line of metrics.csv: losses in nats, accuracies as fractions of 1.
+    """One line of metrics.csv.
 
     `epoch` counts from 1, `steps` are those of the run so far, `lr` is that of the epoch's
-    last step, the training figures are means over the epoch while the weights moved, `seconds`
+    last step. `train`: figures of the epoch while the weights moved; `test`: after it. `seconds`
     is the wall time of training and evaluation. `progress`: where the method's schedules stood,
     {name: value}.
     """
@@ -63,40 +26,42 @@ class EpochRecord:
     epoch: int
     steps: int
     lr: float
-    train_loss: float
-    train_top1: float
-    train_top5: float
-    test_loss: float
-    test_top1: float
-    test_top5: float
+    train: Figures
+    test: Figures
     seconds: float
     progress: Mapping[str, float]
 
-    @property
-    def train_error1(self) -> float:
-        return 1 - self.train_top1
-
-    @property
-    def test_error1(self) -> float:
-        return 1 - self.test_top1
-
     def row(self) -> dict[str, float]:
         """The line of metrics.csv, {column: value}."""
-        return {name: getattr(self, name) for name in COLUMNS} | dict(self.progress)
+        return {
+            "epoch": self.epoch,
+            "steps": self.steps,
+            "lr": self.lr,
+            **{f"train_{name}": value for name, value in self.train.items()},
+            **{f"test_{name}": value for name, value in self.test.items()},
+            "seconds": self.seconds,
+            **self.progress,
+        }
 
-    def __str__(self) -> str:
+    def text(self, scores: Sequence[Score]) -> str:
+        """The line that the console has; of training the headline alone."""
         return (
             f"epoch {self.epoch:3d}  lr {self.lr:.3g}"
-            f"  train loss {self.train_loss:.4f}  top-1 {self.train_top1:.2%}"
-            f"  test loss {self.test_loss:.4f}  top-1 {self.test_top1:.2%}"
-            f"  top-5 {self.test_top5:.2%}  {self.seconds:.1f} s"
+            f"  train {described(self.train, scores[:1])}"
+            f"  test {described(self.test, scores)}  {self.seconds:.1f} s"
         )
 
 
-def write_metrics(path: Path, history: Sequence[EpochRecord]) -> None:
-    """Write the whole history as CSV with a header, atomically; a schedule may end in `inf`."""
+def write_metrics(path: Path, history: Sequence[EpochRecord], scores: Iterable[Score]) -> None:
+    """Write the whole history as CSV with a header, atomically; a schedule may end in `inf`.
+
+    scores   what the header names where there is no epoch yet
+    """
+    names = ["loss", *(score.name for score in scores)]
+    none = dict.fromkeys(names, 0.0)
+    header = EpochRecord(0, 0, 0.0, none, none, 0.0, {}).row() if not history else {}
     rows = [record.row() for record in history]
-    columns = dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)])
+    columns = dict.fromkeys([*header, *(name for row in rows for name in row)])
     text = io.StringIO()
     table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()

@@ -5,13 +5,16 @@ measured is None, or an empty tuple.
 """
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 
 from qdeploy.errors import QdeployError
+from qdeploy.scores import CLASSIFICATION, Score
 
+INFINITE = ConfigDict(ser_json_inf_nan="strings")  # JSON has no number for it
 FLOAT_BITS = 32  # what float counts as in bit operations
 
 
@@ -210,17 +213,12 @@ class Dataset:
     test_samples: int
 
 
-@dataclass(frozen=True)
-class Accuracy:
-    """Fractions of the test set; top5 is None where there are too few classes for it."""
-
-    top1: float
-    top5: float | None
+Figures = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
 class Accuracies:
-    """The four forms of a network, from the user's own to the ONNX file.
+    """The four forms of a network, from the user's own to the ONNX file: {score: value} of each.
 
     float     the float network.
     prepared  the training network in evaluation, whose biases are still floats.
@@ -228,24 +226,35 @@ class Accuracies:
     onnx      the file.
     """
 
-    float: Accuracy | None
-    trained: Accuracy | None
-    onnx: Accuracy | None
-    prepared: Accuracy | None = None
+    float: Figures | None
+    trained: Figures | None
+    onnx: Figures | None
+    prepared: Figures | None = None
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Two forms of the network over `samples` images: the ONNX file against its integers in PyTorch.
+    """Two forms of the network over `samples` inputs: the ONNX file against its integers in PyTorch.
 
-    top1                  the fraction of images that both put in the same class.
-    max_logit_difference  the largest absolute difference of a logit; the mean is over all.
+    share    of the decisions that are the same; None where outputs are values and decide nothing.
+    largest  absolute difference of two output values, and the mean of all.
+    sqnr     dB of the outputs' power over that of the difference; infinite where they are equal,
+             None in older records.
+    decides  what a decision is on: "image" for a class, "pixel" for a mask.
+    decided  how many decisions there were; None in older records, which have one an input.
     """
 
-    top1: float
-    max_logit_difference: float
-    mean_logit_difference: float
     samples: int
+    share: Annotated[float | None, Field(validation_alias=AliasChoices("share", "top1"))]
+    largest: Annotated[
+        float, Field(validation_alias=AliasChoices("largest", "max_logit_difference"))
+    ]
+    mean: Annotated[float, Field(validation_alias=AliasChoices("mean", "mean_logit_difference"))]
+    sqnr: float | None = None
+    decides: str | None = "image"
+    decided: int | None = None
+
+    __pydantic_config__: ClassVar[ConfigDict] = INFINITE
 
 
 @dataclass(frozen=True)
@@ -406,6 +415,8 @@ class Gate:
     value: float | None
     passed: bool
 
+    __pydantic_config__: ClassVar[ConfigDict] = INFINITE
+
 
 @dataclass(frozen=True)
 class Delivery:
@@ -441,6 +452,7 @@ class Record:
     delivery  what the file is made for.
     exactness of the codes; None for a float network, and for other targets.
     saturation  of the exported file; None in older records.
+    task      what the network is for; scores: what it is judged by, the headline first.
     checked   whether prepare compared what trains with the float network; None of float and in older
               records.
     """
@@ -467,6 +479,13 @@ class Record:
     exactness: Exactness | None = None
     saturation: Saturation | None = None
     checked: bool | None = None
+    task: str = "classification"
+    scores: tuple[Score, ...] = CLASSIFICATION
+
+    @property
+    def headline(self) -> Score:
+        """The score that tables and gates are of."""
+        return self.scores[0]
 
     @property
     def placement(self) -> Placement | None:

@@ -15,10 +15,15 @@ class RunFolder:
         self.path = path
         self.recipe = path / "recipe.toml"  # as it was trained, every default written out
         self.network = path / "network.py"  # the source of the float network
+        self.task = path / "task.py"  # that of a task in a file, as is
+        self.data = path / "data.py"  # that of a data set which is a function
         self.log = path / "log.txt"  # what the console said, and every setting
         self.metrics = path / "metrics.csv"  # a line an epoch; its columns are in qdeploy.metrics
+        self.scores = path / "scores.json"  # what the columns of metrics.csv mean
         self.last = path / "last.pt"  # the last finished epoch: what a resumed run starts from
-        self.best = path / "best.pt"  # the epoch of the highest test top-1, the earlier of equals
+        self.best = (
+            path / "best.pt"
+        )  # the best epoch by the task's first score, the earlier of equals
         self.curves = path / "training.html"
         self.model = path / "model.onnx"  # the exported quantized network
         self.float_model = path / "float.onnx"  # the float network, for comparison
@@ -32,7 +37,8 @@ class RunFolder:
     @property
     def all_files(self) -> tuple[Path, ...]:
         """Every file that a run may hold, without those of the nested run."""
-        training = (self.recipe, self.network, self.log, self.metrics, self.last, self.best)
+        code = (self.network, self.task, self.data)
+        training = (self.recipe, *code, self.log, self.metrics, self.scores, self.last, self.best)
         return (*training, self.curves, self.model, self.float_model, *self.reports)
 
 

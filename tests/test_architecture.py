@@ -13,13 +13,15 @@ import tomli
 
 ROOT = Path(__file__).parents[1]
 
-EVERYBODY_MAY_KNOW = {"errors", "extensions", "files", "recipe"}
+EVERYBODY_MAY_KNOW = {"errors", "extensions", "files", "recipe", "references", "scores"}
 
 # Room -> the rooms below it that it may import. The room "" is the package's own __init__.
 ALLOWED = {
     "errors": set(),
     "extensions": set(),
     "files": set(),
+    "references": set(),
+    "scores": set(),
     "datasets": set(),
     "recipe": {"datasets"},
     "record": set(),
@@ -29,19 +31,20 @@ ALLOWED = {
     "processes": set(),
     "grid": set(),
     "models": set(),
+    "tasks": {"processes"},
     "layers": {"grid", "processes"},
     "methods": {"layers", "grid", "processes"},
     "preparation": {"methods", "layers", "grid", "processes", "record"},
     "benchmark": {"onnx_file", "record"},
     "deploy": {"preparation", "layers", "grid", "benchmark", "onnx_file", "record"},
-    "proof": {"deploy", "benchmark", "preparation", "layers", "onnx_file", "record"},
+    "proof": {"deploy", "benchmark", "preparation", "layers", "onnx_file", "record", "tasks"},
     "report": {"deploy", "record"},
     "data": {"datasets"},
-    "training": {"preparation", "layers", "data", "run", "metrics", "processes"},
+    "training": {"preparation", "layers", "data", "run", "metrics", "processes", "tasks"},
     "network_loading": {"models"},
     "pipeline": {
         "", "network_loading", "training", "report", "proof", "deploy", "benchmark", "preparation", "layers",
-        "data", "run", "metrics", "record", "onnx_file", "processes",
+        "data", "run", "metrics", "record", "onnx_file", "processes", "tasks",
     },
     "__main__": {"cli"},
     "cli": {"pipeline", "report", "deploy", "methods", "models", "processes", "run"},

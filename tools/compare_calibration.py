@@ -23,7 +23,7 @@ from static_quantization import quantized_statically
 from torch import Tensor, nn
 
 import qdeploy
-from qdeploy.benchmark.runtime import open_session
+from qdeploy.benchmark.runtime import Session, open_session
 from qdeploy.data import Data, open_data
 from qdeploy.models.mobilenet import InvertedResidual, conv_norm
 from qdeploy.models.resnet import BasicBlock, projection, stages
@@ -31,8 +31,8 @@ from qdeploy.pipeline.assemble import float_network_of
 from qdeploy.pipeline.measure import first
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.ranges import RANGES
-from qdeploy.proof.outputs import of_runtime
 from qdeploy.recipe import CalibrateSection, Recipe
+from qdeploy.tasks import Classification
 from qdeploy.training.evaluate import evaluate
 from qdeploy.training.weights import load_float_weights
 
@@ -149,7 +149,7 @@ def trained(name: str, data_root: Path | None, runs: Path) -> tuple[nn.Module, D
     folder = runs / name.replace(" ", "-")
     train(recipe, folder, resume=folder.exists(), device="cpu")
     data = open_data(recipe.data, None, False, "cpu", recipe.train.seed)
-    network = float_network_of(recipe, data)
+    network = float_network_of(recipe, data, Classification())
     load_float_weights(network, folder / "last.pt")
     return network, data
 
@@ -184,7 +184,7 @@ def row(
         model = qdeploy.export(network, Path(folder) / "float.onnx", images[0])
         batches = [[batch.numpy()] for batch in images]
         file = quantized_statically(model, Path(folder) / "int.onnx", batches, bits)
-        top1["quantize_static"] = top1_of(of_runtime(open_session(file).run), tests)
+        top1["quantize_static"] = top1_of(open_session(file), tests)
     return {
         "network": name,
         "data": title,
@@ -197,11 +197,11 @@ def row(
     }
 
 
-def top1_of(classify: Callable[[Tensor], Any], tests: Tests) -> float:
+def top1_of(form: nn.Module | Session, tests: Tests) -> float:
     """Of a network what ships of it."""
-    if isinstance(classify, nn.Module):
-        return evaluate(classify, tests).top1
-    hits = [np.argmax(classify(images), 1) == labels.numpy() for images, labels in tests]
+    if isinstance(form, nn.Module):
+        return evaluate(form, tests, Classification(), classes=10)["top1"]
+    hits = [np.argmax(form.run(images.numpy()), 1) == labels.numpy() for images, labels in tests]
     return float(np.concatenate(hits).mean())
 
 

@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 import qdeploy
 from qdeploy.data import Data
 from qdeploy.deploy.inspect import inspect
+from qdeploy.tasks import Classification
 from qdeploy.training.evaluate import evaluate
 
 LEARNING_RATE = 0.01
@@ -52,6 +53,10 @@ def main(
             results.write_text(json.dumps(rows, indent=1) + "\n")
 
 
+def top1_of(network: nn.Module, data: Data) -> float:
+    return evaluate(network, data.test.epoch(0), Classification(), len(data.classes))["top1"]
+
+
 def row(
     name: str,
     title: str,
@@ -63,7 +68,7 @@ def row(
 ) -> dict[str, Any]:
     """Top-1 of the float network and of both, and the layers of both files that may saturate."""
     found: dict[str, Any] = {"network": name, "data": title, "way": way}
-    found["float"] = evaluate(network.eval(), list(data.test.epoch(0))).top1
+    found["float"] = top1_of(network.eval(), data)
     for bits, reduce in ((8, False), (7, True)):
         torch.manual_seed(0)
         prepared = qdeploy.prepare(network, images[0], "simqat", reduce_range=reduce)
@@ -71,7 +76,7 @@ def row(
             qdeploy.calibrate(prepared, images, "mse", correct_bias=True)
         else:
             train_on(prepared, data, epochs)
-        found[f"{bits} bits"] = evaluate(qdeploy.convert(prepared), list(data.test.epoch(0))).top1
+        found[f"{bits} bits"] = top1_of(qdeploy.convert(prepared), data)
         with tempfile.TemporaryDirectory() as folder:
             file = qdeploy.export(prepared.eval(), Path(folder) / "m.onnx", images[0])
             saturation = inspect(file).saturation("")

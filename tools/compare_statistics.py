@@ -53,7 +53,8 @@ def measured(run: RunFolder, data_root: Path | None, device: str) -> dict[str, A
         load_network_state(network, load_checkpoint(run.last), shipped=False)
         if count:
             calibrate(network, islice(trained.data.train.epoch(0), count), batch_norm=True)
-        top1.append(evaluate(network, trained.data.test.epoch(0)).top1)
+        tests, classes = trained.data.test.epoch(0), len(trained.data.classes)
+        top1.append(evaluate(network, tests, trained.task, classes)["top1"])
     return {
         "data": trained.data.title,
         "batch_size": trained.recipe.data.batch_size,

@@ -52,6 +52,10 @@ class Session:
         Errors: QdeployError if the images do not have the shape or type of the network's input, or it
         has several.
         """
+        return self._checked_run(images)[0]
+
+    def _checked_run(self, images: Images) -> list[Array]:
+        """Of one input. Errors: QdeployError if its shape or type is another."""
         expected = self.input_shape
         if images.dtype != self.input_type or not _fits(images.shape, expected):
             raise QdeployError(
@@ -59,7 +63,14 @@ class Session:
                 f"but was given {images.dtype} {_words(images.shape)}. "
                 "Resize the images, or export the network for this size."
             )
-        return self.run_on({self._input.name: images})[0]
+        return self.run_on({self._input.name: images})
+
+    def run_all(self, *arrays: Images) -> list[Array]:
+        """All outputs, of all inputs in their order. Errors: QdeployError as `run` has them."""
+        inputs = self.inference.get_inputs()
+        if len(inputs) == 1 and inputs[0].type in TYPES:
+            return self._checked_run(arrays[0])
+        return self.run_on(dict(zip((value.name for value in inputs), arrays, strict=True)))
 
     def run_on(self, inputs: Mapping[str, Images]) -> list[Array]:
         """All outputs, of all inputs by name. Errors: QdeployError if ONNX Runtime cannot run the file."""

@@ -4,6 +4,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection
 
-Batch = tuple[Tensor, Tensor]
+# Inputs, a tensor or a tuple of them, and the targets as the data set has them.
+Batch = tuple[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,14 @@ class Batches(ABC):
 
     @property
     @abstractmethod
-    def input_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image before the first phase of the regime."""
+    def input_shape(self) -> tuple[int, ...]:
+        """Of one input before the first phase of the regime, [C, H, W] of an image."""
 
     @abstractmethod
     def epoch(self, index: int) -> Iterator[Batch]:
-        """The batches of epoch `index`, which depend on it and on the seed alone.
+        """The batches of epoch `index`, on the device, which depend on it and on the seed alone.
 
-        Images: float32 [N, C, H, W], normalised, on the device; labels: int64 [N].
+        Of our own data sets images float32 [N, C, H, W], normalised, and labels int64 [N].
         """
 
     def steps_before(self, index: int) -> int:

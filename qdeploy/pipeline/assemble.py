@@ -10,31 +10,62 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
-from qdeploy.data import Data
+from qdeploy.data import WHOLE, Batch, Data, Share, open_data
+from qdeploy.data.own_data import OwnBatches
 from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.network_loading import load_network
 from qdeploy.preparation.bias_correction import float_weights
 from qdeploy.preparation.prepare import prepare
 from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.preparation.trace import as_inputs
 from qdeploy.recipe import Recipe
+from qdeploy.references import told
+from qdeploy.run import RunFolder
+from qdeploy.tasks import Tally, Task, load_task
 
 
-def float_network_of(recipe: Recipe, data: Data, copy: Path | None = None) -> nn.Module:
+def data_of(
+    recipe: Recipe,
+    copies: RunFolder | None,
+    device: torch.device | str,
+    *,
+    root: Path | None = None,
+    download: bool = False,
+    share: Share = WHOLE,
+) -> Data:
+    """The recipe's data; copies: the run that holds a copy of the user's files, see Reference."""
+    copy = copies.data if copies else None
+    return open_data(recipe.data, root, download, device, recipe.train.seed, share, copy)
+
+
+def task_of(recipe: Recipe, copies: RunFolder | None = None) -> Task:
+    """The recipe's task. Errors: QdeployError as load_task has them."""
+    smoothing = recipe.train.label_smoothing
+    smoothed = {"label_smoothing": smoothing} if smoothing else {}
+    copy = copies.task if copies else None
+    return load_task(recipe.task.kind, recipe.task.options | smoothed, copy)
+
+
+def float_network_of(
+    recipe: Recipe, data: Data, task: Task, copies: RunFolder | None = None
+) -> nn.Module:
     """The recipe's network, freshly initialised from the recipe's seed.
 
-    copy    a run's copy of the network's file, see load_network
-
-    Errors: QdeployError if it does not take the data's images or does not give one logit a class.
+    Errors: QdeployError if it does not take the data's inputs, or if what it gives is not of the task.
     """
     torch.manual_seed(recipe.train.seed)
+    copy = copies.network if copies else None
     network = load_network(recipe.model.network, recipe.model.options, copy)
-    check_fits(network, data, recipe.model.network)
+    check_fits(network, data, task, recipe.model.network)
+    if isinstance(data.test, OwnBatches):
+        check_targets(network, data.test.first(2), data, task, recipe.task.kind)
     return network
 
 
-def with_regime(data: Data, recipe: Recipe, network: nn.Module) -> Data:
+def with_regime(data: Data, recipe: Recipe, task: Task, network: nn.Module) -> Data:
     """The data under the recipe's regime.
 
     Errors: QdeployError if the network does not take the images of one of its phases, or the
@@ -43,34 +74,58 @@ def with_regime(data: Data, recipe: Recipe, network: nn.Module) -> Data:
     train = data.train.under(recipe.data)
     for size in {section.image_size for section in recipe.data.phases()}:
         if size is not None:
-            resized = replace(data, input_shape=(data.input_shape[0], size, size))
-            check_fits(network, resized, recipe.model.network)
+            blank = torch.zeros(2, data.input_shape[0], size, size)
+            check_fits(network, replace(data, example=(blank,)), task, recipe.model.network)
     return replace(data, train=train)
 
 
-def check_fits(network: nn.Module, data: Data, name: str) -> None:
-    """Runs two blank images through the network."""
-    shape, classes = data.input_shape, len(data.classes)
+def check_fits(network: nn.Module, data: Data, task: Task, name: str) -> None:
+    """Runs two inputs through the network."""
+    shapes = " and ".join(str(list(x.shape[1:])) for x in data.example)
     try:
         with evaluation_mode(network), torch.no_grad():
-            logits = network(example_input(data))
+            outputs = network(*data.example)
     except Exception as error:
         raise QdeployError(
-            f"network {name!r} cannot take images of shape {list(shape)} of {data.title}: "
+            f"network {name!r} cannot take images of shape {shapes} of {data.title}: "
             f"{type(error).__name__}: {error}; "
             "set model.options to this image size and number of channels"
         ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (2, classes):
-        given = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise QdeployError(
-            f"network {name!r} gives {given} for 2 images; {data.title} has {classes} classes, so "
-            f"it must give [2, {classes}]: set model.options, such as num_classes = {classes}"
-        )
+    misfit = task.misfit(outputs, len(data.classes))
+    if misfit is not None:
+        raise QdeployError(f"network {name!r} on {data.title} {misfit}")
 
 
-def example_input(data: Data) -> Tensor:
-    """Two blank images, [2, C, H, W]."""
-    return torch.zeros(2, *data.input_shape)
+def check_targets(network: nn.Module, batch: Batch, data: Data, task: Task, kind: str) -> None:
+    """Asks the task for the loss and the scores of two items. Errors: QdeployError if it has none."""
+    inputs, targets = batch
+    with evaluation_mode(network), torch.no_grad():
+        outputs = network(*as_inputs(inputs))
+        try:
+            loss, training_loss = (of(outputs, targets) for of in (task.loss, task.training_loss))
+            tally = Tally(task, len(data.classes))
+            tally.add(loss, outputs, targets, 2)
+        except QdeployError:
+            raise
+        except Exception as error:
+            raise QdeployError(
+                f"task {kind!r} fails on the outputs and targets of {data.title}: {told(error)}; outputs are "
+                f"{shapes_of(outputs)}, targets {shapes_of(targets)}"
+            ) from error
+    for value in (loss, training_loss):
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            raise QdeployError(
+                f"the loss of task {kind!r} is {shapes_of(value)}, and must be one number, the mean over "
+                "the batch"
+            )
+
+
+def shapes_of(values: Any) -> str:
+    """As "[2, 3, 8, 8] of float32"."""
+    kinds = pytree.tree_map_only(
+        Tensor, lambda x: f"{list(x.shape)} of {str(x.dtype).removeprefix('torch.')}", values
+    )
+    return " and ".join(map(str, pytree.tree_leaves(kinds)))
 
 
 def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module:
@@ -82,7 +137,7 @@ def trainable(recipe: Recipe, float_network: nn.Module, data: Data) -> nn.Module
     torch.manual_seed(recipe.train.seed)
     network = prepare(
         float_network,
-        example_input(data),
+        data.example,
         quantize.method,
         quantize.weight_bits,
         quantize.act_bits,

@@ -61,19 +61,23 @@ def accuracy_of(
     path: Path, label: str, dataset: str, data_root: Path | None, provider: str, threads: int
 ) -> FileAccuracy:
     """Images are normalised as the file's metadata says."""
+    from torch.utils import _pytree as pytree
+
     from qdeploy.data import Normalisation, open_data
-    from qdeploy.proof.outputs import of_runtime, predict
+    from qdeploy.proof.outputs import judge, of_runtime
+    from qdeploy.tasks import Classification
 
     session = open_session(path, provider, threads)
     table = {"dataset": dataset, **normalisation(session.metadata, path)}
     section = validated(DataSection, table, "--data")
     data = open_data(section, data_root, False, "cpu", seed=0)
     takes_pixels = session.input_type == "uint8"
+    assert data.mean is not None
+    assert data.std is not None
     pixels = Normalisation(data.mean, data.std, "cpu").pixels if takes_pixels else None
-    predictions = predict({"onnx": of_runtime(session.run, pixels)}, data.test.epoch(0))
-    found = predictions.accuracy("onnx")
-    assert found is not None
-    return FileAccuracy(label, data.title, len(predictions.labels), found.top1)
+    forms, one_tensor = {"onnx": of_runtime(session.run_all, pixels)}, pytree.tree_structure(0)
+    judged = judge(forms, data.test.epoch(0), Classification(), len(data.classes), one_tensor)
+    return FileAccuracy(label, data.title, judged.samples, judged.scores["onnx"]["top1"])
 
 
 def normalisation(metadata: dict[str, str], path: Path) -> dict[str, list[float]]:

@@ -7,14 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from torch import fx, nn
+import torch
+from torch import Tensor, fx, nn
 
 from qdeploy.benchmark.onnx_runtime import onnx_runtime
+from qdeploy.data import Data
 from qdeploy.deploy.export import finished, finished_with_tensors, to_onnx
 from qdeploy.deploy.metadata import file_metadata, versions
 from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.target import find_target
-from qdeploy.pipeline.assemble import example_input
+from qdeploy.layers.modes import evaluation_mode
 from qdeploy.pipeline.trained_run import TrainedRun
 from qdeploy.preparation.convert import convert
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -41,18 +43,18 @@ def integers_of(trained: TrainedRun) -> fx.GraphModule:
     """The network as it ships; a float one is only traced."""
     if isinstance(trained.network, PreparedNetwork):
         return convert(trained.network)
-    return trace(trained.network, example_input(trained.data)).eval()
+    return trace(trained.network, trained.data.example).eval()
 
 
 def build(trained: TrainedRun, integers: nn.Module) -> Files:
-    example, metadata = example_input(trained.data), metadata_of(trained)
+    example, metadata = trained.data.example, metadata_of(trained)
     section = trained.recipe.export
-    names = section.input_names, section.output_names
+    names = section.input_names, output_names(trained, example)
     graph = to_onnx(integers, example, *names, target=section.target)
     reference = to_onnx(trained.float_network, example, *names)
     image = "float32"
-    if section.input == "uint8":
-        image = take_pixels(graph, trained.data.mean, trained.data.std)
+    if (normalisation := normalisation_of(trained.data)) and section.input == "uint8":
+        image = take_pixels(graph, *normalisation)
     packs = find_target(section.target).packs
     model, tensors = finished_with_tensors(graph, packs, metadata, section.readable)
     return Files(
@@ -64,10 +66,23 @@ def build(trained: TrainedRun, integers: nn.Module) -> Files:
     )
 
 
+def output_names(trained: TrainedRun, example: tuple[Tensor, ...]) -> list[str] | None:
+    """As the recipe says, else the task's for a single output; None: as the network calls several."""
+    if trained.recipe.export.output_names is not None:
+        return trained.recipe.export.output_names
+    with evaluation_mode(trained.float_network), torch.no_grad():
+        outputs = trained.float_network(*example)
+    return [trained.task.output] if isinstance(outputs, Tensor) else None
+
+
+def normalisation_of(data: Data) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    return None if data.mean is None or data.std is None else (data.mean, data.std)
+
+
 def metadata_of(trained: TrainedRun) -> dict[str, str]:
     """What travels in the file: the recipe, the class names, how pictures become its input, the origin."""
     data, recipe = trained.data, portable(trained.recipe).to_toml(defaults=False)
-    described = file_metadata(data.classes, (data.mean, data.std), origin(trained))
+    described = file_metadata(data.classes or None, normalisation_of(data), origin(trained))
     cropped = {} if data.crop == 1 else {"qdeploy.crop": str(data.crop)}
     return {"qdeploy.recipe": recipe, **described, **cropped}
 
@@ -87,13 +102,19 @@ def origin(trained: TrainedRun) -> dict[str, str]:
 
 def portable(recipe: Recipe) -> Recipe:
     """The recipe without the folders of this machine: the file goes to others."""
-    model, data = recipe.model, recipe.data
-    place, colon, function = model.network.rpartition(":")
-    network = f"{Path(place).name}{colon}{function}" if colon else model.network
+    model, data, task = recipe.model, recipe.data, recipe.task
     weights = None if model.weights is None else Path(model.weights).name
+    changes = {"network": without_folder(model.network), "weights": weights}
     return recipe.model_copy(
         update={
-            "model": model.model_copy(update={"network": network, "weights": weights}),
-            "data": data.model_copy(update={"root": None}),
+            "model": model.model_copy(update=changes),
+            "task": task.model_copy(update={"kind": without_folder(task.kind)}),
+            "data": data.model_copy(update={"root": None, "dataset": without_folder(data.dataset)}),
         }
     )
+
+
+def without_folder(reference: str) -> str:
+    """`/home/me/net.py:Net` as `net.py:Net`."""
+    place, colon, name = reference.rpartition(":")
+    return f"{Path(place).name}{colon}{name}" if colon else reference

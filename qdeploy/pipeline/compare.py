@@ -13,6 +13,7 @@ from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.record import Record
 from qdeploy.report.comparison import Run, run_data
 from qdeploy.run import RunFolder, recipe_file
+from qdeploy.scores import read_scores
 
 
 def compare(paths: Sequence[Path]) -> list[Run]:
@@ -56,6 +57,7 @@ def read_run(folder: RunFolder, name: str, is_baseline: bool = False) -> Run:
         rows=read_metrics(folder.metrics),
         record=read_record(folder),
         is_baseline=is_baseline,
+        scores=read_scores(folder.scores),
     )
 
 

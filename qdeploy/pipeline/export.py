@@ -15,6 +15,7 @@ from qdeploy.onnx_file import write
 from qdeploy.pipeline.build import build, integers_of
 from qdeploy.pipeline.measure import Conditions, measured
 from qdeploy.pipeline.trained_run import Which, load_run
+from qdeploy.proof.gates import check_possible
 from qdeploy.record import Record
 from qdeploy.report.write import write_report
 from qdeploy.run import RunFolder
@@ -45,6 +46,7 @@ def export_run(
     choose(conditions.provider)
     trained = load_run(run, checkpoint, conditions.data_root, conditions.device)
     section = trained.export_section(**(changes or {}))
+    check_possible(section, trained.task, trained.scores)
     trained = trained.exported_as(section)
     target = find_target(section.target)
     file = onnx_path(target, file)

@@ -12,6 +12,7 @@ from qdeploy.metrics import read_metrics
 from qdeploy.recipe import Recipe
 from qdeploy.report.write import write_training_page
 from qdeploy.run import RunFolder
+from qdeploy.scores import read_scores
 
 AT_MOST_EVERY = 2.0  # seconds: a page takes a tenth of one, as long as an epoch of the digits
 
@@ -30,7 +31,8 @@ def live_page(run: RunFolder, recipe: Recipe) -> Iterator[Callable[[], None]]:
 
     def write(going: bool) -> None:
         rows = read_metrics(run.metrics)
-        write_training_page(rows, run.curves, recipe.name, recipe.train.epochs, going)
+        scores = read_scores(run.scores)
+        write_training_page(rows, run.curves, recipe.name, recipe.train.epochs, going, scores)
 
     def rewrite() -> None:
         nonlocal written

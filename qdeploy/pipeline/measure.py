@@ -5,24 +5,27 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 import qdeploy
 from qdeploy.benchmark import benchmark_files
 from qdeploy.benchmark.machine import this_machine
 from qdeploy.benchmark.providers import works
 from qdeploy.benchmark.runtime import open_session
-from qdeploy.data import Batches, Normalisation
+from qdeploy.data import Batch, Batches, Data, Normalisation
 from qdeploy.deploy.inspect import inspect
 from qdeploy.deploy.seal import stamp
 from qdeploy.deploy.target import Target, find_target, runtime_path
+from qdeploy.layers.modes import evaluation_mode
 from qdeploy.onnx_file import fits_one_file, stored_bytes, write
-from qdeploy.pipeline.assemble import example_input, settings_text
+from qdeploy.pipeline.assemble import settings_text
 from qdeploy.pipeline.build import Files
 from qdeploy.pipeline.trained_run import TrainedRun
 from qdeploy.preparation.complexity import complexity
@@ -33,7 +36,11 @@ from qdeploy.proof.gates import check_gates, with_promises
 from qdeploy.proof.tensors import ComparedNetwork
 from qdeploy.recipe import ExportSection
 from qdeploy.record import Accuracies, Dataset, Delivery, Exactness, Record, Sizes
+from qdeploy.tasks import size_of
 from qdeploy.training.device import pick_device
+
+# Pairs of forms that are compared.
+TRAINED_TO_FILE, FILE_TO_RUNTIME = ("trained", "onnx"), ("onnx", "runtime")
 
 
 @dataclass(frozen=True)
@@ -63,16 +70,16 @@ def measured(
     """The record of a file that is written: run on the test set, timed beside the float one, read."""
     target = find_target(section.target)
     provider = provider_for(target, conditions.provider)
-    runtime, classifiers = runtimes(target, file, provider, trained.pixels)
+    runtime, files_run = runtimes(target, file, provider, trained.pixels)
     compared = compared_network(trained, integers, files, provider, conditions)
-    predictions = predict(trained, integers, compared, classifiers, conditions)
+    judged = judge(trained, integers, compared, files_run, conditions)
     forms = ("float", "trained", "onnx", "prepared")
-    accuracy = Accuracies(*(predictions.accuracy(form) for form in forms))
+    accuracy = Accuracies(*(judged.scores.get(form) for form in forms))
     exactness = compared.result() if compared is not None else None
     if exactness is not None:
         stamp(files.model, "qdeploy.proof", proof_text(exactness))
         write(files.model, file)
-    agreement = predictions.agreement("trained", "onnx")
+    agreement = judged.agreements[TRAINED_TO_FILE]
     timed = benchmark_files([trained.run.float_model, file], provider)
     contents = inspect(file)
     layers = describe(integers, contents.layers)
@@ -88,15 +95,15 @@ def measured(
         recipe=trained.recipe.model_dump(mode="json"),
         method=trained.recipe.quantize.method,
         settings=settings_text(trained.network),
-        dataset=Dataset(trained.data.title, len(predictions.labels)),
+        dataset=Dataset(trained.data.title, judged.samples),
         accuracy=accuracy,
         agreement=agreement,
         size=size,
-        complexity=complexity(trained.network, example_input(trained.data)),
+        complexity=complexity(trained.network, trained.data.example),
         layers=layers,
         latency=timed.latency,
         placements=timed.placements,
-        gates=check_gates(promised, accuracy, agreement, exactness, size.onnx),
+        gates=check_gates(promised, accuracy, agreement, exactness, size.onnx, trained.scores),
         training=tuple(dict(epoch.row()) for epoch in trained.history),
         checked=trained.network.checked if isinstance(trained.network, PreparedNetwork) else None,
         delivery=Delivery(
@@ -105,10 +112,12 @@ def measured(
             activations=target.coarser_steps(integers) if target.coarser_steps else None,
             runs_on=contents.runs_on,
             runtime=runtime,
-            agreement=predictions.agreement("onnx", "runtime") if runtime else None,
+            agreement=judged.agreements.get(FILE_TO_RUNTIME),
         ),
         exactness=exactness,
         saturation=saturation,
+        task=trained.recipe.task.kind,
+        scores=tuple(score for score in trained.scores if score.shown),
     )
 
 
@@ -140,17 +149,16 @@ def provider_for(target: Target, provider: str) -> str:
 
 
 def runtimes(
-    target: Target, file: Path, provider: str, pixels: Callable[[Tensor], Tensor] | None
-) -> tuple[str | None, dict[str, outputs.Classifier]]:
+    target: Target, file: Path, provider: str, pixels: outputs.Pixels | None
+) -> tuple[str | None, dict[str, outputs.Form]]:
     """The file in ONNX Runtime and, if its target has another runtime, in that too, with its name."""
     threads = os.cpu_count() or 1
     session = open_session(file, provider, threads, as_written=target.as_written)
-    classifiers = {"onnx": outputs.of_runtime(session.run, pixels)}
+    forms = {"onnx": outputs.of_runtime(session.run_all, pixels)}
     if target.load is None:
-        return None, classifiers
+        return None, forms
     name, run = target.load(runtime_path(target, file))
-    logits = outputs.of_runtime(lambda images: run(images)[0], pixels)
-    return name, {**classifiers, "runtime": logits}
+    return name, {**forms, "runtime": outputs.of_runtime(run, pixels)}
 
 
 def compared_network(
@@ -168,13 +176,13 @@ def compared_network(
     return ComparedNetwork(network, files.model, files.tensors, provider)
 
 
-def predict(
+def judge(
     trained: TrainedRun,
     integers: nn.Module,
     compared: ComparedNetwork | None,
-    classifiers: dict[str, outputs.Classifier],
+    files: dict[str, outputs.Form],
     conditions: Conditions,
-) -> outputs.Predictions:
+) -> outputs.Judged:
     """Every form of the network on the test set: of the float one only if it is trained."""
     torch_device = pick_device(conditions.device)
     if compared is not None:
@@ -185,15 +193,26 @@ def predict(
         networks["prepared"] = outputs.of_network(copy.deepcopy(trained.network), torch_device)
     if trained.float_is_trained:
         networks["float"] = outputs.of_network(trained.float_network, torch_device)
-    images = first(trained.data.test, conditions.samples)
-    return outputs.predict(networks | classifiers, whole_pixels(images, trained))
+    forms = networks | files
+    return outputs.judge(
+        forms,
+        whole_pixels(first(trained.data.test, conditions.samples), trained),
+        trained.task,
+        len(trained.data.classes),
+        structure_of(integers, trained.data),
+        [pair for pair in (TRAINED_TO_FILE, FILE_TO_RUNTIME) if set(pair) <= set(forms)],
+    )
 
 
-def whole_pixels(
-    batches: Iterable[tuple[Tensor, Tensor]], trained: TrainedRun
-) -> Iterator[tuple[Tensor, Tensor]]:
+def structure_of(network: nn.Module, data: Data) -> pytree.TreeSpec:
+    """Of what a network gives: a tensor, or several in a tuple, list or dict."""
+    with evaluation_mode(network), torch.no_grad():
+        return pytree.tree_structure(network(*data.example))
+
+
+def whole_pixels(batches: Iterable[Batch], trained: TrainedRun) -> Iterator[Batch]:
     """The batches; where the file takes uint8, rounded to whole pixels if resizing left none."""
-    if trained.pixels is None:
+    if trained.pixels is None or trained.data.mean is None or trained.data.std is None:
         yield from batches
         return
     normalise = Normalisation(trained.data.mean, trained.data.std, "cpu")
@@ -201,11 +220,12 @@ def whole_pixels(
         yield normalise(normalise.pixels(images.cpu())), labels
 
 
-def first(batches: Batches, samples: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `samples` images, or all, in their batches."""
+def first(batches: Batches, samples: int | None) -> Iterator[Batch]:
+    """The first `samples`, or all, in their batches; whole batches where a collate makes no tensors."""
     left = batches.samples if samples is None else samples
-    for images, labels in batches.epoch(0):
+    for batch in batches.epoch(0):
         if left <= 0:
             return
-        yield images[:left], labels[:left]
-        left -= len(labels)
+        tensors = all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(batch))
+        yield pytree.tree_map(lambda x: x[:left], batch) if tensors else batch  # noqa: B023
+        left -= size_of(batch[0])

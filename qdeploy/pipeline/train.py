@@ -11,13 +11,16 @@ from torch import nn
 from typing_extensions import Unpack
 
 from qdeploy import processes
-from qdeploy.data import Data, Share, open_data
+from qdeploy.data import Data, Share
+from qdeploy.data.open import data_reference
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
-from qdeploy.network_loading import network_source
+from qdeploy.network_loading import network_reference
 from qdeploy.pipeline.assemble import (
+    data_of,
     float_network_of,
     settings_text,
+    task_of,
     trainable,
     with_regime,
 )
@@ -32,6 +35,7 @@ from qdeploy.pipeline.regimes import (
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import QuantizeSection, Recipe
 from qdeploy.run import RunFolder, create_run, default_path
+from qdeploy.tasks import task_reference
 from qdeploy.training.console import Console
 from qdeploy.training.launch import Devices, first_process_first, launched, open_fabric
 from qdeploy.training.loop import fit
@@ -71,24 +75,37 @@ def train(
                 recipe = recipe_of_run(run, recipe)
             recipe = with_root(recipe, data_root)
             share = Share(processes.rank(), processes.count())
-            seed = recipe.train.seed
-            data = open_data(recipe.data, None, download, fabric.device, seed, share)
-            float_network = float_network_of(recipe, data, run.network if resume else None)
+            copies = run if resume else None
+            data = data_of(recipe, copies, fabric.device, download=download, share=share)
+            task = task_of(recipe, copies)
+            float_network = float_network_of(recipe, data, task, copies)
             goes_on = resume and run.last.is_file()
             if recipe.model.weights is not None and (recipe.train.distill or not goes_on):
                 load_float_weights(float_network, Path(recipe.model.weights))
             network = trainable(recipe, float_network, data)
             settled = with_regimes_of(float_network, recipe)
-            data = with_regime(data, settled, float_network)
+            data = with_regime(data, settled, task, float_network)
             check_order(settled, data.train.steps_before)
             if processes.rank() == 0:
                 create_run(run.path, recipe, resume=resume, force=force)
-                if not run.network.is_file():
-                    with atomic_write(run.network) as file:
-                        file.write(network_source(recipe.model.network))
-        session = Session(settled, run, fabric, Console(run.log, stream), resume)
+                keep_sources(recipe, run)
+        console, classes = Console(run.log, stream), len(data.classes)
+        session = Session(settled, run, fabric, console, task, classes, resume)
         train_in(session, float_network, network, data)
     return run
+
+
+def keep_sources(recipe: Recipe, run: RunFolder) -> None:
+    """Copies of the files that define the network and, where they are the user's, task and data."""
+    sources = {run.network: network_reference(recipe.model.network)}
+    if (task := task_reference(recipe.task.kind)) is not None:
+        sources[run.task] = task
+    if ":" in recipe.data.dataset:
+        sources[run.data] = data_reference(recipe.data.dataset)
+    for copy, reference in sources.items():
+        if not copy.is_file():
+            with atomic_write(copy) as file:
+                file.write(reference.source())
 
 
 def train_in(session: Session, float_network: nn.Module, network: nn.Module, data: Data) -> None:
@@ -98,8 +115,9 @@ def train_in(session: Session, float_network: nn.Module, network: nn.Module, dat
         if recipe.train.float_epochs:
             train_in_float(session, float_network, data)
             network = trainable(recipe, float_network, data)  # anew, from what float learned
+        noun = "images" if len(data.input_shape) == 3 else "samples"
         console.log(
-            f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {path}"
+            f"{recipe.name}: {data.title}, {data.train.samples} {noun} to train on, in {path}"
         )
         console.log(settings_text(network))
         for line in regime_lines(recipe):

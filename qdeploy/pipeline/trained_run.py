@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from torch import Tensor, nn
 
-from qdeploy.data import Data, Normalisation, open_data
+from qdeploy.data import Data, Normalisation
 from qdeploy.errors import QdeployError
 from qdeploy.metrics import EpochRecord
-from qdeploy.pipeline.assemble import float_network_of, trainable
+from qdeploy.pipeline.assemble import data_of, float_network_of, task_of, trainable
 from qdeploy.recipe import ExportSection, Recipe, validated
 from qdeploy.run import RunFolder, recipe_file
+from qdeploy.scores import Score
+from qdeploy.tasks import Task
 from qdeploy.training.checkpoint import load_checkpoint_of
 from qdeploy.training.device import pick_device
 from qdeploy.training.weights import load_float_weights, load_network_state
@@ -24,16 +27,22 @@ Which = Literal["last", "best"]
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run folder, loaded: the trained network, its float network, their data, its epochs."""
+    """A run folder, loaded: the trained network, its float network, their data and task, its epochs."""
 
     run: RunFolder
     recipe: Recipe
     data: Data
+    task: Task
     network: nn.Module
     float_network: nn.Module
     float_is_trained: bool
     history: Sequence[EpochRecord]
     checkpoint: Path
+
+    @cached_property
+    def scores(self) -> tuple[Score, ...]:
+        """What the task is judged by, the headline first."""
+        return tuple(self.task.metrics(len(self.data.classes)))
 
     def export_section(self, **changes: object) -> ExportSection:
         """The recipe's [export] with these keys; None leaves what stands there.
@@ -54,6 +63,11 @@ class TrainedRun:
         """What makes the uint8 images that the file takes of normalised ones; None if it takes those."""
         if self.recipe.export.input == "float32":
             return None
+        if self.data.mean is None or self.data.std is None:
+            raise QdeployError(
+                f'export.input = "uint8" needs to know how images are normalised, and {self.data.title} does '
+                "not say: let its function return mean and std as well"
+            )
         return Normalisation(self.data.mean, self.data.std, "cpu").pixels
 
 
@@ -66,13 +80,16 @@ def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: 
             f"{run.path} is not trained yet: it has no {file.name}; "
             f"`qdeploy train --resume -o {run.path}` goes on with it"
         )
-    data = open_data(recipe.data, data_root, False, pick_device(device), recipe.train.seed)
-    float_network = float_network_of(recipe, data, run.network)
+    data = data_of(recipe, run, pick_device(device), root=data_root)
+    task = task_of(recipe, run)
+    float_network = float_network_of(recipe, data, task, run)
     network = trainable(recipe, float_network, data)
     found = load_checkpoint_of(recipe, file)
     load_network_state(network, found)
     is_trained = load_baseline(recipe, run, float_network)
-    return TrainedRun(run, recipe, data, network, float_network, is_trained, found.history, file)
+    return TrainedRun(
+        run, recipe, data, task, network, float_network, is_trained, found.history, file
+    )
 
 
 def load_baseline(recipe: Recipe, run: RunFolder, float_network: nn.Module) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from operator import attrgetter
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -29,25 +29,27 @@ from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.preparation.graph import Interpreter, called_module, float_inputs
 from qdeploy.preparation.prepared import PreparedNetwork, graph_module
 from qdeploy.preparation.quantizer_placement import is_mover
-from qdeploy.preparation.trace import trace
+from qdeploy.preparation.trace import Inputs, as_inputs, trace
 from qdeploy.record import FLOAT_BITS, BitsWork, Complexity, LayerWork
 
 
-def complexity(network: nn.Module, example_input: Tensor) -> Complexity:
+def complexity(network: nn.Module, example_input: Inputs) -> Complexity:
     """The work of a float network, or of what qdeploy.prepare gave, trained or not.
 
-    example_input   [N, ...], of the size that the network is made for; the first of it is run
+    example_input   [N, ...], of the size that the network is made for, or several such; the first of
+                    each is run
 
     PyTorch's own counter counts; it does not see inside LSTM layers. Errors: QdeployError for a
     network that torch.fx cannot trace or that does not take the input.
     """
     if any(isinstance(module, IntegerLayer) for module in network.modules()):
         raise QdeployError("complexity takes what qdeploy.prepare returned, before convert")
-    example, copied = example_input[:1].cpu(), copy.deepcopy(network).cpu().eval()
+    example = tuple(x[:1].cpu() for x in as_inputs(example_input))
+    copied = copy.deepcopy(network).cpu().eval()
     graph = graph_module(copied) if isinstance(copied, PreparedNetwork) else trace(copied, example)
     counter = ProductCounter(graph)
     with calibration(graph):
-        counter.run(example)
+        counter.run(*example)
     layers = tuple(layers_of(graph, counter.macs))
     return Complexity(
         parameters=sum(layer.parameters for layer in layers),

@@ -15,6 +15,7 @@ from qdeploy.recipe.sections import (
     ModelSection,
     Phase,
     QuantizeSection,
+    TaskSection,
     TrainPhase,
     TrainSection,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "Phase",
     "QuantizeSection",
     "Recipe",
+    "TaskSection",
     "TrainPhase",
     "TrainSection",
     "validated",

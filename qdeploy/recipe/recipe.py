@@ -19,6 +19,7 @@ from qdeploy.recipe.sections import (
     ModelSection,
     QuantizeSection,
     Section,
+    TaskSection,
     TrainSection,
 )
 
@@ -28,6 +29,7 @@ class Recipe(Section):
 
     name: Annotated[str, Field(min_length=1)]
     model: ModelSection
+    task: TaskSection = TaskSection()
     data: DataSection
     quantize: QuantizeSection = QuantizeSection(method="float")
     calibrate: CalibrateSection = CalibrateSection()
@@ -58,6 +60,14 @@ class Recipe(Section):
         if self.train.epochs and "calibrate" in self.model_fields_set:
             raise ValueError(
                 "[calibrate] says what is done instead of training; remove it, or set train.epochs = 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _smoothed_labels_are_classes(self) -> Self:
+        if self.train.label_smoothing and self.task.kind not in ("classification", "segmentation"):
+            raise ValueError(
+                "train.label_smoothing is of classes: remove it, or give your task an option of its own"
             )
         return self
 

@@ -31,6 +31,7 @@ from qdeploy.recipe.values import (
     Milestones,
     Network,
     TargetName,
+    TaskKind,
     WeightBits,
 )
 
@@ -114,6 +115,17 @@ class ModelSection(Section):
     weights: FilePath | None = None
 
 
+class TaskSection(Section):
+    """What the network is for.
+
+    kind     a task's name, `file.py:Class` or `package.module:Class`
+    options  the keyword arguments that it is made with
+    """
+
+    kind: TaskKind = "classification"
+    options: dict[str, Any] = {}
+
+
 class DataPhase(Phase):
     """Changes to [data]. A phase given by its step takes effect at the start of the next epoch."""
 
@@ -126,7 +138,9 @@ class DataPhase(Phase):
 class DataSection(_PhasedSection):
     """The data set, its batches and their augmentation.
 
-    dataset     its name: a module of qdeploy.datasets or an entry point of another package
+    dataset     its name: a module of qdeploy.datasets or an entry point of another package; or a function
+                that returns its parts, `file.py:function` or `package.module:function`
+    options     the keyword arguments of that function
     root        the folder where the data are, else ./data; --data-root wins
     title       what reports call the data, else its usual name
     mean, std   per channel, of pixels scaled to 0..1; None: the data set's own
@@ -140,6 +154,7 @@ class DataSection(_PhasedSection):
     """
 
     dataset: DatasetName
+    options: dict[str, Any] = {}
     root: FilePath | None = None
     title: str | None = None
     mean: Means | None = None
@@ -162,10 +177,26 @@ class DataSection(_PhasedSection):
     @model_validator(mode="after")
     def _keys_fit_the_dataset(self) -> "DataSection":
         augmented = any(section.pad_crop or section.flip for section in self.phases())
+        if ":" in self.dataset:
+            return self._is_left_to_its_function()
+        if self.options:
+            raise ValueError(
+                f"options are for a data set that is a function, and {self.dataset} is not"
+            )
         if augmented and datasets.find(self.dataset).image_files:
             raise ValueError(
                 "pad_crop and flip do not apply to image files, which are trained with"
                 " random-resized crops and flips; remove them"
+            )
+        return self
+
+    def _is_left_to_its_function(self) -> Self:
+        own = ("mean", "std", "pad_crop", "flip", "image_size")
+        given = [name for name in own if any(getattr(section, name) for section in self.phases())]
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} cannot be given for {self.dataset}, whose function returns items as the"
+                " network takes them; remove them, or do it there"
             )
         return self
 
@@ -308,10 +339,13 @@ class ExportSection(Section):
     """What is exported, and the gates that it must pass.
 
     `target`: the runtime that the file is for. `input`: the images that it takes, normalised ones
-    or pixels. `max_drop`: points of top-1 accuracy lost against float. `min_agreement`: share (0..1) of
-    images with the same top-1 as the integers in PyTorch. `max_differing`: codes of integer kernels
-    that may differ from these integers. `max_size`: bytes of the file. `input_names`, `output_names`: in
-    place of "input" and "logits". `readable`: names of all nodes and values, also of small files.
+    or pixels. `max_drop`: what the task's first score may lose against float, points of a share, else in its
+    unit. `min_agreement`: share (0..1) of decisions that are those of the integers in PyTorch, such as
+    images in the same class. `min_sqnr`: dB of the outputs over their difference from these integers.
+    `gates`: the file's own scores by name, the least of those where more is better, else the most.
+    `max_differing`: codes of integer kernels that may differ from these integers. `max_size`: bytes of the
+    file. `input_names`, `output_names`: in place of "input" and the task's. `readable`: names of all nodes
+    and values, also of small files.
     """
 
     target: TargetName = "cpu"
@@ -321,5 +355,7 @@ class ExportSection(Section):
     readable: bool = False
     max_drop: NonNegativeFloat | None = None
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
+    min_sqnr: float | None = None
+    gates: dict[str, float] = {}
     max_differing: NonNegativeInt | None = None
     max_size: PositiveInt | None = None

@@ -31,10 +31,10 @@ def _absolute(path: str, info: ValidationInfo) -> str:
     return str((beside if beside.exists() else given).resolve())
 
 
-def _absolute_network(network: str, info: ValidationInfo) -> str:
-    """`file.py:function` with an absolute file; other ways to name a network stay as they are."""
-    file, _, function = network.rpartition(":")
-    return f"{_absolute(file, info)}:{function}" if file.endswith(".py") else network
+def _absolute_reference(name: str, info: ValidationInfo) -> str:
+    """`file.py:function` with an absolute file; other ways to name something stay as they are."""
+    file, _, function = name.rpartition(":")
+    return f"{_absolute(file, info)}:{function}" if file.endswith(".py") else name
 
 
 def _bits_or_float(bits: object) -> int | None:
@@ -46,13 +46,21 @@ def _bits_or_float(bits: object) -> int | None:
     raise ValueError(f'given {bits!r}, allowed: 1 to 16, or "float"')
 
 
-def _dataset(name: str) -> str:
-    return _one_of(datasets.available(), name)
+def _dataset(name: str, info: ValidationInfo) -> str:
+    """A name, or a function in a file or a module."""
+    return _absolute_reference(name, info) if ":" in name else _one_of(datasets.available(), name)
 
 
 def _target(name: str) -> str:
     # Targets stand above the recipe, which asks their package for its names when it is validated.
     return _one_of(import_module("qdeploy.deploy.targets").available(), name)
+
+
+def _task(kind: str, info: ValidationInfo) -> str:
+    """A name, or a class in a file or a module. Tasks stand above the recipe, as targets do."""
+    if ":" in kind:
+        return _absolute_reference(kind, info)
+    return _one_of(import_module("qdeploy.tasks.registry").available(), kind)
 
 
 def _one_of(names: list[str], name: str) -> str:
@@ -64,8 +72,9 @@ def _one_of(names: list[str], name: str) -> str:
 
 
 FilePath = Annotated[str, AfterValidator(_absolute)]
-Network = Annotated[str, AfterValidator(_absolute_network)]
+Network = Annotated[str, AfterValidator(_absolute_reference)]
 DatasetName = Annotated[str, AfterValidator(_dataset)]
+TaskKind = Annotated[str, AfterValidator(_task)]
 TargetName = Annotated[str, AfterValidator(_target)]
 WeightBits = Annotated[int, Field(ge=1, le=16)]
 ActBits = Annotated[

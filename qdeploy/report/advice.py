@@ -8,7 +8,8 @@ from qdeploy.deploy.target import find_target
 from qdeploy.deploy.targets import available
 from qdeploy.record import Record
 from qdeploy.report.processors import warning
-from qdeploy.report.words import percent, significant, times
+from qdeploy.report.summary import apart, decided
+from qdeploy.report.words import decibel, percent, times
 
 
 def advice(record: Record) -> tuple[str, ...]:
@@ -49,11 +50,12 @@ def _runtime(record: Record) -> Iterator[str]:
     """How another runtime that ran the file as well agrees with ONNX Runtime."""
     delivery = record.delivery
     if delivery.runtime is not None and delivery.agreement is not None:
-        yield (
-            f"Target {delivery.target}: {delivery.runtime} and ONNX Runtime agree on "
-            f"{percent(delivery.agreement.top1)} of {delivery.agreement.samples:,} images; largest "
-            f"logit difference {significant(delivery.agreement.max_logit_difference)}."
-        )
+        found = delivery.agreement
+        both = f"Target {delivery.target}: {delivery.runtime} and ONNX Runtime"
+        agree = f"agree to {decibel(found.sqnr)}"
+        if found.share is not None:
+            agree = f"agree on {percent(found.share)} {decided(found).removesuffix(' in the same class')}"
+        yield f"{both} {agree}; {apart(found)}."
 
 
 def _saturating(record: Record) -> Iterator[str]:

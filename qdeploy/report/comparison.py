@@ -8,7 +8,8 @@ from qdeploy.record import Record
 from qdeploy.report.charts import Row
 from qdeploy.report.progress import best_epoch
 from qdeploy.report.section import Section
-from qdeploy.report.words import percent, times
+from qdeploy.report.words import capitalized, percent, times
+from qdeploy.scores import CLASSIFICATION, Score
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Run:
     epochs       how many are planned; rows: the lines of metrics.csv, one for each that is done.
     record       its report.json; None where the run is not exported.
     is_baseline  whether this is the float training of the run before it.
+    scores       what its task is judged by, the headline first.
     """
 
     name: str
@@ -28,6 +30,12 @@ class Run:
     rows: tuple[Row, ...]
     record: Record | None
     is_baseline: bool = False
+    scores: tuple[Score, ...] = CLASSIFICATION
+
+    @property
+    def headline(self) -> Score:
+        """What the table shows."""
+        return self.scores[0]
 
     @property
     def epochs_done(self) -> int:
@@ -56,18 +64,25 @@ class Run:
         return ", ".join(filter(None, words)) or "finished"
 
 
-COLUMNS = (
-    "Run", "Method", "Epochs", "Last top-1", "Best top-1",
-    "ONNX top-1", "Agreement", "Bytes", "Smaller",
-)  # fmt: skip
+def columns(runs: Sequence[Run]) -> tuple[str, ...]:
+    """The figures are called after the score that all runs share; "" where tasks differ."""
+    of = shared_title(runs)
+    figures = (f"{form} {of}".strip() for form in ("Last", "Best", "ONNX"))
+    return ("Run", "Method", "Epochs", *figures, "Agreement", "Bytes", "Smaller")
+
+
+def shared_title(runs: Sequence[Run]) -> str:
+    titles = {run.headline.title for run in runs}
+    return titles.pop() if len(titles) == 1 else ""
 
 
 def comparison(runs: Sequence[Run]) -> Section:
     """A row for each run, in the order given; what does not apply is an empty cell."""
     return Section(
         "Runs",
-        "Top-1 on the test images; bytes of the ONNX file, and how much smaller it is than in float.",
-        COLUMNS,
+        f"{capitalized(shared_title(runs)) or 'Of each its own score'} on the test data; bytes of the ONNX "
+        "file, and how much smaller it is than in float.",
+        columns(runs),
         tuple(map(_row, runs)),
     )
 
@@ -91,12 +106,13 @@ def epochs(run: Run) -> str:
 
 
 def figures(run: Run) -> tuple[str, ...]:
-    """Last and best top-1, then top-1, agreement, bytes and ratio of the file."""
-    found = run_data(run)
-    shares = (found[key] for key in ("last_top1", "best_top1", "onnx_top1", "agreement"))
-    count, smaller = found["file_bytes"], found["smaller"]
+    """Last and best of the headline, then the file's, its agreement, bytes and ratio."""
+    found, name = run_data(run), run.headline.name
+    values = (found[f"{form}_{name}"] for form in ("last", "best", "onnx"))
+    agreement, count, smaller = found["agreement"], found["file_bytes"], found["smaller"]
     return (
-        *("" if share is None else percent(share) for share in shares),
+        *("" if value is None else run.headline.text(value) for value in values),
+        "" if agreement is None else percent(agreement),
         "" if count is None else f"{count:,}",
         "" if smaller is None else times(smaller),
     )
@@ -104,7 +120,7 @@ def figures(run: Run) -> tuple[str, ...]:
 
 def run_data(run: Run) -> dict[str, Any]:
     """A row as JSON has it; what does not apply is None."""
-    record, best = run.record, best_epoch(run.rows)
+    record, name, best = run.record, run.headline.name, best_epoch(run.rows, run.headline)
     accuracy, agreement = (record.accuracy.onnx, record.agreement) if record else (None, None)
     count, of_float = (record.size.onnx, record.size.float) if record else (None, None)
     return {
@@ -113,10 +129,10 @@ def run_data(run: Run) -> dict[str, Any]:
         "bits": run.bits,
         "epochs": run.epochs,
         "epochs_done": run.epochs_done,
-        "last_top1": run.rows[-1].get("test_top1") if run.rows else None,
-        "best_top1": best["test_top1"] if best else None,
-        "onnx_top1": accuracy.top1 if accuracy else None,
-        "agreement": agreement.top1 if agreement else None,
+        f"last_{name}": run.rows[-1].get(f"test_{name}") if run.rows else None,
+        f"best_{name}": best[f"test_{name}"] if best else None,
+        f"onnx_{name}": accuracy.get(name) if accuracy else None,
+        "agreement": agreement.share if agreement else None,
         "file_bytes": count,
         "smaller": of_float / count if of_float and count else None,
         "state": run.state,

@@ -9,32 +9,48 @@ from bokeh.plotting import figure
 
 from qdeploy.report.charts import LINES, Line, Numbers, Row, lines_chart
 from qdeploy.report.comparison import Run
+from qdeploy.report.words import capitalized
+from qdeploy.scores import CLASSIFICATION, Score
 
-LOSSES, ACCURACIES = ("_loss",), ("_top1", "_top5")
-# Neither is a curve; every other column that ends otherwise is the value of a schedule.
-COUNTERS, MIRRORED = {"epoch", "steps", "seconds"}, ("_error1",)
+LOSSES, PARTS = ("_loss",), ("train_", "test_")
+COUNTERS = {"epoch", "steps", "seconds"}  # no curves
 DECADE = 10
 
 
-def run_curves(rows: Sequence[Row]) -> dict[str, figure]:
-    """{title: chart}: the losses, the accuracies, and one for the value of each schedule.
+def run_curves(rows: Sequence[Row], scores: Sequence[Score] = CLASSIFICATION) -> dict[str, figure]:
+    """{title: chart}: the losses, the scores, and one for the value of each schedule.
 
-    A value that is missing or infinite leaves a gap; a column without any other has no chart.
+    Scores of one unit share a chart: shares are "Accuracy". A value that is missing or infinite
+    leaves a gap; a column without any other has no chart.
     """
-    columns = [column for column in (rows[0] if rows else ()) if _is_curve(column)]
+    columns = [column for column in (rows[0] if rows else ()) if column not in COUNTERS]
     losses = [column for column in columns if column.endswith(LOSSES)]
-    accuracies = [column for column in columns if column.endswith(ACCURACIES)]
-    charts = {"Loss": _chart(rows, losses), "Accuracy": _chart(rows, accuracies)}
-    for column in columns:
-        if column not in losses + accuracies:
-            charts[_schedule_title(rows, column)] = _chart(rows, [column])
+    schedules = [column for column in columns if not column.startswith(PARTS)]
+    charts = {"Loss": _chart(rows, losses, scores)}
+    for title, drawn in _by_unit(scores).items():
+        names = {f"{part}{score.name}" for score in drawn for part in PARTS}
+        charts[title] = _chart(rows, [column for column in columns if column in names], scores)
+    for column in schedules:
+        charts[_schedule_title(rows, column)] = _chart(rows, [column], scores)
     return {title: chart for title, chart in charts.items() if chart}
+
+
+def _by_unit(scores: Sequence[Score]) -> dict[str, list[Score]]:
+    """The scores of each chart by its title."""
+    found: dict[str, list[Score]] = {}
+    for score in scores:
+        if score.shown:
+            found.setdefault("Accuracy" if score.is_share else capitalized(score.title), []).append(
+                score
+            )
+    return found
 
 
 def compared_curves(runs: Sequence[Run]) -> dict[str, figure]:
     """{title: chart} with a line for each run, in the colour that `run_styles` gives it."""
+    headlines = {run.headline.title: f"test_{run.headline.name}" for run in runs}
     columns = {
-        "Test top-1": "test_top1",
+        **{f"Test {title}": column for title, column in headlines.items()},
         "Test loss": "test_loss",
         "Training loss": "train_loss",
         "Learning rate": "lr",
@@ -57,16 +73,12 @@ def run_styles(runs: Sequence[Run]) -> list[tuple[str, str]]:
     return styles
 
 
-def _is_curve(column: str) -> bool:
-    return column not in COUNTERS and not column.endswith(MIRRORED)
-
-
-def _chart(rows: Sequence[Row], columns: Sequence[str]) -> figure | None:
+def _chart(rows: Sequence[Row], columns: Sequence[str], scores: Sequence[Score]) -> figure | None:
     lines = [
-        _line(rows, column, _label(column), color)
+        _line(rows, column, _label(column, scores), color)
         for column, color in zip(columns, cycle(LINES), strict=False)
     ]
-    return _drawn(lines, columns[0], legend=len(lines) > 1) if lines else None
+    return _drawn(lines, columns[0], scores, legend=len(lines) > 1) if lines else None
 
 
 def _compared(runs: Sequence[Run], column: str) -> figure | None:
@@ -74,17 +86,20 @@ def _compared(runs: Sequence[Run], column: str) -> figure | None:
         _line(run.rows, column, run.name, color, dash)
         for run, (color, dash) in zip(runs, run_styles(runs), strict=True)
     ]
-    return _drawn(lines, column, legend=False)
+    scores = [score for run in runs for score in run.scores]
+    return _drawn(lines, column, scores, legend=False)
 
 
-def _drawn(lines: Sequence[Line], column: str, legend: bool) -> figure | None:
+def _drawn(
+    lines: Sequence[Line], column: str, scores: Sequence[Score], legend: bool
+) -> figure | None:
     drawn = [line for line in lines if np.isfinite(line.values).any()]
     if not drawn:
         return None
     return lines_chart(
         drawn,
-        as_percent=column.endswith(ACCURACIES),
-        log=_is_logarithmic(drawn, column),
+        as_percent=_is_share(column, scores),
+        log=_is_logarithmic(drawn, column, scores),
         legend=legend,
     )
 
@@ -96,7 +111,11 @@ def _line(rows: Sequence[Row], column: str, label: str, color: str, dash: str = 
     )
 
 
-def _is_logarithmic(lines: Sequence[Line], column: str) -> bool:
+def _is_share(column: str, scores: Sequence[Score]) -> bool:
+    return any(score.is_share and column.endswith(f"_{score.name}") for score in scores)
+
+
+def _is_logarithmic(lines: Sequence[Line], column: str, scores: Sequence[Score]) -> bool:
     """Whether the values want a logarithmic axis: positive, and decades apart.
 
     A loss is looked at where it is small, so the lowest and the highest value count. Of a schedule
@@ -105,7 +124,7 @@ def _is_logarithmic(lines: Sequence[Line], column: str) -> bool:
     """
     values = [line.values[~np.isnan(line.values)] for line in lines]
     together = np.concatenate(values)
-    if column.endswith(ACCURACIES) or together.min() <= 0:
+    if _is_share(column, scores) or together.min() <= 0:
         return False
     if column.endswith(LOSSES):
         return bool(together.max() >= DECADE * together.min())
@@ -117,14 +136,15 @@ def _schedule_title(rows: Sequence[Row], column: str) -> str:
     """The column's name, and since when its value is infinite, which no chart can show."""
     infinite = [row["epoch"] for row in rows if math.isinf(row.get(column) or 0)]
     since = f", infinite from epoch {infinite[0]:.0f}" if infinite else ""
-    return _label(column).capitalize() + since
+    return _label(column, ()).capitalize() + since
 
 
-def _label(column: str) -> str:
+def _label(column: str, scores: Sequence[Score]) -> str:
     """A column in words: test_top1 is "test top-1", lr "learning rate"."""
     if column == "lr":
         return "learning rate"
-    return column.replace("_top", "_top-").replace("_", " ")
+    titles = {f"{part}{score.name}": f"{part}{score.title}" for score in scores for part in PARTS}
+    return titles.get(column, column).replace("_", " ")
 
 
 def _numbers(rows: Sequence[Row], column: str) -> Numbers:

@@ -68,7 +68,7 @@ def training_page(progress: Progress, title: str) -> str:
         charts,
         title=title,
         progress=progress,
-        curves=charts.place(run_curves(progress.rows)),
+        curves=charts.place(run_curves(progress.rows, progress.scores)),
     )
 
 

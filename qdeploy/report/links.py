@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qdeploy.record import Record
-from qdeploy.report.words import NOT_MEASURED, percent
+from qdeploy.record import Agreement, Record
+from qdeploy.report.words import NOT_MEASURED, decibel, figure, percent
 
 Row = tuple[str, str, str]
 
@@ -30,9 +30,9 @@ def _prepared(record: Record) -> Row:
 
 def _integers(record: Record) -> Row:
     forms = record.accuracy.prepared, record.accuracy.trained
-    prepared, trained = (percent(form.top1) if form else NOT_MEASURED for form in forms)
+    prepared, trained = (figure(record.headline, form) for form in forms)
     found = f"Close: {prepared} and {trained}; biases are rounded to integers."
-    return "prepared network to integers in PyTorch", "top-1 of both", found
+    return "prepared network to integers in PyTorch", f"{record.headline.title} of both", found
 
 
 def _file(record: Record) -> Row:
@@ -40,9 +40,17 @@ def _file(record: Record) -> Row:
     if record.method == "float":
         name = "float network to the file"
     if exactness is None or not exactness.tensors:
-        shared = NOT_MEASURED if record.agreement is None else percent(record.agreement.top1)
-        return name, "the class of each image", f"Close: {shared} the same."
+        return name, *_outputs(record.agreement)
     verdict = "Not exact" if exactness.differing else "Proven"
     where = f"{exactness.samples:,} images on {record.machine.cpu}, {exactness.provider}"
     close = "; what float operators made is close, not proven" if exactness.behind_float else ""
     return name, f"every code, over {where}", f"{verdict}: {exactness}{close}."
+
+
+def _outputs(found: Agreement | None) -> tuple[str, str]:
+    """What of the outputs is compared, and how they agree."""
+    if found is not None and found.share is None:
+        return "every output", f"Close: {decibel(found.sqnr)} of outputs over their difference."
+    decides = "image" if found is None else found.decides
+    shared = NOT_MEASURED if found is None else percent(found.share)
+    return f"the class of each {decides}", f"Close: {shared} the same."

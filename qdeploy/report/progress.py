@@ -6,13 +6,15 @@ from datetime import datetime
 
 from qdeploy.report.charts import Row
 from qdeploy.report.summary import Headline
-from qdeploy.report.words import NOT_MEASURED, duration, percent, significant
+from qdeploy.report.words import NOT_MEASURED, duration, significant
+from qdeploy.scores import CLASSIFICATION, Score
 
 
 @dataclass(frozen=True)
 class Progress:
     """The lines of metrics.csv so far, as a page written at the time `written` shows them.
 
+    scores  what the task is judged by, the headline first.
     epochs  how many are planned.
     going   False once training has ended or was stopped.
     """
@@ -21,6 +23,7 @@ class Progress:
     epochs: int
     going: bool
     written: datetime
+    scores: Sequence[Score] = CLASSIFICATION
 
     @property
     def status(self) -> str:
@@ -56,12 +59,16 @@ class Progress:
         last = self.rows[-1]
         return (
             Headline("Epoch", f"{len(self.rows)} of {self.epochs}", self._time()),
-            Headline("Test top-1", percent(last.get("test_top1")), self._best()),
+            Headline(f"Test {self.headline.title}", self._text(last), self._best()),
             Headline(
                 "Test loss", _number(last, "test_loss"), f"train {_number(last, 'train_loss')}"
             ),
             Headline("Learning rate", _number(last, "lr"), "of the last step"),
         )
+
+    @property
+    def headline(self) -> Score:
+        return self.scores[0]
 
     @property
     def _seconds(self) -> float | None:
@@ -77,16 +84,18 @@ class Progress:
         return f"{each}; {duration(left)} to go" if self.going and left > 0 else each
 
     def _best(self) -> str:
-        best = best_epoch(self.rows)
-        if best is None:
-            return ""
-        return f"best {percent(best['test_top1'])}, after epoch {best['epoch']:.0f}"
+        best = best_epoch(self.rows, self.headline)
+        return "" if best is None else f"best {self._text(best)}, after epoch {best['epoch']:.0f}"
+
+    def _text(self, row: Row) -> str:
+        value = row.get(f"test_{self.headline.name}")
+        return NOT_MEASURED if value is None else self.headline.text(value)
 
 
-def best_epoch(rows: Sequence[Row]) -> Row | None:
-    """The line of the highest test top-1, the earlier one of equals; None where none has one."""
-    measured = [row for row in rows if row.get("test_top1") is not None]
-    return max(measured, key=lambda row: row["test_top1"] or 0.0, default=None)
+def best_epoch(rows: Sequence[Row], score: Score) -> Row | None:
+    """The line that tested best, the earlier one of equals; None where none has the score."""
+    tested = [(value, row) for row in rows if (value := row.get(f"test_{score.name}")) is not None]
+    return max(tested, key=lambda pair: score.key(pair[0]), default=(None, None))[1]
 
 
 def _number(row: Row, column: str) -> str:

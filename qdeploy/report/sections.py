@@ -8,16 +8,20 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from qdeploy.record import Complexity, Kernel, LayerWork, Record, ShippedLayer
+from qdeploy.record import Agreement, Complexity, Kernel, LayerWork, Record, ShippedLayer
 from qdeploy.report.charts import bars, histogram
 from qdeploy.report.curves import run_curves
 from qdeploy.report.links import links
 from qdeploy.report.processors import processors
 from qdeploy.report.section import Chart, Section
+from qdeploy.report.summary import sample
 from qdeploy.report.words import (
     NOT_MEASURED,
     bits,
+    capitalized,
+    decibel,
     exact,
+    figure,
     kernels,
     milliseconds,
     percent,
@@ -62,15 +66,19 @@ def accuracy(record: Record) -> Section:
     networks = {
         "float": forms.float, "prepared": forms.prepared, "trained": forms.trained, "ONNX": forms.onnx,
     }  # fmt: skip
-    top1 = {name: found.top1 if found else None for name, found in networks.items()}
-    top5 = {name: found.top5 if found else None for name, found in networks.items()}
+    first, *others = record.scores
+    known = [first, *(s for s in others if forms.onnx is None or s.name in forms.onnx)]
+    headline = {name: found.get(first.name) if found else None for name, found in networks.items()}
+    tested = plural(record.dataset.test_samples, f"test {sample(record)}")
     return Section(
         "Accuracy",
-        f"On the {record.dataset.test_samples:,} test images of {record.dataset.title}. Prepared is the "
+        f"On the {tested} of {record.dataset.title}. Prepared is the "
         "network that trained, with biases in float; trained is its integers in PyTorch.",
-        ("Network", "Top-1", "Top-5"),
-        tuple((name, percent(top1[name]), percent(top5[name])) for name in networks),
-        charts=lambda: _bars(top1, percent, "ONNX"),
+        ("Network", *(capitalized(score.title) for score in known)),
+        tuple(
+            (name, *(figure(score, found) for score in known)) for name, found in networks.items()
+        ),
+        charts=lambda: _bars(headline, first.text, "ONNX"),
         beside=True,
     )
 
@@ -107,10 +115,10 @@ def _bars(
 def agreement(record: Record) -> Section:
     found = record.agreement
     tested = "float network" if record.method == "float" else "integers"
+    decides = "value" if found is None else found.decides or "value"
     rows = () if found is None else ((
-        "Logits", f"{found.samples:,}", f"{round((1 - found.top1) * found.samples):,}",
-        percent(found.top1), significant(found.max_logit_difference),
-        significant(found.mean_logit_difference),
+        f"{capitalized(decides)}s", f"{found.samples:,}", *_decisions(found), decibel(found.sqnr),
+        significant(found.largest), significant(found.mean),
     ),)  # fmt: skip
     unchecked = (
         " The network that trained was not compared with the float one (quantize.check = false)."
@@ -119,9 +127,25 @@ def agreement(record: Record) -> Section:
         "Agreement",
         f"The ONNX file against the {tested} in PyTorch, which training tested."
         + (unchecked if record.checked is False else ""),
-        ("", "Images", "In another class", "Agreement", "Largest difference", "Mean difference"),
+        (
+            "",
+            "Inputs",
+            "In another class",
+            "Agreement",
+            "SQNR",
+            "Largest difference",
+            "Mean difference",
+        ),
         rows,
     )
+
+
+def _decisions(found: Agreement) -> tuple[str, str]:
+    """How many are others, and the share that is the same; of values neither."""
+    if found.share is None:
+        return "", ""
+    count = found.samples if found.decided is None else found.decided
+    return f"{round((1 - found.share) * count):,}", percent(found.share)
 
 
 @section
@@ -165,7 +189,9 @@ def training(record: Record) -> Section:
         "The last epoch; report.html has the curves.",
         tuple(last) or ("epoch",),
         (tuple(map(exact, last.values())),) if last else (),
-        charts=lambda: [Chart(drawn, name) for name, drawn in run_curves(record.training).items()],
+        charts=lambda: [
+            Chart(drawn, name) for name, drawn in run_curves(record.training, record.scores).items()
+        ],
         layout="pair",
     )
 
@@ -176,7 +202,7 @@ def latency(record: Record) -> Section:
     data = f", data {record.latency[0].data}" if record.latency else ""
     return Section(
         "Latency",
-        f"Files were run in turns, from images to logits{data}; speed is against the first, by medians.",
+        f"Files were run in turns, from inputs to outputs{data}; speed is against the first, by medians.",
         ("File", "Batch", "Provider", "Threads", "Load", "p50", "p90", "p99", "Images/s", "Speed")
         + ("p50 with copies",) * copying,
         tuple(

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-from qdeploy.record import FLOAT_BITS, Accuracy, Complexity, Exactness, Placement, Record, Sizes
+from qdeploy.record import FLOAT_BITS, Agreement, Complexity, Exactness, Placement, Record, Sizes
 from qdeploy.report.words import (
     NOT_MEASURED,
+    decibel,
+    figure,
     kernels,
     milliseconds,
     percent,
@@ -40,6 +42,11 @@ def headlines(record: Record) -> tuple[Headline, ...]:
     )
 
 
+def sample(record: Record) -> str:
+    """What one input is called."""
+    return "image" if record.task in ("classification", "segmentation") else "sample"
+
+
 def computing(placed: Placement) -> str:
     """What computes in integers and what in float: "integer: 20 QLinearConv; float: none"."""
     if placed.operators is None:
@@ -67,31 +74,37 @@ def exceptions(placed: Placement) -> tuple[str, ...]:
 
 
 def _accuracy(record: Record) -> Headline:
-    accuracy = record.accuracy
+    accuracy, score = record.accuracy, record.headline
     shown = {"trained": accuracy.trained, "float": accuracy.float}
-    others = ", ".join(f"{name} {_top1(found)}" for name, found in shown.items())
+    others = ", ".join(f"{name} {figure(score, found)}" for name, found in shown.items())
+    tested = plural(record.dataset.test_samples, f"test {sample(record)}")
     return Headline(
-        "Accuracy",
-        _top1(accuracy.onnx),
-        f"top-1 of the file; {others}; {plural(record.dataset.test_samples, 'test image')}",
+        "Accuracy", figure(score, accuracy.onnx), f"{score.title} of the file; {others}; {tested}"
     )
-
-
-def _top1(accuracy: Accuracy | None) -> str:
-    return percent(None if accuracy is None else accuracy.top1)
 
 
 def _agreement(record: Record) -> Headline:
     found = record.agreement
     if found is None:
         return Headline("Agreement", NOT_MEASURED, "with the integers in PyTorch")
+    if found.share is None:
+        return Headline(
+            "Agreement", decibel(found.sqnr), f"with the integers in PyTorch; {apart(found)}"
+        )
     return Headline(
-        "Agreement",
-        percent(found.top1),
-        f"of {plural(found.samples, 'image')} in the same class as in training; "
-        f"largest logit difference {significant(found.max_logit_difference)}, "
-        f"mean {significant(found.mean_logit_difference)}",
+        "Agreement", percent(found.share), f"{decided(found)} as in training; {apart(found)}"
     )
+
+
+def decided(found: Agreement) -> str:
+    """As "of 1,797 images in the same class"."""
+    count = found.samples if found.decided is None else found.decided
+    return f"of {plural(count, found.decides or 'value')} in the same class"
+
+
+def apart(found: Agreement) -> str:
+    """How far outputs are from each other: "largest difference 0.0012, mean 0.0001"."""
+    return f"largest difference {significant(found.largest)}, mean {significant(found.mean)}"
 
 
 def _exact(found: Exactness | None) -> tuple[Headline, ...]:

@@ -12,11 +12,11 @@ from rich.text import Text
 
 from qdeploy.record import BenchmarkResult, Latency, Placement, Record, TensorDifference
 from qdeploy.report.advice import advice
-from qdeploy.report.comparison import Run, epochs, figures, method
+from qdeploy.report.comparison import Run, epochs, figures, method, shared_title
 from qdeploy.report.processors import warning
 from qdeploy.report.sections import KERNEL_COLUMNS, kernel_row
 from qdeploy.report.summary import computing, covered, exceptions, headlines
-from qdeploy.report.words import exact, plural, provider, significant, size, times
+from qdeploy.report.words import capitalized, exact, plural, provider, significant, size, times
 
 
 def _titled(title: str, **settings: Any) -> Table:
@@ -89,9 +89,10 @@ def kernel_table(placed: Placement) -> Table:
 
 
 def comparison_table(runs: Sequence[Run]) -> Table:
-    """A row for each run, top-1 and agreement in percent; print it with rich."""
+    """A row for each run, shares in percent; print it with rich."""
+    of = capitalized(shared_title(runs)) or "Scores"
     table = _titled(
-        "Top-1 and agreement in %; ratio of the float file to this one",
+        f"{of} and agreement{_units(runs)}; ratio of the float file to this one",
         caption=Text("\n".join(f"{run.name}: {run.state}" for run in runs if not run.is_baseline)),
     )
     table.add_column("run")
@@ -102,6 +103,10 @@ def comparison_table(runs: Sequence[Run]) -> Table:
         shown = (cell.removesuffix(" %") for cell in figures(run))
         table.add_row(Shortened(run.name), method(run), epochs(run), *shown)
     return table
+
+
+def _units(runs: Sequence[Run]) -> str:
+    return " in %" if all(run.headline.is_share for run in runs) else ""
 
 
 @dataclass(frozen=True)

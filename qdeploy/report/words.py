@@ -2,12 +2,34 @@
 
 import math
 
+from qdeploy.record import Figures
+from qdeploy.scores import Score
+
 NOT_MEASURED = "not measured"
 
 
 def percent(share: float | None) -> str:
     """A fraction of 1, as "98.94 %"."""
     return NOT_MEASURED if share is None else f"{100 * share:.2f} %"
+
+
+def capitalized(words: str) -> str:
+    """As a heading: the first letter alone, so that mIoU and R2 stay what they are."""
+    plain = words[:1].islower() and words[1:2].islower() | (words[1:2] in ("", "-"))
+    return words[:1].upper() + words[1:] if plain else words
+
+
+def figure(score: Score, figures: Figures | None) -> str:
+    """One form's figure of a score, as "98.94 %" or "31.4 dB"."""
+    value = None if figures is None else figures.get(score.name)
+    return NOT_MEASURED if value is None else score.text(value)
+
+
+def decibel(ratio: float | None) -> str:
+    """A signal-to-noise ratio, as "54.2 dB"; of equal values it is infinite."""
+    if ratio is None:
+        return NOT_MEASURED
+    return "equal" if math.isinf(ratio) else f"{significant(ratio)} dB"
 
 
 def size(count: int | None) -> str:

@@ -11,6 +11,7 @@ from qdeploy.report.comparison import Run
 from qdeploy.report.html import comparison_page, report_page, training_page
 from qdeploy.report.markdown import markdown
 from qdeploy.report.progress import Progress
+from qdeploy.scores import CLASSIFICATION, Score
 
 
 def write_report(record: Record, folder: Path) -> Path:
@@ -26,14 +27,19 @@ def write_report(record: Record, folder: Path) -> Path:
 
 
 def write_training_page(
-    rows: Sequence[Row], path: Path, title: str, epochs: int, going: bool
+    rows: Sequence[Row],
+    path: Path,
+    title: str,
+    epochs: int,
+    going: bool,
+    scores: Sequence[Score] = CLASSIFICATION,
 ) -> None:
     """Writes the curves of `rows`, the lines of metrics.csv as {column: value}, as HTML.
 
     `epochs` are planned; while the run is `going` the page reloads itself. Errors: QdeployError if
     the path cannot be written to.
     """
-    progress = Progress(rows, epochs, going, datetime.now().astimezone())
+    progress = Progress(rows, epochs, going, datetime.now().astimezone(), scores)
     _replace(path, training_page(progress, title))
 
 

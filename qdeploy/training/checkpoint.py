@@ -13,7 +13,8 @@ from qdeploy.files import atomic_write
 from qdeploy.metrics import EpochRecord
 from qdeploy.recipe import Recipe
 
-VERSION = 3
+VERSION = 4
+BEFORE_TASKS = 3  # its history has top1 and top5 by name
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
             f"{path} is no checkpoint of this version of qdeploy (format {VERSION}); give the "
             "last.pt or best.pt of a run, or train it again"
         )
-    del content["version"]
-    history = [EpochRecord(**record) for record in content.pop("history")]
+    version, history = content.pop("version"), content.pop("history")
+    if version == BEFORE_TASKS:
+        history = [with_figures(record) for record in history]
+    history = [EpochRecord(**record) for record in history]
     return Checkpoint(history=history, **content)
+
+
+def with_figures(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of a classification from before there were tasks, as it is now."""
+    figures = {
+        part: {name: record.pop(f"{part}_{name}") for name in ("loss", "top1", "top5")}
+        for part in ("train", "test")
+    }
+    for found in figures.values():
+        found["error1"] = 1 - found["top1"]
+    return record | figures
 
 
 def load_checkpoint_of(recipe: Recipe, path: Path) -> Checkpoint:
@@ -78,7 +92,8 @@ def fingerprint(recipe: Recipe) -> str:
 def is_checkpoint(content: object) -> bool:
     """True for what save_checkpoint wrote."""
     names = {"version", *(field.name for field in fields(Checkpoint))}
-    return isinstance(content, dict) and content.keys() == names and content["version"] == VERSION
+    readable = (VERSION, BEFORE_TASKS)
+    return isinstance(content, dict) and content.keys() == names and content["version"] in readable
 
 
 def read_tensors(path: Path) -> Any:

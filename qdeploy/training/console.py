@@ -18,9 +18,8 @@ from rich.progress import (
 from rich.text import Text
 
 from qdeploy import processes
-from qdeploy.metrics import Metrics
 
-Advance = Callable[[int, int, Metrics], None]
+Advance = Callable[[int, int, float], None]
 
 
 class Console:
@@ -48,7 +47,7 @@ class Console:
     def progress(self, epochs: int, images: int, done: int) -> Iterator[Advance]:
         """A bar over `epochs` of `images` each, `done` of them finished; none off a terminal.
 
-        Yields what moves it on: `images` more are trained in `epoch` (from 0), whose means are given.
+        Yields what moves it on: `images` more are trained in `epoch` (from 0), whose mean loss is given.
         """
         bar = Progress(
             TextColumn("{task.description}"),
@@ -62,8 +61,8 @@ class Console:
         with bar:
             task = bar.add_task("", total=epochs * images, completed=done * images)
 
-            def advance(epoch: int, images: int, means: Metrics) -> None:
-                text = f"epoch {epoch + 1}/{epochs}  loss {means.loss:.4f}  top-1 {means.top1:.2%}"
+            def advance(epoch: int, images: int, loss: float) -> None:
+                text = f"epoch {epoch + 1}/{epochs}  loss {loss:.4f}"
                 bar.update(task, advance=images, description=text)
 
             yield advance

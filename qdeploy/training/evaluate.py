@@ -1,4 +1,4 @@
-"""Loss and accuracy of what would ship; the network itself is left exactly as it was."""
+"""Loss and scores of what would ship; the network itself is left exactly as it was."""
 
 from __future__ import annotations
 
@@ -7,34 +7,31 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from qdeploy import processes
+from qdeploy.data import Batch
 from qdeploy.layers.modes import evaluation_mode, full_float32
-from qdeploy.metrics import Metrics
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.convert import integers_of
 from qdeploy.preparation.prepared import PreparedNetwork, is_searching
+from qdeploy.preparation.trace import as_inputs
+from qdeploy.tasks import Tally, Task, size_of
 
 
-def evaluate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> Metrics:
-    """Metrics of `network` as it would ship over (images [N,C,H,W], labels [N]).
+def evaluate(
+    network: nn.Module, batches: Iterable[Batch], task: Task, classes: int
+) -> dict[str, float]:
+    """The loss and the scores of `network` as it would ship, by name. Weights, buffers and modes stay.
 
-    With fewer than 5 classes, top-5 is the top of that many. Weights, buffers and modes stay.
-    In a run of several processes each gives the batches of its own, and all get the same means.
+    classes   how many the data set names
+
+    In a run of several processes each gives the batches of its own, and all get the same figures.
     """
-    network = as_shipped(network)
-    sums, seen = torch.zeros(3, dtype=torch.float64), 0
+    network, tally = as_shipped(network), Tally(task, classes)
     with evaluation_mode(network), full_float32(), torch.inference_mode():
-        for images, labels in batches:
-            logits = network(images)
-            hits = hits_of(logits, labels)
-            loss = cross_entropy(logits, labels, reduction="sum")
-            # Read once, at the end: reading waits for the device.
-            sums = sums.to(loss.device) + torch.stack([loss, hits[:, 0].sum(), hits.sum()])
-            seen += len(labels)
-    total, top1, top5, samples = processes.totals([*sums.tolist(), seen])
-    return Metrics(total / samples, top1 / samples, top5 / samples, int(samples))
+        for inputs, targets in batches:
+            outputs = network(*as_inputs(inputs))
+            tally.add(task.loss(outputs, targets), outputs, targets, size_of(inputs))
+    return tally.figures()
 
 
 def as_shipped(network: nn.Module) -> nn.Module:
@@ -48,19 +45,8 @@ def as_shipped(network: nn.Module) -> nn.Module:
     return integers_of(network).to(next(network.parameters()).device)
 
 
-def hits_of(logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether each of the 5 likeliest classes is the right one: bool [N, 5], the likeliest first.
-
-    logits [N, classes], labels [N]; with fewer than 5 classes there are as many columns.
-    """
-    best = logits.topk(min(5, logits.shape[1])).indices
-    return best == labels[:, None]
-
-
 @contextmanager
-def shipped_buffers(
-    network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]
-) -> Iterator[dict[str, Tensor]]:
+def shipped_buffers(network: nn.Module, batches: Iterable[Batch]) -> Iterator[dict[str, Tensor]]:
     """Inside the block a network that is searching has the buffers that would ship with it today.
 
     Its own (BatchNorm statistics, activation ranges) belong to the soft weights. Those of the

@@ -6,26 +6,27 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from qdeploy import processes
-from qdeploy.data import Data
+from qdeploy.data import Batch, Data
 from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import norms_over_processes
-from qdeploy.metrics import EpochRecord, Metrics, Running, write_metrics
+from qdeploy.metrics import EpochRecord, Figures, write_metrics
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.prepared import PreparedNetwork, committed_latents, is_searching
+from qdeploy.preparation.trace import Inputs, as_inputs
 from qdeploy.recipe import TrainSection
+from qdeploy.scores import write_scores
+from qdeploy.tasks import Tally, size_of
 from qdeploy.training.checkpoint import Checkpoint, fingerprint
 from qdeploy.training.console import Advance
 from qdeploy.training.device import channels_last, determinism, seed_epoch
-from qdeploy.training.distillation import distillation_loss
-from qdeploy.training.evaluate import evaluate, hits_of, shipped_buffers
+from qdeploy.training.evaluate import evaluate, shipped_buffers
 from qdeploy.training.optimizer import adjust_optimizer, make_optimizer
 from qdeploy.training.schedule import set_lr
 from qdeploy.training.session import Session
@@ -61,7 +62,9 @@ def fit(
     if checkpoint:
         console.log(f"resumed after epoch {checkpoint.epoch} of {settings.epochs}")
     if processes.rank() == 0:
-        write_metrics(run.metrics, history)  # takes back an epoch that never got its checkpoint
+        write_scores(run.scores, session.scores)
+        # Takes back an epoch that never got its checkpoint.
+        write_metrics(run.metrics, history, session.scores)
         follow()
     try:
         with (
@@ -79,7 +82,7 @@ def fit(
                 history.append(record)
                 if processes.rank() == 0:
                     follow()
-                console.log(str(record))
+                console.log(record.text(session.scores))
     except KeyboardInterrupt:
         console.log(f"stopped: {run.path} holds {len(history)} of {settings.epochs} epochs")
         raise
@@ -98,6 +101,7 @@ class Training:
         teacher: nn.Module | None,
     ) -> None:
         self.data = data
+        self.task, self.classes = session.task, session.classes
         self.recipe = session.recipe
         self.settings = session.recipe.train
         self.fabric = fabric = session.fabric
@@ -131,32 +135,34 @@ class Training:
         if isinstance(self.network, PreparedNetwork):
             self.network.set_progress(epoch, self.settings.epochs)
 
-    def train(self, epoch: int, advance: Advance) -> Metrics:
-        """One pass over the training set; returns the means while the weights moved."""
+    def train(self, epoch: int, advance: Advance) -> Figures:
+        """One pass over the training set; returns the figures while the weights moved."""
         self.network.train()
-        running = Running()
+        tally, losses = Tally(self.task, self.classes), MeanLoss()
 
-        def count(step: int, lr: float, figures: Tensor, images: int) -> None:
-            loss, hits, hits5 = figures.tolist()
-            if not math.isfinite(loss):
-                raise _diverged(f"loss {loss} in epoch {epoch + 1}, step {step + 1}", lr)
-            running.add(loss, int(hits), int(hits5), images)
-            advance(epoch, images, running.means)
+        def count(step: int, lr: float, loss: Tensor, samples: int) -> None:
+            value = loss.item()
+            if not math.isfinite(value):
+                raise _diverged(f"loss {value} in epoch {epoch + 1}, step {step + 1}", lr)
+            losses.add(value, samples)
+            advance(epoch, samples, losses.mean)
 
         first, end = (self.data.train.steps_before(index) for index in (epoch, epoch + 1))
         uncounted: tuple[int, float, Tensor, int] | None = None
-        for step, (images, labels) in enumerate(self.data.train.epoch(epoch)):
+        for step, (inputs, targets) in enumerate(self.data.train.epoch(epoch)):
             self.enter_phase(epoch, first + step)
             # The middle of the step: neither a warm-up's first nor a cosine's last is wasted on 0.
             lr = set_lr(self.optimizer, self.phase, epoch + (step + 0.5) / (end - first))
-            figures = self.train_step(images, labels)
+            loss, outputs = self.train_step(inputs, targets)
+            samples = size_of(inputs)
+            tally.add(loss, outputs, targets, samples)
             # Reading a value waits for the device, so it is given the next step before that.
             if uncounted:
                 count(*uncounted)
-            uncounted = step, lr, figures, len(labels) * processes.count()
+            uncounted = step, lr, loss, samples * processes.count()
         if uncounted:
             count(*uncounted)
-        return running.means
+        return tally.figures()
 
     def settings_after(self, epochs: int) -> TrainSection:
         """The settings of the last step of so many epochs; of the first step if there are none."""
@@ -175,10 +181,10 @@ class Training:
     def _set_up(self, optimizer: Optimizer) -> Optimizer:
         return cast(Optimizer, self.fabric.setup_optimizers(optimizer))
 
-    def logits(self, images: Tensor) -> Tensor:
+    def outputs(self, inputs: Inputs) -> Any:
         """What the network gives in training. Errors: QdeployError where torch cannot compile it."""
         try:
-            return cast(Tensor, self.model(images))
+            return self.model(*as_inputs(inputs))
         except torch._dynamo.exc.TorchDynamoException as error:  # imported only if something failed
             reason = " ".join(str(error).strip().partition("\n\n")[0].split())
             raise QdeployError(
@@ -186,23 +192,23 @@ class Training:
                 "(g++), on a GPU Triton; set train.compile = false to train without it"
             ) from error
 
-    def loss(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
-        """The cross entropy and, with a teacher, its share of distillation."""
-        loss = cross_entropy(logits, labels, label_smoothing=self.settings.label_smoothing)
+    def loss(self, outputs: Any, inputs: Inputs, targets: Any) -> Tensor:
+        """The task's loss and, with a teacher, its share of distillation."""
+        loss = self.task.training_loss(outputs, targets)
         if self.teacher is None:
             return loss
         with torch.no_grad():
-            taught = self.teacher(images)
+            taught = self.teacher(*as_inputs(inputs))
         share = self.settings.distill
-        return (1 - share) * loss + share * distillation_loss(logits, taught)
+        return (1 - share) * loss + share * self.task.distillation(outputs, taught)
 
-    def train_step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One step of the optimizer; [3]: the batch's mean loss, how many were right, in the top 5.
+    def train_step(self, inputs: Inputs, targets: Any) -> tuple[Tensor, Any]:
+        """One step of the optimizer; the batch's mean loss, and the outputs that it came from.
 
-        They are those of all processes: either all of them find the loss finite, or none.
+        The loss is that of all processes: either all of them find it finite, or none.
         """
-        logits = self.logits(images)
-        loss = self.loss(logits, images, labels)
+        outputs = self.outputs(inputs)
+        loss = self.loss(outputs, inputs, targets)
         self.optimizer.zero_grad()
         self.fabric.backward(loss)
         for latent in self.at_rest:
@@ -214,34 +220,28 @@ class Training:
                 self.model, self.optimizer, max_norm=longest, error_if_nonfinite=False
             )
         self.optimizer.step()
-        hits = hits_of(logits, labels)
-        right = processes.total(torch.stack([hits[:, 0].sum(), hits.sum()]))
-        return torch.cat([processes.mean(loss.detach())[None], right]).double()
+        return processes.mean(loss.detach()), outputs
 
-    def evaluate(self, epoch: int) -> tuple[Metrics, dict[str, Tensor]]:
-        """Metrics of the weights that would ship now, and those of their buffers that differ."""
+    def evaluate(self, epoch: int) -> tuple[Figures, dict[str, Tensor]]:
+        """The figures of the weights that would ship now, and those of their buffers that differ."""
         with shipped_buffers(self.network, self.calibration_batches(epoch)) as buffers:
-            metrics = evaluate(self.network, self.data.test.epoch(0))
-        if not math.isfinite(metrics.loss):
-            raise _diverged(f"test loss {metrics.loss} after epoch {epoch + 1}", self.lr)
-        return metrics, buffers
+            figures = evaluate(self.network, self.data.test.epoch(0), self.task, self.classes)
+        if not math.isfinite(figures["loss"]):
+            raise _diverged(f"test loss {figures['loss']} after epoch {epoch + 1}", self.lr)
+        return figures, buffers
 
-    def calibration_batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def calibration_batches(self, epoch: int) -> Iterator[Batch]:
         """The first training batches of `epoch`."""
         return islice(self.data.train.epoch(epoch), self.settings.calibration_batches)
 
-    def record(self, epoch: int, trained: Metrics, tested: Metrics, seconds: float) -> EpochRecord:
+    def record(self, epoch: int, trained: Figures, tested: Figures, seconds: float) -> EpochRecord:
         """The line of metrics.csv of `epoch`."""
         return EpochRecord(
             epoch=epoch + 1,
             steps=self.data.train.steps_before(epoch + 1),
             lr=self.lr,
-            train_loss=trained.loss,
-            train_top1=trained.top1,
-            train_top5=trained.top5,
-            test_loss=tested.loss,
-            test_top1=tested.top1,
-            test_top5=tested.top5,
+            train=trained,
+            test=tested,
             seconds=seconds,
             progress=self.network.progress if isinstance(self.network, PreparedNetwork) else {},
         )
@@ -261,6 +261,21 @@ class Training:
     def lr(self) -> float:
         """The learning rate of the latest step."""
         return self.optimizer.param_groups[0]["lr"]
+
+
+class MeanLoss:
+    """Of the samples so far; their loss is read anyway, to see whether it is finite."""
+
+    def __init__(self) -> None:
+        self.total, self.samples = 0.0, 0
+
+    def add(self, loss: float, samples: int) -> None:
+        self.total += loss * samples
+        self.samples += samples
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.samples
 
 
 def compiled(network: nn.Module) -> nn.Module:

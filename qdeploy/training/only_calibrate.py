@@ -8,6 +8,7 @@ from qdeploy.data import Data
 from qdeploy.layers.norm import norms_over_processes
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.prepared import PreparedNetwork
+from qdeploy.scores import described
 from qdeploy.training.checkpoint import Checkpoint, fingerprint
 from qdeploy.training.evaluate import evaluate
 from qdeploy.training.session import Session
@@ -30,6 +31,6 @@ def only_calibrate(session: Session, network: nn.Module, data: Data) -> None:
     with norms_over_processes(network):
         if isinstance(network, PreparedNetwork):
             calibrate(network, batches, **recipe.calibrate.model_dump())
-        tested = evaluate(network, data.test.epoch(0))
-    session.console.log(f"without training  test loss {tested.loss:.4f}  top-1 {tested.top1:.2%}")
+        tested = evaluate(network, data.test.epoch(0), session.task, session.classes)
+    session.console.log(f"without training  test {described(tested, session.scores)}")
     session.keep(Checkpoint(fingerprint(recipe), [], network.state_dict(), {}, {}, {}))

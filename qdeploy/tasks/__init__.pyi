@@ -1,0 +1,14 @@
+from .classification import Classification as Classification
+from .counted import CountedShare as CountedShare
+from .image_to_image import ImageToImage as ImageToImage
+from .loading import load_task as load_task
+from .loading import task_reference as task_reference
+from .multi_label import MultiLabel as MultiLabel
+from .registry import available as available
+from .regression import Regression as Regression
+from .segmentation import Segmentation as Segmentation
+from .tally import Scoring as Scoring
+from .tally import Tally as Tally
+from .tally import size_of as size_of
+from .task import Score as Score
+from .task import Task as Task

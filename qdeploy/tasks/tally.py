@@ -1,0 +1,66 @@
+"""The loss and the scores of a network, counted batch by batch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from qdeploy import processes
+from qdeploy.errors import QdeployError
+from qdeploy.tasks.task import Task
+
+
+class Scoring:
+    """The scores of outputs, counted on their device: nothing waits for it until `values` is asked."""
+
+    def __init__(self, task: Task, classes: int) -> None:
+        self.metrics = {score.name: metric for score, metric in task.metrics(classes).items()}
+
+    def update(self, outputs: Any, targets: Any) -> None:
+        device = pytree.tree_leaves(outputs)[0].device
+        for metric in self.metrics.values():
+            metric.to(device).update(outputs, targets)
+
+    def values(self) -> dict[str, float]:
+        """{score: value}, of all processes. Errors: QdeployError for what is no number."""
+        found = {name: float(metric.compute()) for name, metric in self.metrics.items()}
+        for name, value in found.items():
+            if math.isnan(value):
+                raise QdeployError(
+                    f"the metric {name} is nan, so nothing can be judged by it; mend it, or the targets "
+                    "that it is given"
+                )
+        return found
+
+
+class Tally:
+    """The loss and the scores of an epoch."""
+
+    def __init__(self, task: Task, classes: int) -> None:
+        self.scoring = Scoring(task, classes)
+        self._loss: Tensor | None = None
+        self.samples = 0
+
+    def add(self, loss: Tensor, outputs: Any, targets: Any, samples: int) -> None:
+        """A batch of `samples` and its mean loss."""
+        self.scoring.update(pytree.tree_map(torch.Tensor.detach, outputs), targets)
+        loss = loss.detach().double() * samples
+        self._loss = loss if self._loss is None else self._loss + loss
+        self.samples += samples
+
+    def figures(self) -> dict[str, float]:
+        """{"loss": mean, score: value}, of all processes. Errors: QdeployError for no samples."""
+        summed = 0.0 if self._loss is None else float(self._loss)
+        total, samples = processes.totals([summed, self.samples])
+        if not samples:
+            raise QdeployError("there is nothing to evaluate on: the data set is empty")
+        return {"loss": total / samples, **self.scoring.values()}
+
+
+def size_of(batch: Any) -> int:
+    """How many samples a batch of inputs holds: the length of its first tensor."""
+    return len(pytree.tree_leaves(batch)[0])
