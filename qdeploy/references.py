@@ -45,7 +45,7 @@ class Reference:
         what = f"{self.noun} {self.given!r}"
         with self._imports_beside():
             function = self.loaded()
-            signature = inspect.signature(function)
+            signature = self._signature(function)
             taken = {key: x for key, x in offered.items() if key in signature.parameters}
             given = {**taken, **options}
             try:
@@ -62,6 +62,14 @@ class Reference:
                 raise QdeployError(
                     f"{what} with options {dict(options)} raised {told(error)}; its signature is {signature}"
                 ) from error
+
+    def _signature(self, function: Callable[..., Any]) -> inspect.Signature:
+        try:
+            return inspect.signature(function)
+        except ValueError:
+            raise QdeployError(
+                f"{self.noun} {self.given!r} does not say what it takes; name a function or class of Python"
+            ) from None
 
     def loaded(self) -> Callable[..., Any]:
         """The function or class. Errors: QdeployError as `called` has them."""

@@ -1,4 +1,4 @@
-"""metrics.csv and the running means."""
+"""metrics.csv and the line on the console."""
 
 import csv
 import math
@@ -9,12 +9,15 @@ import pytest
 from tiny_runs import RECORD
 
 from qdeploy.errors import QdeployError
-from qdeploy.metrics import Running, read_metrics, write_metrics
+from qdeploy.metrics import read_metrics, write_metrics
+from qdeploy.tasks.classification import Classification
+
+SCORES = tuple(Classification().metrics(10))
 
 
 def test_the_file_holds_every_figure_exactly(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    write_metrics(path, [RECORD, RECORD])
+    write_metrics(path, [RECORD, RECORD], SCORES)
     with path.open() as file:
         header, *rows = csv.reader(file)
     assert ",".join(header) == (
@@ -27,37 +30,31 @@ def test_the_file_holds_every_figure_exactly(tmp_path: Path) -> None:
 
 
 def test_a_schedule_may_end_in_infinity(tmp_path: Path) -> None:
-    write_metrics(tmp_path / "metrics.csv", [replace(RECORD, progress={"t": math.inf})])
+    write_metrics(tmp_path / "metrics.csv", [replace(RECORD, progress={"t": math.inf})], SCORES)
     with (tmp_path / "metrics.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert float(row["t"]) == math.inf
 
 
 def test_a_run_without_epochs_has_a_header(tmp_path: Path) -> None:
-    write_metrics(tmp_path / "metrics.csv", [])
-    assert (tmp_path / "metrics.csv").read_text().count("\n") == 1
-
-
-def test_the_line_on_the_console() -> None:
-    assert str(RECORD) == (
-        "epoch   2  lr 0.05  train loss 0.1000  top-1 96.88%  test loss 0.3333  top-1 97.22%"
-        "  top-5 100.00%  4.2 s"
+    write_metrics(tmp_path / "metrics.csv", [], SCORES)
+    assert (tmp_path / "metrics.csv").read_text() == (
+        "epoch,steps,lr,train_loss,train_top1,train_top5,train_error1,"
+        "test_loss,test_top1,test_top5,test_error1,seconds\n"
     )
 
 
-def test_means_weigh_batches_by_their_size() -> None:
-    running = Running()
-    running.add(loss=1.0, hits=3, hits5=4, samples=4)
-    running.add(loss=4.0, hits=0, hits5=0, samples=1)
-    assert running.means.loss == pytest.approx((4 * 1.0 + 1 * 4.0) / 5)
-    assert running.means.top1 == pytest.approx(3 / 5)
-    assert running.means.top5 == pytest.approx(4 / 5)
+def test_the_line_on_the_console() -> None:
+    assert RECORD.text(SCORES) == (
+        "epoch   2  lr 0.05  train loss 0.1000  top-1 96.88 %  test loss 0.3333  top-1 97.22 %"
+        "  top-5 100.00 %  4.2 s"
+    )
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     assert read_metrics(path) == ()
-    write_metrics(path, [RECORD, RECORD])
+    write_metrics(path, [RECORD, RECORD], SCORES)
     assert read_metrics(path) == (RECORD.row(), RECORD.row())
 
 

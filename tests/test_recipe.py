@@ -300,7 +300,7 @@ class TestMistakes:
             Recipe.load(write(MINIMAL), ["export.zzz=1"])
         assert str(caught.value).endswith(
             "unknown key export.zzz. Allowed in [export]: target, input, input_names, "
-            "output_names, readable, max_drop, min_agreement, max_differing, max_size"
+            "output_names, readable, max_drop, min_agreement, min_sqnr, gates, max_differing, max_size"
         )
 
     def test_missing_keys(self, write):
@@ -621,7 +621,9 @@ class TestExtends:
 EVERY_KEY = (Path(__file__).parents[1] / "docs" / "every-key.toml").read_text()
 
 
-@pytest.mark.parametrize("name", ["model", "data", "quantize", "calibrate", "train", "export"])
+@pytest.mark.parametrize(
+    "name", ["model", "task", "data", "quantize", "calibrate", "train", "export"]
+)
 def test_the_page_of_recipes_has_every_key_with_its_default(name):
     section = next(part for part in EVERY_KEY.split("\n[") if part.startswith(f"{name}]"))
     kind = Recipe.model_fields[name].annotation

@@ -16,6 +16,7 @@ from qdeploy.preparation.prepare import prepare
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.recipe import DataSection, ModelSection, QuantizeSection, Recipe, TrainSection
 from qdeploy.run import RunFolder
+from qdeploy.tasks import Classification
 from qdeploy.training.console import Console
 from qdeploy.training.launch import open_fabric
 from qdeploy.training.loop import fit
@@ -39,12 +40,8 @@ RECORD = EpochRecord(
     epoch=2,
     steps=938,
     lr=0.05,
-    train_loss=0.1,
-    train_top1=0.96875,
-    train_top5=0.99,
-    test_loss=1 / 3,
-    test_top1=0.9722,
-    test_top5=1.0,
+    train={"loss": 0.1, "top1": 0.96875, "top5": 0.99, "error1": 0.03125},
+    test={"loss": 1 / 3, "top1": 0.9722, "top5": 1.0, "error1": 1 - 0.9722},
     seconds=4.25,
     progress={"temperature": 1.2},
 )
@@ -176,6 +173,8 @@ def tiny_fit(network: nn.Module, folder: Path, **changes: object) -> list[EpochR
         run=RunFolder(folder),
         fabric=changes.pop("fabric", None) or open_fabric("cpu"),
         console=changes.pop("console", None) or Console(stream=io.StringIO()),
+        task=changes.pop("task", None) or Classification(parts["train"].label_smoothing),
+        classes=4,
         resume=changes.pop("resume", False),
     )
     return fit(session, network, changes.pop("data", None) or tiny_data(), **changes)

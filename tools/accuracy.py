@@ -86,10 +86,15 @@ def _row(
         spread(top1(of_seeds(baseline, figures), "onnx")),
         *(spread(top1(figures, which)) for which in ("trained", "onnx")),
         spread(drops(figures, baseline), "+.2f", " points"),
-        spread([one["agreement"]["top1"] for one in figures if one["agreement"]]),
+        spread([shared(one["agreement"]) for one in figures if one["agreement"]]),
         f"{size['onnx']:,}",
         f"{size['float'] / size['onnx']:.1f}x",
     )
+
+
+def shared(agreement: Figures) -> float:
+    """The share of images in the same class, as this version calls it or an older one."""
+    return float(agreement["share"] if "share" in agreement else agreement["top1"])
 
 
 def widths(figures: Figures) -> str:

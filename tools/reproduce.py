@@ -144,7 +144,7 @@ def figures_of(record: Record, recipe: Recipe) -> Figures:
         "float_epochs": recipe.train.float_epochs,
         "data": asdict(record.dataset),
         "accuracy": asdict(record.accuracy),
-        "agreement": None if record.agreement is None else asdict(record.agreement),
+        "agreement": json.loads(record.to_json())["agreement"],
         "size": asdict(record.size),
         "seconds": sum(line["seconds"] or 0 for line in record.training),
         "provider": record.latency[0].provider,

@@ -140,6 +140,7 @@ class OwnBatches(Batches):
             num_workers=section.workers,
             collate_fn=self._collate,
             pin_memory=on_gpu,
+            generator=torch.Generator(),  # else it draws from that of the run
         )
 
     def _streamed(self, drawn: Drawn, size: int) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -35,7 +35,7 @@ from qdeploy.proof.description import describe, information_bound
 from qdeploy.proof.gates import check_gates, with_promises
 from qdeploy.proof.tensors import ComparedNetwork
 from qdeploy.recipe import ExportSection
-from qdeploy.record import Accuracies, Dataset, Delivery, Exactness, Record, Sizes
+from qdeploy.record import Accuracies, Dataset, Delivery, Exactness, Figures, Record, Sizes
 from qdeploy.tasks import size_of
 from qdeploy.training.device import pick_device
 
@@ -74,7 +74,8 @@ def measured(
     compared = compared_network(trained, integers, files, provider, conditions)
     judged = judge(trained, integers, compared, files_run, conditions)
     forms = ("float", "trained", "onnx", "prepared")
-    accuracy = Accuracies(*(judged.scores.get(form) for form in forms))
+    names = {score.name for score in trained.scores}
+    accuracy = Accuracies(*(among(names, judged.scores.get(form)) for form in forms))
     exactness = compared.result() if compared is not None else None
     if exactness is not None:
         stamp(files.model, "qdeploy.proof", proof_text(exactness))
@@ -117,7 +118,7 @@ def measured(
         exactness=exactness,
         saturation=saturation,
         task=trained.recipe.task.kind,
-        scores=tuple(score for score in trained.scores if score.shown),
+        scores=trained.scores,
     )
 
 
@@ -202,6 +203,11 @@ def judge(
         structure_of(integers, trained.data),
         [pair for pair in (TRAINED_TO_FILE, FILE_TO_RUNTIME) if set(pair) <= set(forms)],
     )
+
+
+def among(names: Collection[str], figures: Figures | None) -> Figures | None:
+    """The figures of these names; None of a form that did not take part."""
+    return figures and {name: value for name, value in figures.items() if name in names}
 
 
 def structure_of(network: nn.Module, data: Data) -> pytree.TreeSpec:

@@ -41,8 +41,9 @@ class TrainedRun:
 
     @cached_property
     def scores(self) -> tuple[Score, ...]:
-        """What the task is judged by, the headline first."""
-        return tuple(self.task.metrics(len(self.data.classes)))
+        """What reports show of the task, the headline first."""
+        every = self.task.metrics(len(self.data.classes))
+        return tuple(score for score in every if score.shown)
 
     def export_section(self, **changes: object) -> ExportSection:
         """The recipe's [export] with these keys; None leaves what stands there.

@@ -40,7 +40,7 @@ def test_json_has_the_figures_of_the_run_and_of_its_report(run, report):
         "last_top1": rows[-1]["test_top1"],
         "best_top1": max(row["test_top1"] for row in rows),
         "onnx_top1": report["accuracy"]["onnx"]["top1"],
-        "agreement": report["agreement"]["top1"],
+        "agreement": report["agreement"]["share"],
         "file_bytes": (run / "model.onnx").stat().st_size,
         "smaller": (run / "float.onnx").stat().st_size / (run / "model.onnx").stat().st_size,
         "state": "exported",

@@ -6,7 +6,6 @@ import numpy as np
 
 from qdeploy.record import (
     Accuracies,
-    Accuracy,
     Agreement,
     BitsWork,
     Complexity,
@@ -136,12 +135,12 @@ FULL = Record(
     settings="conv1  slb, 1 bit (-1, 1), per channel\nconv2  slb, 1 bit (-1, 1), per channel",
     dataset=Dataset("scikit-learn's digits", 360),
     accuracy=Accuracies(
-        float=Accuracy(0.9861, 1.0),
-        trained=Accuracy(0.9833, 0.9972),
-        onnx=Accuracy(0.9831, 0.9971),
-        prepared=Accuracy(0.9834, 0.9972),
+        float={"top1": 0.9861, "top5": 1.0},
+        trained={"top1": 0.9833, "top5": 0.9972},
+        onnx={"top1": 0.9831, "top5": 0.9971},
+        prepared={"top1": 0.9834, "top5": 0.9972},
     ),
-    agreement=Agreement(359 / 360, 0.01234, 0.00131, 360),
+    agreement=Agreement(360, 359 / 360, 0.01234, 0.00131, 54.2, "image", 360),
     size=Sizes(onnx=16_480, float=467_800, int8=123_456, bound=14_700),
     complexity=COMPLEXITY,
     layers=tuple(layer(name, *shape) for name, shape in SHAPES.items()),

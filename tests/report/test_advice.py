@@ -86,7 +86,7 @@ def test_adds_are_not_for_openvino_as_they_are():
 def test_openvino_says_how_it_agrees_and_pixels_how_they_go_in():
     delivery = Delivery(
         "openvino", "uint8, normalised in the graph", None, "OpenVINO 2026.4",
-        Agreement(0.998, 0.0123, 0.001, 1000),
+        Agreement(1000, 0.998, 0.0123, 0.001),
     )  # fmt: skip
     record = replace(FULL, delivery=delivery)
     image, runtime = advice(record)

@@ -30,7 +30,7 @@ def test_tables_hold_the_numbers_of_the_record():
     found = tables(markdown(FULL))
     assert ["ONNX", "98.31 %", "99.71 %"] in found["Accuracy"]
     assert ["float32 ONNX", "468 kB", "467,800", "28.4x"] in found["Size"]
-    assert ["Logits", "360", "1", "99.72 %", "0.0123", "0.00131"] in found["Agreement"]
+    assert ["Images", "360", "1", "99.72 %", "54.2 dB", "0.0123", "0.00131"] in found["Agreement"]
     assert ["max-size", "16,000", "16,480", "failed"] in found["Gates"]
     assert found["Complexity"][2:] == [
         ["1 bit", "8 bit", "1", "405,600", "97.38 %", "3,244,800"],

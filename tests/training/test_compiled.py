@@ -185,7 +185,7 @@ def test_a_state_that_is_loaded_counts_in_compiled_code():
 def run(folder, epochs, **settings):
     network = qdeploy.prepare(tiny_network(), torch.randn(2, 1, 4, 4), "lsq", 4, 4)
     records = tiny_fit(network.train(), folder, epochs=epochs, **settings)
-    return [record.train_loss for record in records], network
+    return [record.train["loss"] for record in records], network
 
 
 def test_a_run_trains_goes_on_and_ships_as_without(tmp_path, monkeypatch):

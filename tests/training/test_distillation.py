@@ -18,8 +18,8 @@ from tiny_runs import (
 from torch import nn
 from torch.nn.functional import cross_entropy, softmax
 
+from qdeploy.tasks.distillation import distillation_loss
 from qdeploy.training.checkpoint import load_checkpoint
-from qdeploy.training.distillation import distillation_loss
 
 PLAIN = {"schedule": "constant", "warmup_epochs": 0, "clip_norm": None, "nesterov": False}
 

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy, linear
 
 from qdeploy.errors import QdeployError
 from qdeploy.methods.slb import MARGIN
-from qdeploy.metrics import Metrics
+from qdeploy.tasks import Classification
 from qdeploy.training import evaluate as evaluation
 from qdeploy.training import loop
 from qdeploy.training.checkpoint import load_checkpoint
@@ -70,10 +70,9 @@ def test_it_learns_and_records_what_evaluation_finds(tmp_path: Path) -> None:
     result = tiny_fit(network, tmp_path, epochs=20)
     last = result[-1]
     assert (last.epoch, last.steps) == (20, 100)
-    assert last.train_loss < result[0].train_loss
-    assert last.test_top1 > 0.8  # chance is 0.25
-    found = evaluate(network, tiny_data().test.epoch(0))
-    assert found == Metrics(last.test_loss, last.test_top1, last.test_top5, 44)
+    assert last.train["loss"] < result[0].train["loss"]
+    assert last.test["top1"] > 0.8  # chance is 0.25
+    assert evaluate(network, tiny_data().test.epoch(0), Classification(), 4) == last.test
     assert last.lr == pytest.approx(0.05 * np.sin(np.pi / 2 * 0.1 / 19) ** 2, rel=1e-6)
 
 
@@ -81,9 +80,9 @@ def test_the_best_checkpoint_is_the_earlier_of_equals(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.5, 0.75, 0.75, 0.25])
-    monkeypatch.setattr(loop, "evaluate", lambda *_: Metrics(1.0, next(accuracies), 1.0, 44))
+    monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": 1.0, "top1": next(accuracies)})
     result = tiny_fit(tiny_network(), tmp_path)
-    assert [record.test_top1 for record in result] == [0.5, 0.75, 0.75, 0.25]
+    assert [record.test["top1"] for record in result] == [0.5, 0.75, 0.75, 0.25]
     assert load_checkpoint(tmp_path / "best.pt").epoch == 2
     assert load_checkpoint(tmp_path / "last.pt").epoch == result[-1].epoch == 4
 
@@ -104,7 +103,7 @@ def test_an_infinite_test_loss_is_not_kept_either(tmp_path: Path) -> None:
     data.test.images[13] = torch.inf
     with pytest.raises(QdeployError, match="diverged: test loss nan after epoch 1"):
         tiny_fit(tiny_network(), tmp_path, data=data)
-    assert [file.name for file in tmp_path.iterdir()] == ["metrics.csv"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.csv", "scores.json"]
 
 
 def test_too_high_a_learning_rate_is_named(tmp_path: Path) -> None:
@@ -217,7 +216,7 @@ def test_evaluation_while_searching_is_of_the_weights_that_ship(tmp_path: Path) 
         hard = (hard - mean) / (variance + network.norm.eps).sqrt()
         logits = network.head(hard * network.norm.weight + network.norm.bias)
 
-    assert result[-1].test_loss == pytest.approx(cross_entropy(logits, data.test.labels).item())
+    assert result[-1].test["loss"] == pytest.approx(cross_entropy(logits, data.test.labels).item())
     torch.testing.assert_close(checkpoint.shipped["2.running_mean"], mean)
     torch.testing.assert_close(
         checkpoint.state["2.running_mean"], network.norm.running_mean, rtol=0, atol=0
@@ -254,7 +253,7 @@ def test_an_interrupted_search_ends_in_the_same_weights(
     history = tiny_fit(network, tmp_path / "cut", resume=True)
 
     assert_same_state(network, whole)
-    assert [r.test_loss for r in history] == [r.test_loss for r in expected]
+    assert [r.test for r in history] == [r.test for r in expected]
 
 
 def test_the_settings_are_those_of_the_plain_loop() -> None:

@@ -14,6 +14,7 @@ import qdeploy
 from qdeploy.layers.activation import ActivationQuantizer
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
+from qdeploy.tasks import Classification
 from qdeploy.training.evaluate import evaluate
 from qdeploy.training.launch import open_fabric
 
@@ -109,18 +110,18 @@ def test_training_in_bf16(tmp_path: Path, method: tuple[str, int]) -> None:
     result = tiny_fit(network, tmp_path, epochs=10, fabric=open_fabric("cpu", precision="bf16"))
 
     assert all(parameter.dtype == torch.float32 for parameter in network.parameters())
-    assert result[-1].train_loss < 0.8 * result[0].train_loss
+    assert result[-1].train["loss"] < 0.8 * result[0].train["loss"]
     image = next(iter(tiny_data().train.epoch(0)))[0]
     assert torch.equal(calls[0][1][0], image), "the image was rounded before its quantizer"
-    found = evaluate(network, tiny_data().test.epoch(0))  # float32: no Fabric around the network
-    assert (result[-1].test_loss, result[-1].test_top1) == (found.loss, found.top1)
+    # In float32: no Fabric around the network.
+    assert result[-1].test == evaluate(network, tiny_data().test.epoch(0), Classification(), 4)
 
 
 def test_products_differ_from_those_of_float32(tmp_path: Path) -> None:
     losses = [
         tiny_fit(tiny_network(), tmp_path / name, fabric=open_fabric("cpu", precision=name))[
             -1
-        ].train_loss
+        ].train["loss"]
         for name in ("32", "bf16")
     ]
     assert losses[0] != losses[1]

@@ -21,6 +21,7 @@ from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection, TrainSection
 from qdeploy.run import RunFolder
+from qdeploy.tasks import Classification
 from qdeploy.training.checkpoint import load_checkpoint
 from qdeploy.training.console import Console
 from qdeploy.training.device import seed_epoch
@@ -92,7 +93,7 @@ def data(rank: int, count: int) -> Data:
         name="noise",
         title="noise",
         classes=("0", "1", "2", "3"),
-        input_shape=(1, 8, 8),
+        example=(torch.zeros(2, 1, 8, 8),),
         mean=(0.4,),
         std=(0.3,),
         crop=1.0,
@@ -116,6 +117,8 @@ def train(fabric: Fabric, folder: Path, case: str, dropout: float = 0.0, fails: 
         RunFolder(folder),
         fabric,
         Console(folder / "log.txt", io.StringIO()),
+        Classification(SETTINGS.label_smoothing),
+        classes=4,
         resume=True,
     )
     result = fit(session, network, some_data)
