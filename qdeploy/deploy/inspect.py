@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -242,32 +242,53 @@ class _Reader:
     def code_range(
         self, codes: str, kind: ir.DataType, scale: str, zero: str
     ) -> tuple[int, int, int]:
-        """Lowest and highest code and how many there are, as a Clip or a choice of two leaves them."""
-        lowest, highest = int(kind.min), int(kind.max)
-        node, on_codes = self.bounded(codes, scale)
-        bounds = [] if node is None else self.scalars(node.input[1:])
-        steps, zeros = self.scalars([scale]), self.scalars([zero]) or [0.0]
-        if node is None or len(bounds) != 2 or not steps:
-            return lowest, highest, highest - lowest + 1
-        if not on_codes:
-            bounds = [bound / steps[0] + zeros[0] for bound in bounds]
-        low, high = sorted(round(min(max(bound, lowest), highest)) for bound in bounds)
-        return low, high, 2 if node.op_type == "Where" else high - low + 1
+        """Lowest and highest code and how many there are, as Clips or choices of two leave them."""
+        whole = int(kind.min), int(kind.max)
+        step, zeros = self.scalars([scale]), self.scalars([zero]) or [0.0]
+        makers = self.bounded(codes, scale)
+        ends = [self.bounds(*maker, whole, step, zeros[0]) for maker in makers]
+        low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+        chosen = all(maker is not None and maker.op_type == "Where" for maker, _ in makers)
+        return low, high, 2 if chosen and whole not in ends else high - low + 1
 
-    def bounded(self, codes: str, scale: str) -> tuple[onnx.NodeProto | None, bool]:
-        """The Clip or Where that codes come from, and whether it bounds codes or the values of them."""
-        on_codes = True
+    def bounds(
+        self,
+        maker: onnx.NodeProto | None,
+        on_codes: bool,
+        whole: tuple[int, int],
+        step: Sequence[float],
+        zero: float,
+    ) -> tuple[int, int]:
+        """The lowest and the highest code that a Clip or Where leaves of all."""
+        bounds = [] if maker is None else self.scalars(maker.input[1:])
+        if len(bounds) != 2 or not step:
+            return whole
+        if not on_codes:
+            bounds = [bound / step[0] + zero for bound in bounds]
+        low, high = sorted(round(min(max(bound, whole[0]), whole[1])) for bound in bounds)
+        return low, high
+
+    def bounded(
+        self, codes: str, scale: str, on_codes: bool = True
+    ) -> list[tuple[onnx.NodeProto | None, bool]]:
+        """The Clips or Wheres that codes come from, and whether each bounds codes or the values of them.
+
+        None where there is none. Of a Concat those of all that it joins.
+        """
         while (maker := self.graph.maker(codes)) is not None:
             if maker.op_type in ("Clip", "Where"):
-                return maker, on_codes
+                return [(maker, on_codes)]
+            if maker.op_type == "Concat":
+                joined = (self.bounded(part, scale, on_codes) for part in maker.input)
+                return [one for part in joined for one in part]
             if maker.op_type == "QuantizeLinear":
                 on_codes = False
             elif maker.op_type == "DequantizeLinear" and maker.input[1] == scale:
                 on_codes = True
-            elif maker.op_type not in MOVERS:
+            elif maker.op_type not in MOVERS and not _repeats(maker):
                 break
             codes = maker.input[0]
-        return None, on_codes
+        return [(None, on_codes)]
 
     def scalars(self, names: Iterable[str]) -> list[float]:
         """Those that are constants of one element."""
@@ -278,6 +299,12 @@ class _Reader:
 def _is_known(node: onnx.NodeProto) -> bool:
     """ONNX's own operators, and ONNX Runtime's QGemm and channels-last QLinearConv."""
     return not is_foreign(node.domain) or node.op_type in ON_CODES
+
+
+def _repeats(node: onnx.NodeProto) -> bool:
+    """Whether it is an upsampling that only repeats values."""
+    modes = [one.s for one in node.attribute if one.name == "mode"]
+    return node.op_type == "Resize" and modes in ([], [b"nearest"])
 
 
 def _three(names: Any) -> tuple[str, str, str]:

@@ -169,7 +169,7 @@ class TestWhatIsReturned:
                 "gives no batch: RuntimeError: stack expects each tensor",
             ),
             (
-                "class D(torch.utils.data.IterableDataset):\n    pass\n\n\n"
+                "class D(torch.utils.data.IterableDataset):\n    __iter__ = None\n\n\n"
                 "def make():\n    return D(), D()\n",
                 "its train has no length",
             ),

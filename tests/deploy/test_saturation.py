@@ -152,6 +152,31 @@ def test_the_range_of_what_a_layer_reads_counts(tmp_path):
 
 
 @is_emulated
+class Joined(nn.Module):
+    """A convolution that reads two others, one of which is enlarged."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.other = nn.Conv2d(3, 5, 3, padding=1), nn.Conv2d(3, 5, 3, 2, padding=1)
+        self.last, self.head = nn.Conv2d(10, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        enlarged = nn.functional.interpolate(self.other(x).relu(), scale_factor=2)
+        return self.head(self.last(torch.cat([self.one(x).relu(), enlarged], 1)).relu())
+
+
+def test_what_a_concat_joins_is_bounded_as_its_parts_are(tmp_path):
+    """At 4 bits on both sides codes are spread to fill int8, which 15 leaves room for."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 8, 8)
+    prepared = qdeploy.prepare(Joined(), x, "lsq", 4, 4).eval()
+    qdeploy.calibrate(prepared, [x])
+    contents = inspect(qdeploy.export(prepared, tmp_path / "m.onnx", x))
+    reads = {layer.name: layer.activation.codes for layer in contents.layers}
+    assert reads["last"] == (0, 15)
+    assert contents.saturation("").layers == ()
+
+
 def test_files_without_such_layers_and_exact_sessions_give_everywhere_the_same(tmp_path):
     x = networks.images(16).numpy()
     files = {
