@@ -151,7 +151,6 @@ def test_the_range_of_what_a_layer_reads_counts(tmp_path):
     assert layers_of(network, tmp_path, "simqat", 8, "float", reduce_range=False).quantized == 0
 
 
-@is_emulated
 class Joined(nn.Module):
     """A convolution that reads two others, one of which is enlarged."""
 
@@ -177,6 +176,7 @@ def test_what_a_concat_joins_is_bounded_as_its_parts_are(tmp_path):
     assert contents.saturation("").layers == ()
 
 
+@is_emulated
 def test_files_without_such_layers_and_exact_sessions_give_everywhere_the_same(tmp_path):
     x = networks.images(16).numpy()
     files = {
