@@ -39,7 +39,15 @@ class RunFolder:
         """Every file that a run may hold, without those of the nested run."""
         code = (self.network, self.task, self.data)
         training = (self.recipe, *code, self.log, self.metrics, self.scores, self.last, self.best)
-        return (*training, self.curves, self.model, self.float_model, *self.reports)
+        return (*training, self.curves, *self._models(), *self.reports)
+
+    def _models(self) -> tuple[Path, ...]:
+        """With weights that lie beside large ones, and what LiteRT reads."""
+        models = self.model, self.float_model
+        weights = (
+            file for model in models for file in self.path.glob(f"{model.name}.????????.data")
+        )
+        return (*models, *weights, self.model.with_suffix(".tflite"))
 
 
 def recipe_file(run: RunFolder) -> Path:

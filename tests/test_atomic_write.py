@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -47,3 +48,36 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "file"
     with pytest.raises(QdeployError, match=rf"cannot write {path}: No such file"):
         write(path, b"new")
+
+
+def test_a_folder_is_named(tmp_path: Path) -> None:
+    for folder in (tmp_path, Path()):
+        with pytest.raises(QdeployError, match="it is a folder; give the name of a file"):
+            write(folder, b"new")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+def test_who_may_read_a_file_stays_as_it_was(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    write(old, b"old")
+    old.chmod(0o640)
+    umask = os.umask(0o027)
+    try:
+        write(old, b"new")
+        write(new, b"new")
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(old.stat().st_mode) == 0o640
+    assert stat.S_IMODE(new.stat().st_mode) == 0o640, "a new file is as the umask says"
+
+
+def test_a_link_goes_on_to_point_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    file, link = tmp_path / "store" / "file", tmp_path / "link"
+    write(file, b"old")
+    link.symlink_to(file)
+    write(link, b"new")
+    assert link.is_symlink()
+    assert file.read_bytes() == b"new"
+    assert os.listdir(tmp_path / "store") == ["file"]

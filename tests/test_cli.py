@@ -138,3 +138,19 @@ def test_an_interrupt_ends_with_130(monkeypatch):
 
     monkeypatch.setattr("qdeploy.methods.available", interrupted)
     assert printed("methods", code=130) == "interrupted\n"
+
+
+PATHS = [
+    (command.name, parameter)
+    for command in main.commands.values()
+    for parameter in command.params
+    if isinstance(parameter.type, click.Path)
+]
+
+
+@pytest.mark.parametrize(("command", "parameter"), PATHS, ids=lambda one: getattr(one, "name", one))
+def test_an_empty_path_is_refused_wherever_there_is_one(command, parameter):
+    option = [] if isinstance(parameter, click.Argument) else [parameter.opts[0]]
+    result = CliRunner().invoke(main, [command, *option, "", *([] if not option else ["."])])
+    assert result.exit_code == 2
+    assert "the path is empty" in result.output

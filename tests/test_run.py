@@ -57,7 +57,8 @@ def test_resume_keeps_everything(tmp_path: Path) -> None:
 def test_force_removes_the_old_run_and_nothing_else(tmp_path: Path) -> None:
     run = create_run(tmp_path, recipe())
     create_run(run.float_run.path, recipe())
-    for file in (*run.all_files, *run.float_run.all_files, tmp_path / "thesis.tex"):
+    beside = tmp_path / "model.onnx.0123abcd.data", tmp_path / "model.tflite"
+    for file in (*run.all_files, *run.float_run.all_files, *beside, tmp_path / "thesis.tex"):
         file.write_text("old")
 
     create_run(tmp_path, recipe(), force=True)

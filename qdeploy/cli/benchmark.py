@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from qdeploy.cli.options import AS_JSON, DATA_ROOT, PROVIDER, reports_errors, show
+from qdeploy.cli.options import AS_JSON, DATA_ROOT, PROVIDER, FilePath, reports_errors, show
 
 
 @click.command()
-@click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("models", nargs=-1, required=True, type=FilePath())
 @PROVIDER
 @click.option(
     "--threads", type=click.IntRange(min=1), default=1, show_default=True, help="On the CPU."
@@ -39,7 +39,7 @@ from qdeploy.cli.options import AS_JSON, DATA_ROOT, PROVIDER, reports_errors, sh
 @click.option("--layers", is_flag=True, help="List every kernel that ran, layer by layer.")
 @click.option("--data", "dataset", help="Measure top-1 on this data set as well.")
 @DATA_ROOT
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder for benchmark.json.")
+@click.option("-o", "--output", type=FilePath(), help="Folder for benchmark.json.")
 @AS_JSON
 @reports_errors
 def benchmark(

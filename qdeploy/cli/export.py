@@ -7,15 +7,15 @@ from typing import Literal
 
 import click
 
-from qdeploy.cli.options import AS_JSON, DATA_ROOT, DEVICE, PROVIDER, reports_errors, show
+from qdeploy.cli.options import AS_JSON, DATA_ROOT, DEVICE, PROVIDER, FilePath, reports_errors, show
 from qdeploy.deploy.targets import available
 from qdeploy.errors import QdeployError
 
 
 @click.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=FilePath(exists=True, file_okay=False))
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="ONNX file.  [default: RUN/model.onnx]"
+    "-o", "--output", type=FilePath(dir_okay=False), help="ONNX file.  [default: RUN/model.onnx]"
 )
 @click.option(
     "--target",
@@ -36,7 +36,7 @@ from qdeploy.errors import QdeployError
 )
 @click.option(
     "--triton",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=FilePath(file_okay=False),
     help="Also make a model repository for Triton Inference Server in this folder.",
 )
 @click.option(

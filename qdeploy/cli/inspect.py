@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from qdeploy.cli.options import AS_JSON, reports_errors, show
+from qdeploy.cli.options import AS_JSON, FilePath, reports_errors, show
 
 EXIT_CODES = {"changed": 1, "lost": 3}
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=FilePath())
 @AS_JSON
 @reports_errors
 def inspect(model: Path, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -31,6 +32,18 @@ def reports_errors(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+class FilePath(click.Path):
+    """A path; an empty one, as a shell makes of a variable that is not set, is refused."""
+
+    def __init__(self, exists: bool = False, file_okay: bool = True, dir_okay: bool = True) -> None:
+        super().__init__(exists, file_okay, dir_okay, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not os.fspath(value):
+            self.fail("the path is empty: give one, or leave the option out", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 def show(*parts: object) -> None:
     """Prints text as it is, and what rich draws (tables, groups) as wide as the terminal."""
     from rich.console import Console
@@ -44,7 +57,7 @@ def show(*parts: object) -> None:
 
 DATA_ROOT = click.option(
     "--data-root",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Where the data sets are, in place of data.root.",
 )
 DEVICE = click.option(

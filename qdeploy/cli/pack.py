@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from qdeploy.cli.options import reports_errors
+from qdeploy.cli.options import FilePath, reports_errors
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
+@click.argument("model", type=FilePath())
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Write here, and leave MODEL as it is."
+    "-o", "--output", type=FilePath(dir_okay=False), help="Write here, and leave MODEL as it is."
 )
 @reports_errors
 def pack(model: Path, output: Path | None) -> None:

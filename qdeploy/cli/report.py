@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qdeploy.cli.options import AS_JSON, reports_errors, show
+from qdeploy.cli.options import AS_JSON, FilePath, reports_errors, show
 
 
 @click.command()
@@ -14,12 +14,12 @@ from qdeploy.cli.options import AS_JSON, reports_errors, show
     "runs",
     nargs=-1,
     required=True,
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=FilePath(exists=True, file_okay=False),
 )
 @click.option(
     "-o",
     "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
+    type=FilePath(dir_okay=False),
     default=Path("comparison.html"),
     show_default=True,
     help="The page.",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from qdeploy.cli.options import DATA_ROOT, DEVICE, reports_errors
+from qdeploy.cli.options import DATA_ROOT, DEVICE, FilePath, reports_errors
 
 DEFAULT_RECIPE = "lenet5-digits-slb-w1a8"
 
@@ -33,7 +33,7 @@ DEFAULT_RECIPE = "lenet5-digits-slb-w1a8"
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="Run folder.  [default: runs/<recipe>-<time>]",
 )
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder.")

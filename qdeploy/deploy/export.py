@@ -86,13 +86,14 @@ def export(
     normalisation = pixels or checked_normalisation(normalisation, "normalisation")
     entries = file_metadata(classes, normalisation, versions()) | dict(metadata or {})
     runtime = find_target(target)
+    place = onnx_path(runtime, Path(path))
     network = convert(given) if holds_prepared(given) else given
     model = to_onnx(network, example_input, input_names, output_names, target=target)
     if pixels is not None:
         take_pixels(model, *pixels)
     file = finished(model, packing and runtime.packs, entries, readable)
     check_in_runtime(file, runtime, as_inputs(example_input))
-    return write_for(runtime, file, onnx_path(runtime, Path(path)))
+    return write_for(runtime, file, place)
 
 
 def to_onnx(

@@ -154,15 +154,21 @@ def gates_on_integers(model: ir.Model) -> None:
         )
 
 
-def quantizers_before_depth_to_space(model: ir.Model) -> None:
-    """Rounds before DepthToSpace, which then moves codes: a Conv needs its quantizer right behind it."""
+def quantizers_behind_products(model: ir.Model) -> None:
+    """Rounds right behind a product, and then moves codes: to squares (DepthToSpace), from rows (Reshape).
+
+    A Conv needs its quantizer there. A Gemm does without in ONNX Runtime, but OpenVINO takes the
+    channels of what is in rows for positions, unless codes of one step are made sequences.
+    """
     for node in list(model.graph):
         quantizer = only_reader(node.outputs[0], "QuantizeLinear")
-        if node.op_type != "DepthToSpace" or quantizer is None:
+        from_rows = node.op_type == "Reshape" and made_by(node.inputs[0], "Gemm") is not None
+        if quantizer is None or not (from_rows or node.op_type == "DepthToSpace"):
             continue
         codes = ir.node("QuantizeLinear", [node.inputs[0], *quantizer.inputs[1:]])
-        moved = ir.node("DepthToSpace", [codes.outputs[0]], node.attributes)
-        moved.outputs[0].type = quantizer.outputs[0].type
+        moved = ir.node(node.op_type, [codes.outputs[0], *node.inputs[1:]], node.attributes)
+        codes.outputs[0].type = moved.outputs[0].type = quantizer.outputs[0].type
+        codes.outputs[0].shape, moved.outputs[0].shape = node.inputs[0].shape, node.outputs[0].shape  # type: ignore[union-attr]
         ir.convenience.replace_nodes_and_values(
             model.graph, quantizer, [node, quantizer], [codes, moved], quantizer.outputs, moved.outputs
         )  # fmt: skip
@@ -201,5 +207,5 @@ ONTO_INTEGERS: tuple[Pass, ...] = (
     keep_both_roundings,
     gates_on_integers,
     pads_on_integers,
-    quantizers_before_depth_to_space,
+    quantizers_behind_products,
 )

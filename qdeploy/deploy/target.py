@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from qdeploy.benchmark.runtime import Array
 from qdeploy.deploy.edits import Pass
+from qdeploy.deploy.seal import KEY
 from qdeploy.deploy.targets import available
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
@@ -26,7 +27,7 @@ class OwnFormat:
     """A runtime's own kind of file, which is made of the ONNX file and lies beside it.
 
     suffix      of its name
-    translated  the bytes of that file, of an unpacked ONNX file's model
+    translated  the bytes of that file, of an unpacked ONNX file's model, with its metadata
     """
 
     suffix: str
@@ -73,9 +74,18 @@ class Target:
 
 
 def onnx_path(target: Target, path: Path) -> Path:
-    """Where the ONNX file goes, if `path` may be that of the runtime's own file."""
-    own = target.own_format
-    return path.with_suffix(".onnx") if own and path.suffix == own.suffix else path
+    """Where the ONNX file goes, if `path` may be that of the runtime's own file.
+
+    Errors: QdeployError if it is that of another runtime.
+    """
+    if path.suffix not in _own_suffixes():
+        return path
+    if target.own_format is None or path.suffix != target.own_format.suffix:
+        raise QdeployError(
+            f"{path} is the name of another target's file, and this target writes ONNX; call it "
+            f"{path.with_suffix('.onnx').name}, or choose the target that writes {path.suffix}"
+        )
+    return path.with_suffix(".onnx")
 
 
 def runtime_path(target: Target, path: Path) -> Path:
@@ -83,16 +93,25 @@ def runtime_path(target: Target, path: Path) -> Path:
     return path if target.own_format is None else path.with_suffix(target.own_format.suffix)
 
 
+def _own_suffixes() -> set[str]:
+    formats = (find_target(name).own_format for name in available())
+    return {one.suffix for one in formats if one is not None}
+
+
 def write_for(target: Target, model: onnx.ModelProto, path: Path) -> Path:
     """Writes the ONNX file, and a runtime's own beside it; returns the one that the runtime reads.
 
-    path: of the ONNX file. The runtime's own is made first, since that may be refused.
+    path: of the ONNX file. The runtime's own is made first, since that may be refused. One that an
+    earlier export left there for another target would be taken for this model's, and goes.
     """
     read = runtime_path(target, path)
     if target.own_format is not None:
         with atomic_write(read) as file:
             file.write(target.own_format.translated(model))
     write(model, path)
+    for left in map(path.with_suffix, _own_suffixes()):
+        if left != read and left.is_file() and KEY.encode() in left.read_bytes():
+            left.unlink()
     return read
 
 

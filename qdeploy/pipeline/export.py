@@ -72,7 +72,9 @@ def record_json(record: Record, traced: bool) -> str:
 
 def check_file(file: Path, run: RunFolder) -> None:
     """Errors: QdeployError for a file that cannot be written or that the float network has."""
-    if file.resolve() == run.float_model.resolve():
+    if file.is_dir():
+        raise QdeployError(f"cannot write {file}: it is a folder; give the name of a file with -o")
+    if run.float_model.resolve() in (file.resolve(), file.with_suffix(".onnx").resolve()):
         raise QdeployError(f"{file} is where the float network goes; choose another file with -o")
     if not file.parent.is_dir():
         raise QdeployError(

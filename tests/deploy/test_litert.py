@@ -38,18 +38,33 @@ def export(folder, network, width="w8a8", **options):
 
 
 def in_onnx_runtime(path, images):
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    """With weights uint8 at load, since pairs of products of int8 may saturate without VNNI."""
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    model = with_cut_weights(onnx.load(path)).SerializeToString()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     return session.run(None, {"input": images})[0]
 
 
-def assert_equal(expected, found, ties=False):
-    """ties: Adds in fixed point and divisions by multiplication round near-ties the other way."""
+def with_cut_weights(model):
+    """The 128 of a channel that folding mirrored is 127, since LiteRT's weights have no zero point."""
+    tensors = {one.name: one for one in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in tensors:
+            codes, _, zero = (numpy_helper.to_array(tensors[name]) for name in node.input)
+            if codes.dtype == np.int8 and codes.ndim > 1:
+                zero = zero.reshape(-1, *[1] * (codes.ndim - 1))
+                cut = np.minimum(codes, (zero.astype(int) + 127).clip(max=127).astype(np.int8))
+                tensors[node.input[0]].CopyFrom(numpy_helper.from_array(cut, node.input[0]))
+    return model
+
+
+def assert_equal(expected, found):
+    """But for floats that kernels add in another order, so that a near-tie rounds the other way."""
     assert found.shape == expected.shape
     apart = np.abs(expected - found).reshape(len(found), -1).max(1) / expected.std()
     equal = (apart < 1e-4).mean()
-    assert np.median(apart) < 0.01 if ties else equal >= 0.9, (
-        f"{equal:.0%} equal, {apart.max()} apart"
-    )
+    assert equal >= 0.9, f"{equal:.0%} equal, {apart.max()} apart"
 
 
 def padded_pools():
@@ -68,19 +83,23 @@ def turned():
     )  # fmt: skip
 
 
-OF_ITS_OWN = {"padded_pools": padded_pools, "turned": turned}
+def below_zero():
+    """Codes that all stand for values below 0, and end below their zero point."""
+    return nn.Sequential(conv(), nn.Hardtanh(-3, -0.1), conv(6, 5), nn.Flatten())
+
+
+OF_ITS_OWN = {"padded_pools": padded_pools, "turned": turned, "below_zero": below_zero}
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "ties"),
+    ("name", "width"),
     [
-        ("residual", "w8a8", True), ("residual", "w4", False), ("inverted_residual", "w4a4", True),
-        ("shuffled", "w4a4", False), ("squeeze_excite", "w8a8", False), ("hard_swish", "w8a8", True),
-        ("up_and_down", "w8a8", False), ("padded_pools", "w4a4", False), ("padded_pools", "w4", False),
-        ("turned", "w8a8", False),
+        ("residual", "w8a8"), ("residual", "w4a4"), ("residual", "w4"), ("inverted_residual", "w4a4"),
+        ("shuffled", "w4a4"), ("squeeze_excite", "w8a8"), ("hard_swish", "w8a8"), ("up_and_down", "w8a8"),
+        ("padded_pools", "w4a4"), ("padded_pools", "w4"), ("turned", "w8a8"), ("below_zero", "w4a4"),
     ],
 )  # fmt: skip
-def test_it_computes_what_onnx_runtime_does(flatbuffer, name, width, ties, tmp_path):
+def test_it_computes_what_onnx_runtime_does(flatbuffer, name, width, tmp_path):
     torch.manual_seed(0)
     network = OF_ITS_OWN[name]() if name in OF_ITS_OWN else networks.build(name)
     path, own = export(tmp_path, network, width)
@@ -88,7 +107,7 @@ def test_it_computes_what_onnx_runtime_does(flatbuffer, name, width, ties, tmp_p
     assert version.startswith("LiteRT 2")
     expected = in_onnx_runtime(path, IMAGES)
     found = run(IMAGES)[0]
-    assert_equal(expected, found, ties)
+    assert_equal(expected, found)
     assert np.array_equal(run(IMAGES[:3])[0], found[:3]), "the batch is open"
 
 
@@ -147,7 +166,8 @@ def test_bounds_of_few_bits_cost_no_operator(flatbuffer, tmp_path):
         "CONV_2D": 3, "DEPTHWISE_CONV_2D": 1, "ADD": 1, "MEAN": 1, "RESHAPE": 1, "PAD": 1,
         "QUANTIZE": 2,  # of the input, and of the stem's codes, which two read at different widths
         "MAXIMUM": 1,  # of the sum, which may be negative, in front of a Linear of 4 bits
-        "DEQUANTIZE": 2, "FULLY_CONNECTED": 1,  # what is not rounded behind is computed in floats
+        # What is not rounded behind is computed in floats, and from step to step it goes by floats.
+        "DEQUANTIZE": 3, "FULLY_CONNECTED": 1,
     }  # fmt: skip
 
 
@@ -174,20 +194,27 @@ def test_pixels_go_in_as_bytes(flatbuffer, grey, tmp_path):
     assert found.types[found.graph.inputs[0]] == "UINT8"
     assert ("CAST" in found.kinds) == (not grey)
     bytes_ = pixels.to(torch.uint8).numpy()
-    assert_equal(in_onnx_runtime(path, bytes_), litert.load(own)[1](bytes_)[0], ties=not grey)
+    assert_equal(in_onnx_runtime(path, bytes_), litert.load(own)[1](bytes_)[0])
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("signal", "two axes, at conv"), ("attention", "operator MatMul|operator Softmax")],
-)
+    [
+        ("signal", "two axes, at conv"), ("attention", "operator MatMul|operator Softmax"),
+        ("overlapping", "Transpose of what is constant"),
+    ],
+)  # fmt: skip
 def test_what_it_has_no_form_of_is_named_and_nothing_is_written(
     flatbuffer, name, message, tmp_path
 ):
     attention = Network(
         lambda self, x: torch.softmax(x @ x.transpose(2, 3), -1).flatten(1), conv=conv()
     )
-    network = attention if name == "attention" else networks.build(name)
+    overlapping = calibrated_by(
+        nn.Sequential(conv(), nn.ConvTranspose2d(6, 5, 3, 2, 1)), *WIDTHS["w8a8"]
+    )  # its weights are turned, and no kernel takes them
+    own = {"attention": attention, "overlapping": overlapping}
+    network = own[name] if name in own else networks.build(name)
     with pytest.raises(QdeployError, match=f"target litert has no form of .*{message}"):
         qdeploy.export(network.eval(), tmp_path / "m.tflite", networks.images(2), target="litert")
     assert not list(tmp_path.iterdir())

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import qdeploy
+from qdeploy.deploy.batch_length import count_batch_by_size
 from qdeploy.deploy.export import finished, to_onnx
 from qdeploy.deploy.targets import openvino as runtime
 from qdeploy.errors import QdeployError
@@ -144,10 +145,11 @@ class TestTokens:
         folder = tmp_path_factory.mktemp("tokens")
         return {name: written(prepared, folder / name, name) for name in ("cpu", "openvino")}
 
-    def test_openvino_computes_what_onnx_runtime_does(self, files):
+    @pytest.mark.parametrize("target", ["cpu", "openvino"])
+    def test_openvino_computes_what_onnx_runtime_does(self, files, target):
         pytest.importorskip("openvino")
-        run = runtime.load(files["openvino"])[1]
-        expected, (found,) = in_onnx_runtime(files["openvino"]), run(IMAGES)
+        run = runtime.load(files[target])[1]
+        expected, (found,) = in_onnx_runtime(files[target]), run(IMAGES)
         assert_equal_but_for_ties(expected.reshape(len(found), -1), found.reshape(len(found), -1))
         assert np.allclose(run(IMAGES[:1])[0], found[:1], atol=1e-6), "one image alone"
 
@@ -160,8 +162,8 @@ class TestTokens:
             name: {node.op_type for node in onnx.load(path).graph.node}
             for name, path in files.items()
         }
-        assert {"Shape", "Gemm"} <= kinds["cpu"]
-        assert not {"Shape", "Gemm"} & kinds["openvino"]
+        assert "Shape" not in kinds["cpu"] | kinds["openvino"]
+        assert "Gemm" in kinds["cpu"] - kinds["openvino"]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_lengths_come_from_the_size_of_an_input_that_is_open_in_one(shapes, left
         {{ z = Cast<to = 1>(x)  y = Shape<end = 2>(z) }}"""
     )
     graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(model))
-    runtime.count_batch_by_size(graph)
+    count_batch_by_size(graph)
     changed = onnx_ir.to_proto(graph)
     assert ("Shape" in {node.op_type for node in changed.graph.node}) == left
     for one in (model, changed):

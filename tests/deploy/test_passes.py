@@ -350,7 +350,7 @@ def test_rounding_moves_before_the_layout_in_squares():
             initializer.CopyFrom(onnx.numpy_helper.from_array(weight, "w"))
     if not any(i.name == "w" for i in before.graph.initializer):
         before.graph.initializer.append(onnx.numpy_helper.from_array(weight, "w"))
-    after = rewritten(before, integer_passes.quantizers_before_depth_to_space)
+    after = rewritten(before, integer_passes.quantizers_behind_products)
     assert kinds(after) == ["Conv", "QuantizeLinear", "DepthToSpace", "DequantizeLinear"]
     same_values(before, after)
 

@@ -16,7 +16,7 @@ from exported_networks import calibrated, skip_without_runtime
 import qdeploy
 from qdeploy.cli.export import export as export_command
 from qdeploy.deploy import targets
-from qdeploy.deploy.target import Target, find_target
+from qdeploy.deploy.target import Target, find_target, onnx_path, write_for
 from qdeploy.deploy.triton import write_repository
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import ExportSection
@@ -149,3 +149,30 @@ def state_of(network):
     }
     tensors = {name: value.tolist() for name, value in network.state_dict().items()}
     return json.dumps([plain, tensors])
+
+
+class TestFilesBesideTheModel:
+    MODEL = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 13]> g (float[N] x) => (float[N] y) { y = Relu(x) }'
+    )
+
+    def test_one_of_an_earlier_export_for_another_target_goes(self, tmp_path):
+        earlier = tmp_path / "m.tflite"
+        earlier.write_bytes(b"....TFL3 ... qdeploy.sha256 ...")
+        path = tmp_path / "m.onnx"
+        assert write_for(find_target("cpu"), self.MODEL, path) == path
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_files_of_others_stay(self, tmp_path):
+        others = [tmp_path / "m.tflite", tmp_path / "n.tflite"]
+        others[0].write_bytes(b"....TFL3 of a converter")
+        others[1].write_bytes(b"....TFL3 ... qdeploy.sha256 ... of another model")
+        write_for(find_target("cpu"), self.MODEL, tmp_path / "m.onnx")
+        assert all(other.exists() for other in others)
+
+    def test_onnx_is_not_called_as_another_runtimes_file(self, tmp_path):
+        with pytest.raises(
+            QdeployError, match=r"m\.tflite .* call it m\.onnx, or choose the target"
+        ):
+            onnx_path(find_target("cpu"), tmp_path / "m.tflite")
+        assert onnx_path(find_target("litert"), tmp_path / "m.tflite") == tmp_path / "m.onnx"

@@ -32,7 +32,8 @@ Options = tuple[str, dict[str, Any]]
 class Codes:
     """The uint8 codes low..high of a step; `shift` more of each is in the LiteRT file.
 
-    The highest one stands at 127, so that int8 itself ends the range there, however few bits it has.
+    The highest one stands at 127, so that int8 itself ends the range there, however few bits it has;
+    where all codes stand for negative values, the zero point does, which has to fit int8 as well.
     """
 
     scale: float
@@ -105,10 +106,20 @@ class LiteRTGraph:
         shape = self.shapes[name]
         return tuple(shape[axis] for axis in TO_LAST) if len(shape) == 4 else shape
 
-    def parameter(self, name: str) -> Weight:
-        """Floats are their own codes."""
-        known = self.weights.get(name)
-        return known or Weight(self.constants[name], np.ones(1, np.float32))
+    def value(self, node: Node, index: int = 0) -> Value:
+        """An input that is computed."""
+        if node.input[index] not in self.values:
+            raise refused(
+                node, f"{node.op_type} of what is constant, such as weights that are turned"
+            )
+        return self.values[node.input[index]]
+
+    def parameter(self, node: Node, index: int) -> Weight:
+        """An input that is constant. Floats are their own codes."""
+        name = node.input[index]
+        if name not in self.weights and name not in self.constants:
+            raise refused(node, f"{node.op_type} whose weights are computed or turned")
+        return self.weights.get(name) or Weight(self.constants[name], np.ones(1, np.float32))
 
     def only_reader(self, name: str) -> Node | None:
         ends = {one.name for one in self.onnx.output}
@@ -134,7 +145,7 @@ class LiteRTGraph:
             reader = self.only_reader(reader.output[0])
         if reader is not None and reader.op_type == "Clip":
             low, high = (int(self.constants[name]) for name in reader.input[1:])
-        return Codes(float(scale), int(zero), low, high, HIGHEST - high)
+        return Codes(float(scale), int(zero), low, high, HIGHEST - max(high, int(zero)))
 
     # -- what is written into the LiteRT graph
 
@@ -148,7 +159,7 @@ class LiteRTGraph:
         fuses: bool = False,
         positive: bool = False,
     ) -> Value:
-        """An operator, and behind it the lower bound of its codes where it has no other.
+        """An operator, and behind it the bounds of its codes where it has no others.
 
         fuses: whether the operator takes a ReLU; positive: whether it gives nothing below 0
         """
@@ -159,7 +170,11 @@ class LiteRTGraph:
             options, bounded = (options[0], options[1] | {"fusedActivationFunction": relu}), True
         made = self.tensor(shape, codes)
         self.file.operator(kind, inputs, made.tensor, options)
-        return made if codes is None or bounded else self.clipped(made, codes, "MAXIMUM", codes.low)
+        if codes is not None and not bounded:
+            made = self.clipped(made, codes, "MAXIMUM", codes.low)
+        if codes is not None and codes.high + codes.shift < HIGHEST:
+            made = self.clipped(made, codes, "MINIMUM", codes.high)
+        return made
 
     def clipped(self, value: Value, codes: Codes, kind: str, bound: int) -> Value:
         """The MAXIMUM or MINIMUM of its codes and one code."""
@@ -181,13 +196,18 @@ class LiteRTGraph:
         return self.floats[value.tensor]
 
     def as_codes(self, value: Value, codes: Codes, shift: int | None = None) -> Value:
-        """On this step, rounded where it is on another one; shift: and at this place in int8."""
-        known = value.codes
-        if known is not None and known.is_on_step_of(codes) and shift in (None, known.shift):
-            return value
+        """On this step, rounded where it is on another one; shift: and at this place in int8.
+
+        From step to step it goes by floats: XNNPACK has 8 bits behind the point for their quotient.
+        """
+        known, positive = value.codes, value.is_positive
+        if known is not None and known.is_on_step_of(codes):
+            if shift in (None, known.shift):
+                return value
+        else:
+            value = self.as_floats(value)
         options: Options = ("QuantizeOptions", {})
-        inputs, positive = [value.tensor], value.is_positive
-        return self.emit("QUANTIZE", inputs, value.shape, codes, options, positive=positive)
+        return self.emit("QUANTIZE", [value.tensor], value.shape, codes, options, positive=positive)
 
     def transposed(self, value: Value, order: Sequence[int]) -> Value:
         axes = self.file.constant("axes", np.array(order, np.int32))

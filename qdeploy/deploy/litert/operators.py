@@ -51,7 +51,7 @@ def _arithmetic(kind: str, options: str, integers: bool) -> Operator:
 
     def operator(graph: LiteRTGraph, node: Node) -> Value:
         shape = graph.shape(node.output[0])
-        values = [_operand(graph, name, len(shape)) for name in node.input]
+        values = [_operand(graph, node, index, len(shape)) for index in (0, 1)]
         codes = graph.codes_behind(node.output[0])
         if not integers or any(value.codes is None for value in values):
             codes = None
@@ -63,10 +63,11 @@ def _arithmetic(kind: str, options: str, integers: bool) -> Operator:
     return operator
 
 
-def _operand(graph: LiteRTGraph, name: str, axes: int) -> Value:
+def _operand(graph: LiteRTGraph, node: Node, index: int, axes: int) -> Value:
     """A value, or a constant of as many axes as the result has."""
+    name = node.input[index]
     if name not in graph.constants:
-        return graph.values[name]
+        return graph.value(node, index)
     array = graph.constants[name].astype(np.float32)
     array = array.reshape((1,) * (axes - array.ndim) + array.shape)
     array = array.transpose(TO_LAST) if axes == 4 else array
@@ -75,14 +76,14 @@ def _operand(graph: LiteRTGraph, name: str, axes: int) -> Value:
 
 def _in_floats(kind: str) -> Operator:
     def operator(graph: LiteRTGraph, node: Node) -> Value:
-        x = graph.as_floats(graph.values[node.input[0]])
+        x = graph.as_floats(graph.value(node))
         return graph.emit(kind, [x.tensor], x.shape)
 
     return operator
 
 
 def _hard_sigmoid(graph: LiteRTGraph, node: Node) -> Value:
-    given, x = attributes(node), graph.as_floats(graph.values[node.input[0]])
+    given, x = attributes(node), graph.as_floats(graph.value(node))
     for kind, options, number in (
         ("MUL", "MulOptions", given.get("alpha", 0.2)),
         ("ADD", "AddOptions", given.get("beta", 0.5)),
@@ -93,7 +94,7 @@ def _hard_sigmoid(graph: LiteRTGraph, node: Node) -> Value:
 
 
 def _cast(graph: LiteRTGraph, node: Node) -> Value:
-    x = graph.values[node.input[0]]
+    x = graph.value(node)
     if attributes(node)["to"] != onnx.TensorProto.FLOAT or x.codes is not None:
         raise refused(node, "Cast to other types than float32")
     return graph.emit("CAST", [x.tensor], x.shape)
@@ -104,12 +105,12 @@ def _guard(graph: LiteRTGraph, node: Node) -> Value:
     bound = graph.constants.get(node.input[1])
     if bound is None or bound.size > 1 or bound != np.finfo(np.float32).min:
         raise refused(node, "the operator Max")
-    return graph.values[node.input[0]]
+    return graph.value(node)
 
 
 def _reshape(graph: LiteRTGraph, node: Node) -> Value:
     """ONNX counts images channel by channel: where that matters, they are turned on both sides."""
-    x, shape = graph.values[node.input[0]], graph.shape(node.output[0])
+    x, shape = graph.value(node), graph.shape(node.output[0])
     if shape.count(None) > 1:
         raise refused(node, f"{node.op_type} to several open sizes")
     if _is_image(x.shape):
@@ -127,12 +128,15 @@ def _transpose(graph: LiteRTGraph, node: Node) -> Value:
     order = attributes(node)["perm"]
     if len(order) == 4:
         order = [TO_FIRST[order[axis]] for axis in TO_LAST]
-    return graph.transposed(graph.values[node.input[0]], order)
+    return graph.transposed(graph.value(node), order)
 
 
 def _concat(graph: LiteRTGraph, node: Node) -> Value:
     """Each part is rounded to the step behind, and all of them lie at the same place in int8."""
-    shape, values = graph.shape(node.output[0]), [graph.values[name] for name in node.input]
+    shape, values = (
+        graph.shape(node.output[0]),
+        [graph.value(node, index) for index in range(len(node.input))],
+    )
     codes = graph.codes_behind(node.output[0])
     if codes is None:
         values = [graph.as_floats(value) for value in values]
@@ -148,7 +152,7 @@ def _axis(node: Node, axes: int) -> int:
 
 
 def _split(graph: LiteRTGraph, node: Node) -> list[Value]:
-    x, start, parts = graph.values[node.input[0]], 0, []
+    x, start, parts = graph.value(node), 0, []
     axis = _axis(node, len(x.shape))
     for name in node.output:
         shape = graph.shape(name)
@@ -162,7 +166,7 @@ def _split(graph: LiteRTGraph, node: Node) -> list[Value]:
 
 def _depth_to_space(graph: LiteRTGraph, node: Node) -> Value:
     """Channels are counted blocks first (DCR, as LiteRT does) or channels first (as PyTorch does)."""
-    given, x = attributes(node), graph.values[node.input[0]]
+    given, x = attributes(node), graph.value(node)
     batch, height, width, _ = x.shape
     block, shape = given["blocksize"], graph.shape(node.output[0])
     if given.get("mode", b"DCR") == b"DCR":

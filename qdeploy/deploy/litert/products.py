@@ -20,7 +20,7 @@ def linear(graph: LiteRTGraph, node: Node) -> Value:
     scaled = (given.get("alpha", 1), given.get("beta", 1)) != (1, 1)
     if given.get("transA", 0) or not given.get("transB", 0) or scaled:
         raise refused(node, "a Gemm that is no Linear")
-    x, weight = graph.values[node.input[0]], graph.parameter(node.input[1])
+    x, weight = graph.value(node), graph.parameter(node, 1)
     return product(graph, node, "FULLY_CONNECTED", x, weight, ("FullyConnectedOptions", {}))
 
 
@@ -43,7 +43,7 @@ def product(
         filters = graph.emit("DEQUANTIZE", [filters], weight.codes.shape).tensor
     inputs = [x.tensor if codes is not None else graph.as_floats(x).tensor, filters]
     if len(node.input) > 2:
-        bias = graph.parameter(node.input[2])
+        bias = graph.parameter(node, 2)
         values = bias.codes if codes is not None else bias.codes.astype(np.float32) * bias.scale
         grid = bias.grid if codes is not None else None
         inputs.append(graph.file.constant(f"{name}.bias", values, grid))

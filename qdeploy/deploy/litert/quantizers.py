@@ -25,7 +25,7 @@ def read_input(graph: LiteRTGraph, image: onnx.ValueInfoProto) -> int:
 
 
 def quantize(graph: LiteRTGraph, node: Node) -> Value:
-    return graph.as_codes(graph.values[node.input[0]], graph.codes_of(node))
+    return graph.as_codes(graph.value(node), graph.codes_of(node))
 
 
 def dequantize(graph: LiteRTGraph, node: Node) -> Value | None:
@@ -50,9 +50,9 @@ def _weight(node: Node, codes: Array, scale: Array, zero: Array) -> Weight:
 
 def clip(graph: LiteRTGraph, node: Node) -> Value:
     """Of codes an operator only where they do not end there already."""
-    value = graph.values[node.input[0]]
-    low, high = (graph.constants[name] for name in node.input[1:])
-    if value.codes is None or low.dtype != np.uint8:
+    value = graph.value(node)
+    low, high = (graph.constants.get(name) for name in (*node.input[1:], "", "")[:2])
+    if value.codes is None or low is None or high is None or low.dtype != np.uint8:
         return clipped_floats(graph, graph.as_floats(value), low, high)
     codes = narrowed(value.codes, int(low), int(high))
     if codes.low > value.codes.low:
@@ -62,8 +62,12 @@ def clip(graph: LiteRTGraph, node: Node) -> Value:
     return value
 
 
-def clipped_floats(graph: LiteRTGraph, value: Value, low: Array, high: Array) -> Value:
+def clipped_floats(
+    graph: LiteRTGraph, value: Value, low: Array | None, high: Array | None
+) -> Value:
+    """None: no bound."""
     for kind, bound in (("MAXIMUM", low), ("MINIMUM", high)):
-        inputs = [value.tensor, graph.file.constant("bound", bound)]
-        value = graph.emit(kind, inputs, value.shape, None, ("MaximumMinimumOptions", {}))
+        if bound is not None:
+            inputs = [value.tensor, graph.file.constant("bound", bound)]
+            value = graph.emit(kind, inputs, value.shape, None, ("MaximumMinimumOptions", {}))
     return value

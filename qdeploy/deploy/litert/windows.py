@@ -13,8 +13,8 @@ from qdeploy.deploy.litert.products import product
 
 
 def convolution(graph: LiteRTGraph, node: Node) -> Value:
-    given, x = attributes(node), graph.values[node.input[0]]
-    weight = graph.parameter(node.input[1])
+    given, x = attributes(node), graph.value(node)
+    weight = graph.parameter(node, 1)
     if weight.codes.ndim != 4:
         raise refused(node, "a convolution over other than two axes")
     kernel, stride = weight.codes.shape[2:], given.get("strides", [1, 1])
@@ -34,7 +34,7 @@ def convolution(graph: LiteRTGraph, node: Node) -> Value:
 
 
 def max_pool(graph: LiteRTGraph, node: Node) -> Value:
-    return _pool(graph, node, "MAX_POOL_2D", graph.values[node.input[0]])
+    return _pool(graph, node, "MAX_POOL_2D", graph.value(node))
 
 
 def average_pool(graph: LiteRTGraph, node: Node) -> Value:
@@ -42,7 +42,7 @@ def average_pool(graph: LiteRTGraph, node: Node) -> Value:
     given = attributes(node)
     if any(given.get("pads", [])) and not given.get("count_include_pad", 0):
         raise refused(node, "an average that leaves its padding out")
-    return _pool(graph, node, "AVERAGE_POOL_2D", graph.as_floats(graph.values[node.input[0]]))
+    return _pool(graph, node, "AVERAGE_POOL_2D", graph.as_floats(graph.value(node)))
 
 
 def _pool(graph: LiteRTGraph, node: Node, kind: str, x: Value) -> Value:
@@ -60,7 +60,7 @@ def _pool(graph: LiteRTGraph, node: Node, kind: str, x: Value) -> Value:
 
 
 def global_average(graph: LiteRTGraph, node: Node) -> Value:
-    x, shape = graph.values[node.input[0]], graph.shape(node.output[0])
+    x, shape = graph.value(node), graph.shape(node.output[0])
     if len(x.shape) != 4:
         raise refused(node, "an average over other than two axes")
     codes = graph.codes_behind(node.output[0]) if x.codes is not None else None
