@@ -398,6 +398,23 @@ def _tensors(tensors: tuple[TensorDifference, ...]) -> str:
 
 
 @dataclass(frozen=True)
+class ProvenSize:
+    """One size of the axes that a file leaves open, the file against the integers in PyTorch.
+
+    size       of the open axes, as "24x16"
+    inputs     how many
+    codes      how many were compared, and `differing` of them differ; None for other targets than cpu
+    largest    difference of two outputs; 0.0 where all are equal bit for bit
+    """
+
+    size: str
+    inputs: int
+    codes: int | None
+    differing: int | None
+    largest: float
+
+
+@dataclass(frozen=True)
 class Gate:
     """A demand on the export; value is None where it could not be measured."""
 
@@ -443,6 +460,7 @@ class Record:
     saturation  of the exported file; None in older records.
     checked   whether prepare compared what trains with the float network; None of float and in older
               records.
+    sizes     that the file was run on, of which the first is training's; () where its sizes are fixed.
     """
 
     name: str
@@ -467,6 +485,7 @@ class Record:
     exactness: Exactness | None = None
     saturation: Saturation | None = None
     checked: bool | None = None
+    sizes: tuple[ProvenSize, ...] = ()
 
     @property
     def placement(self) -> Placement | None:

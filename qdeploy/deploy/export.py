@@ -47,6 +47,7 @@ from qdeploy.onnx_file import fits_one_file
 from qdeploy.preparation.convert import convert
 from qdeploy.preparation.graph import called_module, needed_values
 from qdeploy.preparation.inside import holds_prepared
+from qdeploy.preparation.sizes import decisions
 from qdeploy.preparation.trace import Inputs, as_inputs, described
 
 # What the graph is made in; the file gets the lowest opset that it needs.
@@ -146,6 +147,7 @@ def to_onnx(
     if any(asked):
         others = sizes_to_prove(network, inputs, axes)[-1].inputs
         refuse_fixed_windows(network, inputs, others)
+        _warn_of_decisions(network)
     traced = _exported(network, inputs, ends, axes)
     check_open(traced, network, inputs, axes, others)
     names.layer_names(traced)
@@ -236,6 +238,15 @@ def _warn_of_closed_batch(network: nn.Module, inputs: Sequence[Tensor]) -> None:
         f"as the example input has, {described(inputs)}",
         stacklevel=3,
     )
+
+
+def _warn_of_decisions(network: nn.Module) -> None:
+    if places := decisions(network):
+        warnings.warn(
+            "the file does at every size what the network does at the example's, also where the network "
+            f"itself refuses a size or would decide otherwise:{';'.join(places)}",
+            stacklevel=3,
+        )
 
 
 def _exported(network: nn.Module, inputs: Sequence[Tensor], ends: Ends, axes: OpenAxes) -> ir.Model:

@@ -47,8 +47,8 @@ def check_sizes(
         if found > allowed:
             raise QdeployError(
                 f"at {one.size} the file computes something else than the network, which takes that size: a "
-                f"size in forward became a number, that of the example, {sizes[0].size}. Nothing was written. "
-                "Leave out dynamic, or compute in forward with the sizes of its tensors"
+                f"size in forward became a number, that of the example, {sizes[0].size}. Nothing was "
+                "written. Leave out dynamic, or compute in forward with the sizes of its tensors"
             )
         allowed = min(allowed, FLOOR + TIMES * found)
 

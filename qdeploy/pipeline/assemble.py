@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from qdeploy.data import Data
 from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode
+from qdeploy.layers.transparent import transparent
 from qdeploy.network_loading import load_network
 from qdeploy.preparation.bias_correction import float_weights
 from qdeploy.preparation.prepare import prepare
@@ -34,17 +35,20 @@ def float_network_of(recipe: Recipe, data: Data, copy: Path | None = None) -> nn
     return network
 
 
-def with_regime(data: Data, recipe: Recipe, network: nn.Module) -> Data:
+def with_regime(data: Data, recipe: Recipe, *networks: nn.Module) -> Data:
     """The data under the recipe's regime.
 
-    Errors: QdeployError if the network does not take the images of one of its phases, or the
-    processes of the run cannot share out its batches.
+    networks   the float one, and the prepared one, which decides by sizes as it did when it was traced
+
+    Errors: QdeployError if one of them does not take the images of a phase, or the processes of the
+    run cannot share out its batches.
     """
     train = data.train.under(recipe.data)
     for size in {section.image_size for section in recipe.data.phases()}:
         if size is not None:
             resized = replace(data, input_shape=(data.input_shape[0], size, size))
-            check_fits(network, resized, recipe.model.network)
+            for network in networks:
+                check_fits(network, resized, recipe.model.network)
     return replace(data, train=train)
 
 
@@ -52,7 +56,7 @@ def check_fits(network: nn.Module, data: Data, name: str) -> None:
     """Runs two blank images through the network."""
     shape, classes = data.input_shape, len(data.classes)
     try:
-        with evaluation_mode(network), torch.no_grad():
+        with evaluation_mode(network), transparent(network), torch.no_grad():
             logits = network(example_input(data))
     except Exception as error:
         raise QdeployError(

@@ -48,8 +48,8 @@ def build(trained: TrainedRun, integers: nn.Module) -> Files:
     example, metadata = example_input(trained.data), metadata_of(trained)
     section = trained.recipe.export
     names = section.input_names, section.output_names
-    graph = to_onnx(integers, example, *names, target=section.target)
-    reference = to_onnx(trained.float_network, example, *names)
+    graph = to_onnx(integers, example, *names, section.target, section.dynamic)
+    reference = to_onnx(trained.float_network, example, *names, dynamic=section.dynamic)
     image = "float32"
     if section.input == "uint8":
         image = take_pixels(graph, trained.data.mean, trained.data.std)

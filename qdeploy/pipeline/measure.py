@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,11 +19,13 @@ from qdeploy.benchmark.providers import works
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Batches, Normalisation
 from qdeploy.deploy.inspect import inspect
+from qdeploy.deploy.other_sizes import Sized
 from qdeploy.deploy.seal import stamp
 from qdeploy.deploy.target import Target, find_target, runtime_path
 from qdeploy.onnx_file import fits_one_file, stored_bytes, write
 from qdeploy.pipeline.assemble import example_input, settings_text
 from qdeploy.pipeline.build import Files
+from qdeploy.pipeline.sizes import proven_by_codes, proven_by_logits
 from qdeploy.pipeline.trained_run import TrainedRun
 from qdeploy.preparation.complexity import complexity
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -58,9 +60,13 @@ def measured(
     integers: fx.GraphModule,
     files: Files,
     file: Path,
+    sizes: Sequence[Sized],
     conditions: Conditions,
 ) -> Record:
-    """The record of a file that is written: run on the test set, timed beside the float one, read."""
+    """The record of a file that is written: run on the test set, timed beside the float one, read.
+
+    sizes   that it is proven on where it takes any
+    """
     target = find_target(section.target)
     provider = provider_for(target, conditions.provider)
     runtime, classifiers = runtimes(target, file, provider, trained.pixels)
@@ -68,15 +74,21 @@ def measured(
     predictions = predict(trained, integers, compared, classifiers, conditions)
     forms = ("float", "trained", "onnx", "prepared")
     accuracy = Accuracies(*(predictions.accuracy(form) for form in forms))
+    if compared is not None:
+        proven = proven_by_codes(sizes, compared, trained)
+    else:
+        network = outputs.of_network(copy.deepcopy(integers), "cpu")
+        proven = proven_by_logits(sizes, network, classifiers["onnx"])
     exactness = compared.result() if compared is not None else None
     if exactness is not None:
         stamp(files.model, "qdeploy.proof", proof_text(exactness))
         write(files.model, file)
     agreement = predictions.agreement("trained", "onnx")
-    timed = benchmark_files([trained.run.float_model, file], provider)
+    shape = {files.float.graph.input[0].name: (1, *trained.data.input_shape)}
+    timed = benchmark_files([trained.run.float_model, file], provider, shapes=shape)
     contents = inspect(file)
     layers = describe(integers, contents.layers)
-    size = sizes(trained, files, file, information_bound(integers, layers))
+    size = bytes_of(trained, files, file, information_bound(integers, layers))
     saturation = contents.saturation(timed.placements[-1].file)
     promised = with_promises(section, exactness, timed.machine, saturation)
     return Record(
@@ -109,6 +121,7 @@ def measured(
         ),
         exactness=exactness,
         saturation=saturation,
+        sizes=proven,
     )
 
 
@@ -122,7 +135,7 @@ def proof_text(exactness: Exactness) -> str:
     return json.dumps(found | {"processor": this_machine().cpu}, separators=(",", ":"))
 
 
-def sizes(trained: TrainedRun, files: Files, file: Path, bound: int) -> Sizes:
+def bytes_of(trained: TrainedRun, files: Files, file: Path, bound: int) -> Sizes:
     """What lies on the disk; the int8 twin is only counted, and beyond protobuf's limit not at all."""
     return Sizes(
         onnx=stored_bytes(file),

@@ -312,6 +312,7 @@ class ExportSection(Section):
     images with the same top-1 as the integers in PyTorch. `max_differing`: codes of integer kernels
     that may differ from these integers. `max_size`: bytes of the file. `input_names`, `output_names`: in
     place of "input" and "logits". `readable`: names of all nodes and values, also of small files.
+    `dynamic`: axes of the image, beside the batch, that the file takes in any size.
     """
 
     target: TargetName = "cpu"
@@ -319,6 +320,7 @@ class ExportSection(Section):
     input_names: list[str] | None = None
     output_names: list[str] | None = None
     readable: bool = False
+    dynamic: list[Literal["height", "width"]] = []
     max_drop: NonNegativeFloat | None = None
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     max_differing: NonNegativeInt | None = None
