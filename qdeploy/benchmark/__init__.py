@@ -26,7 +26,7 @@ def benchmark_files(
     paths: Sequence[Path],
     provider: str = "auto",
     threads: int = 1,
-    batch_sizes: Sequence[int] = (),
+    batch_sizes: Sequence[int] | None = None,
     rounds: int = 200,
     shapes: Shapes | None = None,
     cuda_graph: bool = False,
@@ -46,7 +46,7 @@ def benchmark_files(
     counts = {
         "threads": threads,
         "rounds": rounds,
-        "batch size": min(batch_sizes, default=1),
+        "batch size": min((1,) if batch_sizes is None else batch_sizes, default=0),
         "size": min((size for shape in (shapes or {}).values() for size in shape), default=1),
     }
     for name, count in counts.items():
@@ -59,7 +59,8 @@ def benchmark_files(
     }
     first = next(iter(sessions.values()))
     _check_names(shapes or {}, sessions)
-    batch_sizes = batch_sizes or (batch_of(first.inference, shapes or {}),)
+    if batch_sizes is None:
+        batch_sizes = (batch_of(first.inference, shapes or {}),)
     return BenchmarkResult(
         machine=this_machine(),
         latency=tuple(

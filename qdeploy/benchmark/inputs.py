@@ -43,8 +43,8 @@ def random_inputs(
     take, and for an open size that is not given.
     """
     inputs = inference.get_inputs()
-    fixed = inputs[0].shape[0] if inputs and inputs[0].shape else None
-    if isinstance(fixed, int) and fixed != batch and not _has_batch(inputs):
+    fixed = _fixed_batch(inputs)
+    if fixed not in (None, batch):
         raise QdeployError(
             f"the file takes batches of {fixed} alone, not of {batch}; give that batch size, or export "
             "the network again with an open batch"
@@ -62,9 +62,13 @@ def random_inputs(
 def batch_of(inference: ort.InferenceSession, shapes: Shapes) -> int:
     """The batch of the shapes that are given for a file, or that it has; 1 where neither says one."""
     inputs = inference.get_inputs()
-    fixed = inputs[0].shape[0] if inputs and inputs[0].shape else None
-    is_fixed = isinstance(fixed, int) and not _has_batch(inputs)
-    return _sizes(inputs, shapes).get(BATCH, fixed if is_fixed else 1)
+    return _sizes(inputs, shapes).get(BATCH, _fixed_batch(inputs) or 1)
+
+
+def _fixed_batch(inputs: Sequence[ort.NodeArg]) -> int | None:
+    """The only batch that the file takes; None where it is open."""
+    first = inputs[0].shape[0] if inputs and inputs[0].shape else None
+    return first if isinstance(first, int) and not _has_batch(inputs) else None
 
 
 def _has_batch(inputs: Sequence[ort.NodeArg]) -> bool:

@@ -82,7 +82,7 @@ def benchmark(
         models,
         provider=provider,
         threads=threads,
-        batch_sizes=batch_sizes,
+        batch_sizes=batch_sizes or None,
         shapes=shapes,
         cuda_graph=cuda_graph,
         dataset=dataset,

@@ -30,7 +30,7 @@ def benchmark(
     *,
     provider: str = "auto",
     threads: int = 1,
-    batch_sizes: Sequence[int] = (),
+    batch_sizes: Sequence[int] | None = None,
     shapes: Shapes | None = None,
     cuda_graph: bool = False,
     dataset: str | None = None,

@@ -96,7 +96,7 @@ def test_the_batch_is_that_of_the_shape_unless_one_is_given(tmp_path):
     path = tmp_path / "open.onnx"
     onnx.save(takes(x=(FLOAT, ("batch", 3, "h", "w"))), path)
     shapes = {"x": (4, 3, 8, 8)}
-    for batches, found in (((), [4]), ((1, 2), [1, 2])):
+    for batches, found in ((None, [4]), ((1, 2), [1, 2])):
         result = benchmark_files([path], "cpu", 1, batches, 2, shapes)
         assert [row.batch for row in result.latency] == found
 

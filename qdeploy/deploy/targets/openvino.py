@@ -20,17 +20,17 @@ UINT8 = ir.DataType.UINT8
 
 
 def rewrite(model: ir.Model) -> None:
-    count_batch_by_size(model)
+    count_by_size(model)
     with_float_gates(model)
     cpu.rewrite(model)
     keep_rounding_of_branches(model)
 
 
-def count_batch_by_size(model: ir.Model) -> None:
-    """Divides the size of an input where a Shape tells the length of the batch, in place.
+def count_by_size(model: ir.Model) -> None:
+    """Divides the size of an input where a Shape tells an open length of it, such as the batch's, in place.
 
     OpenVINO asks the first convolution in place of what the Shape reads. That convolution then has
-    two readers and keeps its bias apart, and with an open batch the rounding behind it adds the first
+    two readers and keeps its bias apart, and with open lengths the rounding behind it adds the first
     channel's bias to all channels. In a quotient it does not recognise the length.
     """
     for node in list(model.graph):
@@ -41,7 +41,7 @@ def count_batch_by_size(model: ir.Model) -> None:
 
 
 def _lengths(node: ir.Node, graph: ir.Graph) -> list[ir.Node]:
-    """Operators whose last one gives what a Shape gives; none if another length is open."""
+    """Operators whose last one gives what a Shape gives; none if a length is that of no input."""
     start, end = (node.attributes.get_int(name, None) for name in ("start", "end"))
     lengths = list(node.inputs[0].shape or ())[start:end]  # type: ignore[union-attr]
     nodes: list[ir.Node] = []
@@ -49,22 +49,36 @@ def _lengths(node: ir.Node, graph: ir.Graph) -> list[ir.Node]:
     for length in lengths:
         if isinstance(length, int):
             parts.append(constant(graph, np.array([length])))
-        elif (source := _input_of_batches(length, graph)) is not None:
-            rest = np.prod([n for n in source.shape or () if isinstance(n, int)], dtype=np.int64)
-            size = ir.node("Size", [source])
-            nodes += [size, ir.node("Div", [size.outputs[0], constant(graph, rest.reshape(1))])]
-            parts.append(nodes[-1].outputs[0])
-        else:
+            continue
+        counted = _counted(length, graph)
+        if not counted:
             return []
+        nodes += counted
+        parts.append(counted[-1].outputs[0])
     return [*nodes, ir.node("Concat", parts, {"axis": 0})] if len(parts) > 1 else nodes
 
 
-def _input_of_batches(length: ir.SymbolicDim, graph: ir.Graph) -> ir.Value | None:
-    """The first input with this open length and no other."""
+def _counted(length: ir.SymbolicDim, graph: ir.Graph) -> list[ir.Node]:
+    """How many values an input with this length has for each of those at its first place there."""
     for value in graph.inputs:
-        if [n for n in value.shape or () if not isinstance(n, int)] == [length]:
-            return value
-    return None
+        sizes = list(value.shape or ())
+        if length not in sizes:
+            continue
+        whole = ir.node("Size", [value])
+        if len([n for n in sizes if not isinstance(n, int)]) == 1:
+            rest = np.prod([n for n in sizes if isinstance(n, int)], dtype=np.int64)
+            parts, count = [whole], constant(graph, rest.reshape(1))
+        else:
+            bounds = ([0], [1], [sizes.index(length)])
+            first = ir.node("Slice", [value, *(constant(graph, np.array(one)) for one in bounds)])
+            parts = [whole, first, ir.node("Size", [first.outputs[0]])]
+            # A quotient of two scalars; the Shape gave a list.
+            parts.append(
+                ir.node("Unsqueeze", [parts[-1].outputs[0], constant(graph, np.array([0]))])
+            )
+            count = parts[-1].outputs[0]
+        return [*parts, ir.node("Div", [whole.outputs[0], count])]
+    return []
 
 
 def with_float_gates(model: ir.Model) -> None:
