@@ -1,5 +1,8 @@
 """Files of open sizes: what they compute at each, and what is refused."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -232,3 +235,11 @@ def test_settings_of_few_bits_are_as_exact(tmp_path):
     for height, width in SIZES:
         x = images(height, width)
         assert np.array_equal(run(session, x), integers(x).detach().numpy())
+
+
+def test_the_page_s_lines_of_python_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "sizes.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    exec(block, {"qdeploy": qdeploy, "network": network(pooled), "images": images()})
+    assert "sizes: 16x16, 12x8, 20x24" in capsys.readouterr().out
