@@ -77,13 +77,15 @@ def _has_batch(inputs: Sequence[ort.NodeArg]) -> bool:
 
 def _axes(one: ort.NodeArg, inputs: Sequence[ort.NodeArg]) -> list[int | str]:
     """Each axis of an input: its size, or what an open size is called; "batch" for the batch."""
-    first = None if _has_batch(inputs) or not inputs[0].shape else inputs[0].shape[0]
-    axes = []
+    named, first = _has_batch(inputs), next(iter(inputs[0].shape), None)
+    axes: list[int | str] = []
     for place, axis in enumerate(one.shape):
-        nameless = f"axis {place} of {one.name}"
-        is_batch = axis == first if first is not None else place == 0 and axis is None
-        open_size = BATCH if is_batch and not _has_batch(inputs) else axis or nameless
-        axes.append(axis if isinstance(axis, int) else open_size)
+        if isinstance(axis, int):
+            axes.append(axis)
+        elif not named and (axis == first if axis else place == 0):
+            axes.append(BATCH)
+        else:
+            axes.append(axis or f"axis {place} of {one.name}")
     return axes
 
 

@@ -107,8 +107,8 @@ def export(
     entries = file_metadata(classes, normalisation, versions()) | dict(metadata or {})
     runtime = find_target(target)
     network = convert(given) if holds_prepared(given) else given
-    names = input_names, output_names
-    model = to_onnx(network, example_input, *names, target, dynamic, batch_axes)
+    ends = input_names, output_names
+    model = to_onnx(network, example_input, *ends, target, dynamic, batch_axes)
     if pixels is not None:
         take_pixels(model, *pixels)
     file = finished(model, packing and runtime.packs, entries, readable)
