@@ -407,6 +407,23 @@ def _tensors(tensors: tuple[TensorDifference, ...]) -> str:
 
 
 @dataclass(frozen=True)
+class ProvenSize:
+    """One size of the axes that a file leaves open, the file against the integers in PyTorch.
+
+    size       of the open axes, as "24x16"
+    inputs     how many
+    codes      how many were compared, and `differing` of them differ; None for other targets than cpu
+    largest    difference of two outputs; 0.0 where all are equal bit for bit
+    """
+
+    size: str
+    inputs: int
+    codes: int | None
+    differing: int | None
+    largest: float
+
+
+@dataclass(frozen=True)
 class Gate:
     """A demand on the export; value is None where it could not be measured."""
 
@@ -455,6 +472,7 @@ class Record:
     task      what the network is for; scores: what it is judged by, the headline first.
     checked   whether prepare compared what trains with the float network; None of float and in older
               records.
+    sizes     that the file was run on, of which the first is training's; () where its sizes are fixed.
     """
 
     name: str
@@ -481,6 +499,7 @@ class Record:
     checked: bool | None = None
     task: str = "classification"
     scores: tuple[Score, ...] = CLASSIFICATION
+    sizes: tuple[ProvenSize, ...] = ()
 
     @property
     def headline(self) -> Score:

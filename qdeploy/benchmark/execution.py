@@ -9,7 +9,7 @@ import onnx
 
 from qdeploy.benchmark.coverage import coverage, products_of
 from qdeploy.benchmark.graph import Graph, is_foreign
-from qdeploy.benchmark.inputs import OPEN_SIZE
+from qdeploy.benchmark.inputs import Shapes
 from qdeploy.benchmark.profile import kernels_of, labelled, run_profiled
 from qdeploy.benchmark.runtime import Session, open_session
 from qdeploy.onnx_file import read
@@ -22,11 +22,12 @@ def placement(
     file: str | None = None,
     threads: int = 1,
     batch: int = 1,
-    size: int = OPEN_SIZE,
+    shapes: Shapes | None = None,
 ) -> Placement:
     """Loads `model` once more, runs it on `batch` samples, reads what ONNX Runtime made of it.
 
-    `file` is its label; `size`: of axes that it leaves open. Errors: as open_session has them.
+    `file` is its label; `shapes`: {input: shape}, where it leaves sizes open.
+    Errors: as open_session has them.
     """
     source = read(model)
     graph = Graph(source, model.parent)
@@ -37,7 +38,7 @@ def placement(
             labelled(source), provider, threads, optimized, Path(folder) / "profile", model.parent
         )
         operators = _count(read(optimized).graph.node) if optimized else None
-        ran = kernels_of(run_profiled(session, batch, size), graph)
+        ran = kernels_of(run_profiled(session, batch, shapes), graph)
     products = () if engines else products_of(graph, ran)
     return Placement(
         file or model.name,

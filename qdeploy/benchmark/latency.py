@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from qdeploy.benchmark.inputs import OPEN_SIZE, random_inputs
+from qdeploy.benchmark.inputs import Shapes, random_inputs
 from qdeploy.benchmark.on_device import on_device
 from qdeploy.benchmark.runtime import Session
 from qdeploy.record import Latency
@@ -20,15 +20,19 @@ Times = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def measure(
-    sessions: Mapping[str, Session], batch: int, rounds: int, threads: int, size: int = OPEN_SIZE
+    sessions: Mapping[str, Session],
+    batch: int,
+    rounds: int,
+    threads: int,
+    shapes: Shapes | None = None,
 ) -> tuple[Latency, ...]:
     """Times the sessions, of one provider, in turns on `batch` random samples.
 
-    size   of axes that a file leaves open
+    shapes   {input: shape}, where a file leaves sizes open
 
     On a GPU the data lies there, and runs that copy it are timed as well. Speed-ups are against the first.
     """
-    given = [(s, random_inputs(s.inference, batch, size)) for s in sessions.values()]
+    given = [(s, random_inputs(s.inference, batch, shapes)) for s in sessions.values()]
     there = [on_device(s, inputs, batch) for s, inputs in given if s.on_gpu]
     from_host = [partial(s.run_on, inputs) for s, inputs in given if not s.cuda_graph]
     every = run_in_turns([*there, *from_host], rounds, SECONDS_PER_NETWORK)

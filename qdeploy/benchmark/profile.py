@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 
 from qdeploy.benchmark.graph import Graph
-from qdeploy.benchmark.inputs import OPEN_SIZE, random_inputs
+from qdeploy.benchmark.inputs import Shapes, random_inputs
 from qdeploy.benchmark.latency import WARM_UP_RUNS, run_in_turns
 from qdeploy.benchmark.providers import CPU
 from qdeploy.benchmark.runtime import Session
@@ -49,9 +49,9 @@ def origin(name: str, graph: Graph) -> int | None:
 Runs = dict[str, list[dict[str, Any]]]
 
 
-def run_profiled(session: Session, batch: int, size: int = OPEN_SIZE) -> Runs:
+def run_profiled(session: Session, batch: int, shapes: Shapes | None = None) -> Runs:
     """Runs a session that was opened with a profile: {kernel's name: its events, run by run}."""
-    inputs = random_inputs(session.inference, batch, size)
+    inputs = random_inputs(session.inference, batch, shapes)
     run_in_turns([lambda: session.run_on(inputs)], ROUNDS, SECONDS)
     events = json.loads(Path(session.inference.end_profiling()).read_text())
     kernels: Runs = {}

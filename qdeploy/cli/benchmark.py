@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import click
 
 from qdeploy.cli.options import AS_JSON, DATA_ROOT, PROVIDER, FilePath, reports_errors, show
+
+SHAPE = re.compile(r"(.+)=([1-9]\d*(?:x[1-9]\d*)*)")
+
+
+def _shapes(
+    context: click.Context, option: click.Parameter, given: tuple[str, ...]
+) -> dict[str, tuple[int, ...]]:
+    """{input: shape} of texts such as input=1x3x480x640."""
+    found = {}
+    for text in given:
+        match = SHAPE.fullmatch(text)
+        if match is None or match[1] in found:
+            raise click.BadParameter(
+                f"given {text!r}; allowed: the name of an input and its shape, each once, as in "
+                "input=1x3x480x640"
+            )
+        found[match[1]] = tuple(map(int, match[2].split("x")))
+    return found
 
 
 @click.command()
@@ -20,16 +39,15 @@ from qdeploy.cli.options import AS_JSON, DATA_ROOT, PROVIDER, FilePath, reports_
     "batch_sizes",
     type=click.IntRange(min=1),
     multiple=True,
-    default=(1,),
-    show_default=True,
-    help="Images in one run; may be given several times.",
+    help="Inputs in one run; may be given several times.  [default: as --shape says, else 1]",
 )
 @click.option(
-    "--size",
-    type=click.IntRange(min=1),
-    default=224,
-    show_default=True,
-    help="Of axes that a file leaves open, but for the batch.",
+    "--shape",
+    "shapes",
+    metavar="INPUT=1x3x480x640",
+    multiple=True,
+    callback=_shapes,
+    help="Of an input whose sizes a file leaves open; may be given for several.",
 )
 @click.option(
     "--cuda-graph",
@@ -47,7 +65,7 @@ def benchmark(
     provider: str,
     threads: int,
     batch_sizes: tuple[int, ...],
-    size: int,
+    shapes: dict[str, tuple[int, ...]],
     cuda_graph: bool,
     layers: bool,
     dataset: str | None,
@@ -64,8 +82,8 @@ def benchmark(
         models,
         provider=provider,
         threads=threads,
-        batch_sizes=batch_sizes,
-        size=size,
+        batch_sizes=batch_sizes or None,
+        shapes=shapes,
         cuda_graph=cuda_graph,
         dataset=dataset,
         data_root=data_root,

@@ -35,6 +35,12 @@ from qdeploy.errors import QdeployError
     help="Call all nodes and values after the network's modules, as in large files.",
 )
 @click.option(
+    "--dynamic",
+    type=click.Choice(["height", "width"]),
+    multiple=True,
+    help="An axis that the file takes in any size; may be given twice.  [default: as the recipe says]",
+)
+@click.option(
     "--triton",
     type=FilePath(file_okay=False),
     help="Also make a model repository for Triton Inference Server in this folder.",
@@ -77,6 +83,7 @@ def export(
     target: str | None,
     input_type: str | None,
     readable: bool | None,
+    dynamic: tuple[str, ...],
     triton: Path | None,
     max_drop: float | None,
     min_agreement: float | None,
@@ -98,6 +105,7 @@ def export(
     conditions = Conditions(data_root, device, provider, samples)
     changes = {
         "target": target, "input": input_type, "readable": readable,
+        "dynamic": list(dynamic) or None,
         "max_drop": max_drop, "min_agreement": min_agreement, "max_differing": max_differing,
         "max_size": max_size,
     }  # fmt: skip

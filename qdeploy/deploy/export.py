@@ -17,16 +17,28 @@ import torch
 from torch import Tensor, fx, nn
 
 from qdeploy.deploy import names, passes
-from qdeploy.deploy.batch_axes import Axes, batch_axes
+from qdeploy.deploy.batch_axes import doubled, said_axes
+from qdeploy.deploy.check_open import check_open
 from qdeploy.deploy.ends import Ends, end_names
+from qdeploy.deploy.fixed_windows import refuse_fixed_windows
 from qdeploy.deploy.metadata import Normalisation, file_metadata, versions
-from qdeploy.deploy.open_batch import check_open_batch
+from qdeploy.deploy.open_axes import (
+    BATCH,
+    Dynamic,
+    OpenAxes,
+    asked_axes,
+    names_of,
+    open_axes_of,
+    with_batch,
+)
 from qdeploy.deploy.opset import lower_opset
+from qdeploy.deploy.other_sizes import sizes_to_prove
 from qdeploy.deploy.packing import pack
 from qdeploy.deploy.pixels import checked_normalisation, take_pixels
 from qdeploy.deploy.runtime_check import check_in_runtime
 from qdeploy.deploy.seal import seal
-from qdeploy.deploy.target import find_target, onnx_path, write_for
+from qdeploy.deploy.size_check import check_sizes
+from qdeploy.deploy.target import Target, find_target, onnx_path, write_for
 from qdeploy.deploy.translations import TRANSLATIONS
 from qdeploy.deploy.wide_weights import part_zero_points, readers_of_wide_weights
 from qdeploy.errors import QdeployError
@@ -35,6 +47,7 @@ from qdeploy.onnx_file import fits_one_file
 from qdeploy.preparation.convert import convert
 from qdeploy.preparation.graph import called_module, needed_values
 from qdeploy.preparation.inside import holds_prepared
+from qdeploy.preparation.sizes import decisions
 from qdeploy.preparation.trace import Inputs, as_inputs, described
 
 # What the graph is made in; the file gets the lowest opset that it needs.
@@ -55,6 +68,8 @@ def export(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     readable: bool = False,
+    dynamic: Dynamic | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
 ) -> Path:
     """Writes a network as ONNX, with an open batch on the axes where it has one.
 
@@ -74,6 +89,11 @@ def export(
     output_names   "logits" by default, and of several their keys or numbers
     readable       call every node and value after the network's modules, as is done anyway where the
                    weights are large beside the names
+    dynamic        axes that are open as well: ["height", "width"] of the only input, ["length"] of
+                   sequences, or {input: {axis: name}}. The file is then run in ONNX Runtime on three
+                   sizes before it is written, and is an error where one differs from the network
+    batch_axes     {input: the axis on which its batch lies, None for what all samples share}, where
+                   that is not to be found out
 
     Errors: QdeployError for an example input that the network does not take, a network that
     torch.onnx cannot export, or that the target lacks; for options that do not fit; and if the target has a
@@ -88,11 +108,13 @@ def export(
     runtime = find_target(target)
     place = onnx_path(runtime, Path(path))
     network = convert(given) if holds_prepared(given) else given
-    model = to_onnx(network, example_input, input_names, output_names, target=target)
+    ends = input_names, output_names
+    model = to_onnx(network, example_input, *ends, target, dynamic, batch_axes)
     if pixels is not None:
         take_pixels(model, *pixels)
     file = finished(model, packing and runtime.packs, entries, readable)
-    check_in_runtime(file, runtime, as_inputs(example_input))
+    for inputs in checked_sizes(file, network, runtime, as_inputs(example_input), pixels):
+        check_in_runtime(file, runtime, inputs)
     return write_for(runtime, file, place)
 
 
@@ -102,27 +124,61 @@ def to_onnx(
     input_names: Sequence[str] | None = None,
     output_names: Sequence[str] | None = None,
     target: str = "cpu",
+    dynamic: Dynamic | None = None,
+    batch_axes: Mapping[str, int | None] | None = None,
 ) -> ir.Model:
     """The exported, simplified and cleaned graph for a target, int8 codes not yet packed.
 
-    The network stays as it is: a copy goes to the CPU and is adapted to the target. Names are as
-    `export` has them.
+    The network stays as it is: a copy goes to the CPU and is adapted to the target. Names and open
+    axes are as `export` has them.
     """
     runtime = find_target(target)
-    network, inputs = copy.deepcopy(network), tuple(x.cpu() for x in as_inputs(example_input))
-    network.eval().cpu()
+    network, inputs = copied_to_cpu(network, as_inputs(example_input))
     check_floats(inputs)
     for layer in network.modules():
         if isinstance(layer, IntegerLayer) and not runtime.in_rows:
             layer.in_rows = False
     ends = end_names(network, inputs, input_names, output_names)
-    axes = batch_axes(network, inputs)
+    asked = asked_axes(dynamic, ends.inputs, inputs)
+    batch = said_axes(batch_axes or {}, ends.inputs, network, inputs, asked)
+    if not any(axis is not None for axis in batch):
+        _warn_of_closed_batch(network, inputs)
+    axes = with_batch(asked, batch)
+    others: Sequence[Tensor] = doubled(inputs, batch)
+    if any(asked):
+        others = sizes_to_prove(network, inputs, axes)[-1].inputs
+        refuse_fixed_windows(network, inputs, others)
+        _warn_of_decisions(network)
     traced = _exported(network, inputs, ends, axes)
-    check_open_batch(traced, network, inputs, axes)
+    check_open(traced, network, inputs, axes, others)
     names.layer_names(traced)
     exported = _simplified(traced)
     runtime.rewrite(exported)
     return exported
+
+
+def copied_to_cpu(
+    network: nn.Module, inputs: Sequence[Tensor]
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A copy in evaluation, and its inputs there."""
+    return copy.deepcopy(network).eval().cpu(), tuple(x.cpu() for x in inputs)
+
+
+def checked_sizes(
+    file: onnx.ModelProto,
+    network: nn.Module,
+    target: Target,
+    inputs: Sequence[Tensor],
+    pixels: Normalisation | None,
+) -> list[Sequence[Tensor]]:
+    """The example and, where a file is open for them, inputs of two other sizes, on which it is checked."""
+    axes = open_axes_of(file)
+    if not names_of(axes):
+        return [inputs]
+    network, inputs = copied_to_cpu(network, inputs)
+    sizes = sizes_to_prove(network, inputs, axes)
+    check_sizes(file, network, target, sizes, pixels)
+    return [sized.inputs for sized in sizes]
 
 
 def quantizer_names(network: fx.GraphModule) -> list[str]:
@@ -177,19 +233,31 @@ def finished_with_tensors(
     return proto, tensors
 
 
-def _exported(network: nn.Module, inputs: Sequence[Tensor], ends: Ends, axes: Axes) -> ir.Model:
-    if not any(axis is not None for axis in axes):
-        warnings.warn(
-            f"{type(network).__name__} counts on the number of samples in a batch: the file takes as many "
-            f"as the example input has, {described(inputs)}",
-            stacklevel=2,
-        )
-    # A batch of one would be taken for a constant.
-    inputs = tuple(
-        x if axis is None or x.shape[axis] > 1 else torch.cat([x, x], axis)
-        for x, axis in zip(inputs, axes, strict=True)
+def _warn_of_closed_batch(network: nn.Module, inputs: Sequence[Tensor]) -> None:
+    warnings.warn(
+        f"{type(network).__name__} counts on the number of samples in a batch: the file takes as many "
+        f"as the example input has, {described(inputs)}",
+        stacklevel=3,
     )
-    batch = torch.export.Dim("batch", min=2)  # the file takes 1; before 2.13 torch may not
+
+
+def _warn_of_decisions(network: nn.Module) -> None:
+    if places := decisions(network):
+        warnings.warn(
+            "the file does at every size what the network does at the example's, also where the network "
+            f"itself refuses a size or would decide otherwise:{';'.join(places)}",
+            stacklevel=3,
+        )
+
+
+def _exported(network: nn.Module, inputs: Sequence[Tensor], ends: Ends, axes: OpenAxes) -> ir.Model:
+    inputs = tuple(map(_without_ones, inputs, axes))
+    # The file takes batches of one; before 2.13 torch may not.
+    dims = {
+        name: torch.export.Dim(name, min=2 if name == BATCH else None)
+        for named in axes
+        for name in named.values()
+    }
     with _quiet():
         try:
             program = torch.onnx.export(
@@ -197,7 +265,9 @@ def _exported(network: nn.Module, inputs: Sequence[Tensor], ends: Ends, axes: Ax
                 tuple(inputs),
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=tuple({} if axis is None else {axis: batch} for axis in axes),
+                dynamic_shapes=tuple(
+                    {axis: dims[name] for axis, name in named.items()} for named in axes
+                ),
                 input_names=ends.inputs,
                 output_names=ends.outputs,
                 custom_translation_table=TRANSLATIONS,
@@ -214,6 +284,13 @@ def _exported(network: nn.Module, inputs: Sequence[Tensor], ends: Ends, axes: Ax
                 f"torch.onnx cannot export {type(network).__name__}: {error}"
             ) from error
     return program.model
+
+
+def _without_ones(x: Tensor, named: Mapping[int, str]) -> Tensor:
+    """Twice as long where an open axis has one entry: a size of one would be taken for a constant."""
+    for axis in named:
+        x = x if x.shape[axis] > 1 else torch.cat([x, x], axis)
+    return x
 
 
 def _call(graph: ir.Graph, ends: Ends) -> None:

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
+import torch
+from torch import Tensor
 
 from qdeploy.deploy.edits import constant, only_reader
 from qdeploy.errors import QdeployError
@@ -46,6 +48,17 @@ def take_pixels(model: ir.Model, mean: Sequence[float], std: Sequence[float]) ->
         return FOLDED
     _normalise(model.graph, image, offset, divisor)
     return IN_GRAPH
+
+
+def normalised_noise(
+    shape: Sequence[int], mean: Sequence[float], std: Sequence[float]
+) -> tuple[npt.NDArray[np.uint8], Tensor]:
+    """Random pixels of this shape, and what the network reads in their place."""
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    offset, divisor = (np.float32(255) * np.asarray(values, np.float32) for values in (mean, std))
+    column = (-1, 1, 1)
+    images = (pixels - offset.reshape(column)) / divisor.reshape(column)
+    return pixels, torch.from_numpy(images.astype(np.float32))
 
 
 def checked_normalisation(given: object, option: str) -> tuple[list[float], list[float]] | None:

@@ -38,8 +38,8 @@ def check_in_runtime(model: onnx.ModelProto, target: Target, examples: Sequence[
         )
         batches = list(_batches(integers, examples))
         expected = [integers.run_on(batch) for batch in batches]
-        found = _distance(expected, [run(*batch.values()) for batch in batches])
-        kernels = _distance(expected, [floats.run_on(batch) for batch in batches])
+        found = distance(expected, [run(*batch.values()) for batch in batches])
+        kernels = distance(expected, [floats.run_on(batch) for batch in batches])
         allowed = FLOOR + TIMES * kernels
     if not found <= allowed:
         raise QdeployError(
@@ -71,7 +71,7 @@ def _like(x: Images, random: np.random.Generator) -> Images:
     return random.normal(x.mean(), x.std(), x.shape).astype(x.dtype)
 
 
-def _distance(expected: list[list[Array]], found: list[list[Array]]) -> float:
+def distance(expected: list[list[Array]], found: list[list[Array]]) -> float:
     """How far apart the rows of the outputs are, as a share of the outputs' deviation: 0 to 1.
 
     The mean over all rows, of the output where it is largest.

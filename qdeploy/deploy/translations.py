@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -43,8 +44,14 @@ def _sign_onnx(x: Any) -> Any:
     return op.DequantizeLinear(signs, one, zero)
 
 
+def _floor_divided_onnx(a: Any, b: Any) -> Any:
+    """a // b of sizes; torch.onnx cuts off towards 0, and -(-height // 2) is how people round up."""
+    return op.Div(op.Sub(a, op.Mod(a, b)), b)
+
+
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.qdeploy.dequantize.default: _dequantize_onnx,
     torch.ops.qdeploy.quantize_dequantize.default: _quantize_dequantize_onnx,
     torch.ops.qdeploy.sign.default: _sign_onnx,
+    operator.floordiv: _floor_divided_onnx,
 }

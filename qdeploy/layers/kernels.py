@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qdeploy.layers.exact_product import EXACT
+
 HIGHEST = 255  # of uint8 codes
 
 
@@ -113,7 +115,8 @@ def around_zero(codes: Tensor, out: Step) -> Tensor:
 def globally_averaged(a: Tensor, step: Step, out: Step) -> Tensor:
     """QLinearGlobalAveragePool of [N, C, ...] to [N, C] (qlgavgpool.cpp): f(sums) f(scale / f(out n))."""
     pixels = a.flatten(2)
-    sums = pixels.sum(2)
+    fits = HIGHEST * pixels.shape[2] < EXACT
+    sums = pixels.sum(2, dtype=torch.float32 if fits else torch.float64)
     multiplier = np.float32(step.scale) / (np.float32(out.scale) * np.float32(pixels.shape[2]))
     return requantized(sums, float(multiplier), out.zero)
 

@@ -16,6 +16,7 @@ from qdeploy.data import WHOLE, Batch, Data, Share, open_data
 from qdeploy.data.own_data import OwnBatches
 from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode
+from qdeploy.layers.transparent import transparent
 from qdeploy.network_loading import load_network
 from qdeploy.preparation.bias_correction import float_weights
 from qdeploy.preparation.prepare import prepare
@@ -65,17 +66,20 @@ def float_network_of(
     return network
 
 
-def with_regime(data: Data, recipe: Recipe, task: Task, network: nn.Module) -> Data:
+def with_regime(data: Data, recipe: Recipe, task: Task, *networks: nn.Module) -> Data:
     """The data under the recipe's regime.
 
-    Errors: QdeployError if the network does not take the images of one of its phases, or the
-    processes of the run cannot share out its batches.
+    networks   the float one, and the prepared one, which decides by sizes as it did when it was traced
+
+    Errors: QdeployError if one of them does not take the images of a phase, or the processes of the
+    run cannot share out its batches.
     """
     train = data.train.under(recipe.data)
     for size in {section.image_size for section in recipe.data.phases()}:
         if size is not None:
             blank = torch.zeros(2, data.input_shape[0], size, size)
-            check_fits(network, replace(data, example=(blank,)), task, recipe.model.network)
+            for network in networks:
+                check_fits(network, replace(data, example=(blank,)), task, recipe.model.network)
     return replace(data, train=train)
 
 
@@ -83,7 +87,7 @@ def check_fits(network: nn.Module, data: Data, task: Task, name: str) -> None:
     """Runs two inputs through the network."""
     shapes = " and ".join(str(list(x.shape[1:])) for x in data.example)
     try:
-        with evaluation_mode(network), torch.no_grad():
+        with evaluation_mode(network), transparent(network), torch.no_grad():
             outputs = network(*data.example)
     except Exception as error:
         raise QdeployError(

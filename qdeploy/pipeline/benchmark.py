@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from qdeploy.benchmark import BenchmarkResult, benchmark_files, open_session
-from qdeploy.benchmark.inputs import OPEN_SIZE
+from qdeploy.benchmark.inputs import Shapes
 from qdeploy.deploy.inspect import inspect
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
@@ -30,21 +30,21 @@ def benchmark(
     *,
     provider: str = "auto",
     threads: int = 1,
-    batch_sizes: Sequence[int] = (1,),
-    size: int = OPEN_SIZE,
+    batch_sizes: Sequence[int] | None = None,
+    shapes: Shapes | None = None,
     cuda_graph: bool = False,
     dataset: str | None = None,
     data_root: Path | None = None,
 ) -> tuple[BenchmarkResult, list[FileAccuracy]]:
     """Size, load time, latency and placement of each file; accuracy too where a data set is named.
 
-    Speed-ups are against the first file. size: of axes that a file leaves open, but for the batch.
+    Speed-ups are against the first file. shapes: {input: shape}, for files that leave sizes open.
     cuda_graph: time replays of a CUDA graph, which takes files that run on CUDA alone.
     Errors: QdeployError for files that are no networks, a provider that is not there, and data sets as
     open_data has them.
     """
     result = benchmark_files(
-        models, provider, threads, batch_sizes, size=size, cuda_graph=cuda_graph
+        models, provider, threads, batch_sizes, shapes=shapes, cuda_graph=cuda_graph
     )
     labelled = zip(models, result.placements, strict=True)
     found = tuple(inspect(path).saturation(placed.file) for path, placed in labelled)

@@ -50,8 +50,8 @@ def build(trained: TrainedRun, integers: nn.Module) -> Files:
     example, metadata = trained.data.example, metadata_of(trained)
     section = trained.recipe.export
     names = section.input_names, output_names(trained, example)
-    graph = to_onnx(integers, example, *names, target=section.target)
-    reference = to_onnx(trained.float_network, example, *names)
+    graph = to_onnx(integers, example, *names, section.target, section.dynamic)
+    reference = to_onnx(trained.float_network, example, *names, dynamic=section.dynamic)
     image = "float32"
     if (normalisation := normalisation_of(trained.data)) and section.input == "uint8":
         image = take_pixels(graph, *normalisation)

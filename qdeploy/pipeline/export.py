@@ -13,12 +13,15 @@ from qdeploy.deploy.triton import write_repository
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import write
 from qdeploy.pipeline.build import build, integers_of
-from qdeploy.pipeline.measure import Conditions, measured
+from qdeploy.pipeline.measure import Conditions, first, measured, whole_pixels
+from qdeploy.pipeline.sizes import sizes_to_prove
 from qdeploy.pipeline.trained_run import Which, load_run
 from qdeploy.proof.gates import check_possible
 from qdeploy.record import Record
 from qdeploy.report.write import write_report
 from qdeploy.run import RunFolder
+
+IMAGES = 4  # that a file of open sizes is run on at each size
 
 
 def export_run(
@@ -52,9 +55,11 @@ def export_run(
     file = onnx_path(target, file)
     integers = integers_of(trained)
     files = build(trained, integers)
+    batch, _ = next(whole_pixels(first(trained.data.test, IMAGES), trained))
+    sizes = sizes_to_prove(batch, trained, integers, files)
     write_for(target, files.model, file)
     write(files.float, run.float_model)
-    record = measured(trained, section, integers, files, file, conditions)
+    record = measured(trained, section, integers, files, file, sizes, conditions)
     if triton is not None:
         write_repository(file, triton, record.name, record.delivery.target)
     write_report(record, run.path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -21,12 +21,14 @@ from qdeploy.benchmark.providers import works
 from qdeploy.benchmark.runtime import open_session
 from qdeploy.data import Batch, Batches, Data, Normalisation
 from qdeploy.deploy.inspect import inspect
+from qdeploy.deploy.other_sizes import Sized
 from qdeploy.deploy.seal import stamp
 from qdeploy.deploy.target import Target, find_target, runtime_path
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.onnx_file import fits_one_file, stored_bytes, write
 from qdeploy.pipeline.assemble import settings_text
 from qdeploy.pipeline.build import Files
+from qdeploy.pipeline.sizes import proven_by_codes, proven_by_outputs
 from qdeploy.pipeline.trained_run import TrainedRun
 from qdeploy.preparation.complexity import complexity
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -65,9 +67,13 @@ def measured(
     integers: fx.GraphModule,
     files: Files,
     file: Path,
+    sizes: Sequence[Sized],
     conditions: Conditions,
 ) -> Record:
-    """The record of a file that is written: run on the test set, timed beside the float one, read."""
+    """The record of a file that is written: run on the test set, timed beside the float one, read.
+
+    sizes   that it is proven on where it takes any
+    """
     target = find_target(section.target)
     provider = provider_for(target, conditions.provider)
     runtime, files_run = runtimes(target, file, provider, trained.pixels)
@@ -76,15 +82,22 @@ def measured(
     forms = ("float", "trained", "onnx", "prepared")
     names = {score.name for score in trained.scores}
     accuracy = Accuracies(*(among(names, judged.scores.get(form)) for form in forms))
+    if compared is not None:
+        proven = proven_by_codes(sizes, compared, trained)
+    else:
+        network = outputs.of_network(copy.deepcopy(integers), "cpu")
+        proven = proven_by_outputs(sizes, network, files_run["onnx"])
     exactness = compared.result() if compared is not None else None
     if exactness is not None:
         stamp(files.model, "qdeploy.proof", proof_text(exactness))
         write(files.model, file)
     agreement = judged.agreements[TRAINED_TO_FILE]
-    timed = benchmark_files([trained.run.float_model, file], provider)
+    examples = zip(files.float.graph.input, trained.data.example, strict=True)
+    shapes = {value.name: (1, *example.shape[1:]) for value, example in examples}
+    timed = benchmark_files([trained.run.float_model, file], provider, shapes=shapes)
     contents = inspect(file)
     layers = describe(integers, contents.layers)
-    size = sizes(trained, files, file, information_bound(integers, layers))
+    size = bytes_of(trained, files, file, information_bound(integers, layers))
     saturation = contents.saturation(timed.placements[-1].file)
     promised = with_promises(section, exactness, timed.machine, saturation)
     return Record(
@@ -119,6 +132,7 @@ def measured(
         saturation=saturation,
         task=trained.recipe.task.kind,
         scores=trained.scores,
+        sizes=proven,
     )
 
 
@@ -132,7 +146,7 @@ def proof_text(exactness: Exactness) -> str:
     return json.dumps(found | {"processor": this_machine().cpu}, separators=(",", ":"))
 
 
-def sizes(trained: TrainedRun, files: Files, file: Path, bound: int) -> Sizes:
+def bytes_of(trained: TrainedRun, files: Files, file: Path, bound: int) -> Sizes:
     """What lies on the disk; the int8 twin is only counted, and beyond protobuf's limit not at all."""
     return Sizes(
         onnx=stored_bytes(file),

@@ -84,7 +84,7 @@ def train(
                 load_float_weights(float_network, Path(recipe.model.weights))
             network = trainable(recipe, float_network, data)
             settled = with_regimes_of(float_network, recipe)
-            data = with_regime(data, settled, task, float_network)
+            data = with_regime(data, settled, task, float_network, network)
             check_order(settled, data.train.steps_before)
             if processes.rank() == 0:
                 create_run(run.path, recipe, resume=resume, force=force)

@@ -55,7 +55,7 @@ class TrainedRun:
 
     def exported_as(self, section: ExportSection) -> TrainedRun:
         """With what a section says of the file; its gates are no part of that."""
-        form = {"target", "input", "input_names", "output_names", "readable"}
+        form = {"target", "input", "input_names", "output_names", "readable", "dynamic"}
         export = self.recipe.export.model_copy(update=section.model_dump(include=form))
         return replace(self, recipe=self.recipe.model_copy(update={"export": export}))
 

@@ -62,8 +62,8 @@ def longer(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [torch.cat([x, x[:1]]) for x in inputs]
 
 
-def of_other_size(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor] | None:
-    """One more sample, of another height and width or another length; None if the model takes none."""
+def of_other_sizes(model: nn.Module, inputs: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """One more sample, of another height and width or another length; those that the model takes."""
     for resized, axes in itertools.product((twice, half), (slice(2, None), slice(1, 2))):
         batch = [functools.reduce(resized, range(x.ndim)[axes], x) for x in longer(inputs)]
         if any(a.shape[1:] != b.shape[1:] for a, b in zip(batch, inputs, strict=True)):
@@ -72,8 +72,7 @@ def of_other_size(model: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor] | 
                     copy.deepcopy(model)(*batch)
             except Exception:
                 continue
-            return batch
-    return None
+            yield batch
 
 
 def twice(x: Tensor, axis: int) -> Tensor:
@@ -105,6 +104,14 @@ def expect_sizes(x: Tensor, sizes: Sequence[int]) -> None:
             f"the network was prepared for inputs of [N, {', '.join(map(str, sizes))}] alone; this one "
             f"is {[*x.shape]}. Prepare it with an example input of that size"
         )
+
+
+def decisions(network: nn.Module) -> list[str]:
+    """What forward decided by sizes while it was traced: " (file, line: code)" each."""
+    if not isinstance(network, fx.GraphModule):
+        return []
+    places = (node.args[2] for node in network.graph.nodes if node.target is expect)
+    return list(dict.fromkeys(map(str, places)))
 
 
 def user_line(frames: Iterable[traceback.FrameSummary]) -> str:

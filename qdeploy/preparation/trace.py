@@ -26,7 +26,7 @@ from qdeploy.preparation.requirements import (
     check_modules,
     check_repeatable,
 )
-from qdeploy.preparation.sizes import SizedTracer, longer, of_other_size, user_line
+from qdeploy.preparation.sizes import SizedTracer, longer, of_other_sizes, user_line
 from qdeploy.preparation.tracer import NetworkTracer, TrainingOnly
 
 Inputs = Tensor | Sequence[Tensor]
@@ -175,8 +175,7 @@ def tracers(
 ) -> Iterator[NetworkTracer]:
     """From the one that knows no size to the one for which every size but the batch is a number."""
     yield NetworkTracer(leaves, len(inputs))
-    other = of_other_size(model, inputs)
-    if other is not None:
+    for other in of_other_sizes(model, inputs):
         yield SizedTracer(leaves, inputs, other)
     yield SizedTracer(leaves, inputs, longer(inputs))
 

@@ -15,15 +15,17 @@ import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from qdeploy.benchmark.runtime import open_session
+from qdeploy.deploy.other_sizes import Sized
 from qdeploy.layers.integer import IntegerActivation
 from qdeploy.layers.kernels import Step
 from qdeploy.layers.modes import full_float32
 from qdeploy.preparation.graph import Interpreter, called_module, float_inputs
 from qdeploy.preparation.integer_kernels import comes_from_kernels
 from qdeploy.preparation.vocabulary import is_clip
-from qdeploy.record import Exactness, TensorDifference
+from qdeploy.record import Exactness, ProvenSize, TensorDifference
 
 Array = npt.NDArray[Any]
 
@@ -69,6 +71,19 @@ class ComparedNetwork:
             result = judge.run(*given)
             return result if judge.all_equal else self.integers(*given), outputs
 
+    def at(self, one: Sized, fed: Sequence[Array] | None = None) -> ProvenSize:
+        """What a batch of one size gives; its codes count in the result as well."""
+        before = self.result()
+        outputs, in_file = self(one.inputs, fed)
+        after = self.result()
+        return ProvenSize(
+            size=one.size,
+            inputs=len(one.inputs[0]),
+            codes=after.compared - before.compared,
+            differing=after.differing - before.differing,
+            largest=largest_difference(outputs, in_file),
+        )
+
     def run_file(self, fed: Sequence[Array]) -> tuple[list[Array], dict[str, Array]]:
         """The file's own outputs, and {quantizer: its codes}."""
         names = (value.name for value in self.session.inference.get_inputs())
@@ -93,6 +108,12 @@ class ComparedNetwork:
                 for name, count in self.counts.items()
             ),
         )
+
+
+def largest_difference(outputs: Any, in_file: Sequence[Array]) -> float:
+    """Of two values of any output."""
+    pairs = zip(pytree.tree_leaves(outputs), in_file, strict=True)
+    return max(float(np.abs(ours.float().cpu().numpy() - found).max()) for ours, found in pairs)
 
 
 @dataclass

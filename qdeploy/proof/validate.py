@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from torch.utils import _pytree as pytree
 
 from qdeploy.benchmark.machine import this_machine
 from qdeploy.deploy.export import finished_with_tensors, to_onnx
+from qdeploy.deploy.open_axes import BATCH, OpenAxes, names_of, open_axes_of
+from qdeploy.deploy.other_sizes import Sized, size_in_words, sizes_to_prove
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import read
 from qdeploy.preparation.convert import convert
@@ -45,16 +47,21 @@ class OutputDifference:
 
 @dataclass(frozen=True)
 class Validation:
-    """What `validate` found; `print` it, or take its JSON."""
+    """What `validate` found; `print` it, or take its JSON.
+
+    sizes   of the axes that the file leaves open, such as "24x16"; () where all are fixed
+    """
 
     file: str
     processor: str
     outputs: tuple[OutputDifference, ...]
     exactness: Exactness
+    sizes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         header = f"{self.file} on {self.processor}, {self.exactness.samples:,} inputs"
-        return "\n".join([header, str(self.exactness), *map(str, self.outputs)])
+        sizes = [f"sizes: {', '.join(self.sizes)}"] if self.sizes else []
+        return "\n".join([header, *sizes, str(self.exactness), *map(str, self.outputs)])
 
     def to_json(self) -> str:
         return TypeAdapter(Validation).dump_json(self, indent=2).decode()
@@ -70,7 +77,8 @@ def validate(
 
     network   what `prepare` or `convert` returned; runs where it is
     file      what `export` wrote for the target "cpu", of that network and no uint8_input
-    batches   the inputs to compare on: tensors, or tuples for a forward of several
+    batches   the inputs to compare on: tensors, or tuples for a forward of several. Where the file
+              leaves sizes open, the first one is taken in a smaller and in a larger size as well
     provider  where ONNX Runtime runs the file: "auto", "cpu", "cuda"
 
     Errors: QdeployError for a file that the network does not export to, and for no batches.
@@ -80,32 +88,56 @@ def validate(
         raise QdeployError(
             f"validate takes what qdeploy.prepare or convert returned, not {type(network).__name__}"
         )
-    device = next(network.buffers()).device
+    integers.to(next(network.buffers()).device)
     compared: ComparedNetwork | None = None
     found: dict[str, OutputDifference] = {}
-    for batch in batches:
-        inputs = as_inputs(batch)
+    sizes: dict[str, None] = {}
+    axes = open_axes_of(read(Path(file)))
+    for one in with_other_sizes(batches, integers, axes):
         if compared is None:
-            tensors = tensors_of(Path(file), integers, inputs)
+            tensors = tensors_of(Path(file), integers, one.inputs, axes)
             model = onnx.load(file)
-            compared = ComparedNetwork(integers.to(device), model, tensors, provider)
+            compared = ComparedNetwork(integers, model, tensors, provider)
             names = [value.name for value in model.graph.output]
-        outputs, in_file = compared(inputs)
+        sizes[one.size] = None
+        outputs, in_file = compared(one.inputs)
         for name, ours, other in zip(names, pytree.tree_leaves(outputs), in_file, strict=True):
             found[name] = difference(name, ours.detach().cpu().numpy(), other, found.get(name))
     if compared is None:
         raise QdeployError("validate was given no batches; give the inputs to compare on")
-    return Validation(str(file), this_machine().cpu, tuple(found.values()), compared.result())
+    proven = tuple(filter(None, sizes))
+    differences = tuple(found.values())
+    return Validation(str(file), this_machine().cpu, differences, compared.result(), proven)
 
 
-def tensors_of(file: Path, integers: fx.GraphModule, inputs: Sequence[Tensor]) -> dict[str, str]:
+def with_other_sizes(
+    batches: Iterable[Inputs], integers: fx.GraphModule, axes: OpenAxes
+) -> Iterator[Sized]:
+    """The batches; the first one in a smaller and in a larger size too, where sizes are open."""
+    device = next(integers.buffers()).device
+    for number, batch in enumerate(batches):
+        inputs = tuple(x.to(device) for x in as_inputs(batch))
+        if number == 0 and names_of(axes):
+            yield from sizes_to_prove(integers.eval(), inputs, axes)
+        else:
+            yield Sized(size_in_words(inputs, axes), inputs)
+
+
+def tensors_of(
+    file: Path, integers: fx.GraphModule, inputs: Sequence[Tensor], axes: OpenAxes
+) -> dict[str, str]:
     """Where the file holds the codes of each quantizer, found by exporting the network once more.
 
     Errors: QdeployError if that gives another graph.
     """
     there = read(file).graph
     takes, gives = ([value.name for value in values] for values in (there.input, there.output))
-    graph = to_onnx(integers, tuple(inputs), takes, gives)
+    named = dict(zip(takes, axes, strict=True))
+    dynamic = {name: {a: n for a, n in own.items() if n != BATCH} for name, own in named.items()}
+    batch = {
+        name: next((a for a, n in own.items() if n == BATCH), None) for name, own in named.items()
+    }
+    graph = to_onnx(integers, tuple(inputs), takes, gives, dynamic=dynamic, batch_axes=batch)
     for packing, readable in itertools.product((True, False), (False, True)):
         again, tensors = finished_with_tensors(graph, packing, {}, readable)
         if again.graph == there:

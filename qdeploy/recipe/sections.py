@@ -345,7 +345,8 @@ class ExportSection(Section):
     `gates`: the file's own scores by name, the least of those where more is better, else the most.
     `max_differing`: codes of integer kernels that may differ from these integers. `max_size`: bytes of the
     file. `input_names`, `output_names`: in place of "input" and the task's. `readable`: names of all nodes
-    and values, also of small files.
+    and values, also of small files. `dynamic`: axes of the image, beside the batch, that the file takes in
+    any size.
     """
 
     target: TargetName = "cpu"
@@ -353,6 +354,7 @@ class ExportSection(Section):
     input_names: list[str] | None = None
     output_names: list[str] | None = None
     readable: bool = False
+    dynamic: list[Literal["height", "width"]] = []
     max_drop: NonNegativeFloat | None = None
     min_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     min_sqnr: float | None = None

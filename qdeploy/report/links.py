@@ -44,6 +44,8 @@ def _file(record: Record) -> Row:
     verdict = "Not exact" if exactness.differing else "Proven"
     where = f"{exactness.samples:,} images on {record.machine.cpu}, {exactness.provider}"
     close = "; what float operators made is close, not proven" if exactness.behind_float else ""
+    if record.sizes:
+        where += f", at {', '.join(one.size for one in record.sizes)}"
     return name, f"every code, over {where}", f"{verdict}: {exactness}{close}."
 
 

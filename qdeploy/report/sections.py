@@ -160,6 +160,27 @@ def proof(record: Record) -> Section:
 
 
 @section
+def open_sizes(record: Record) -> Section:
+    return Section(
+        "Sizes",
+        "The file takes any size; it was compared with the integers in PyTorch at these, of which the "
+        "first is training's.",
+        ("Size", "Images", "Codes", "Differ", "Largest difference of a logit"),
+        tuple(
+            (
+                one.size,
+                f"{one.inputs:,}",
+                NOT_MEASURED if one.codes is None else f"{one.codes:,}",
+                NOT_MEASURED if one.differing is None else f"{one.differing:,}",
+                significant(one.largest) if one.largest else "none",
+            )
+            for one in record.sizes
+        ),
+        shown=bool(record.sizes),
+    )
+
+
+@section
 def exactness(record: Record) -> Section:
     found = record.exactness
     return Section(

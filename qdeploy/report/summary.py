@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from qdeploy.record import FLOAT_BITS, Agreement, Complexity, Exactness, Placement, Record, Sizes
+from qdeploy.record import (
+    FLOAT_BITS,
+    Agreement,
+    Complexity,
+    Exactness,
+    Placement,
+    ProvenSize,
+    Record,
+    Sizes,
+)
 from qdeploy.report.words import (
     NOT_MEASURED,
     decibel,
@@ -34,6 +43,7 @@ def headlines(record: Record) -> tuple[Headline, ...]:
         _accuracy(record),
         _agreement(record),
         *_exact(record.exactness),
+        *_sizes(record.sizes),
         _size(record.size),
         _macs(record.complexity),
         _speed(record),
@@ -112,6 +122,14 @@ def _exact(found: Exactness | None) -> tuple[Headline, ...]:
         return ()
     number, _, rest = str(found).partition(" ")
     return (Headline("Exact", number, rest),)
+
+
+def _sizes(proven: tuple[ProvenSize, ...]) -> tuple[Headline, ...]:
+    if not proven:
+        return ()
+    sizes = ", ".join(one.size for one in proven)
+    note = f"compared with the integers in PyTorch: {sizes}; the file takes others as well"
+    return (Headline("Sizes", str(len(proven)), note),)
 
 
 def _size(sizes: Sizes) -> Headline:

@@ -31,21 +31,27 @@ FLOAT = TensorProto.FLOAT
 SHAPES = {
     "images": ([("n", 3, 8, 8)], 5, [(5, 3, 8, 8)]),
     "signal": ([("n", 100)], 5, [(5, 100)]),
-    "open size": ([("n", 3, "h", "w")], 2, [(2, 3, 32, 32)]),
-    "nameless": ([(None, 3, None)], 2, [(2, 3, 32)]),
+    "open size": ([("n", 3, "h", "w")], 2, [(2, 3, 24, 32)], {"x0": (1, 3, 24, 32)}),
+    "nameless": ([(None, 3, None)], 2, [(2, 3, 32)], {"x0": (2, 3, 32)}),
+    "one length for all": (
+        [("batch", "length", 4), ("batch", "length")], 2, [(2, 9, 4), (2, 9)], {"x1": (1, 9)}
+    ),
+    "batch in the middle": (
+        [("length", "batch", 4)], 2, [(9, 2, 4)], {"x0": (9, 1, 4)}
+    ),
     "states": ([("batch", 4), (1, "batch", 8)], 3, [(3, 4), (1, 3, 8)]),
     "sequences first": ([(5, "batch", 4), (1, "batch", 8)], 3, [(5, 3, 4), (1, 3, 8)]),
     "table": ([("n", 4), (7, 4)], 3, [(3, 4), (7, 4)]),
     "fixed": ([(2, 3)], 2, [(2, 3)]),
     "number": ([("n", 4), ()], 3, [(3, 4), ()]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_shapes(name):
-    declared, batch, expected = SHAPES[name]
+    declared, batch, expected, *shapes = SHAPES[name]
     model = takes(**{f"x{i}": (FLOAT, shape) for i, shape in enumerate(declared)})
-    assert [x.shape for x in given(model, batch, 32).values()] == expected
+    assert [x.shape for x in given(model, batch, *shapes).values()] == expected
 
 
 @pytest.mark.parametrize(
@@ -67,6 +73,41 @@ def test_a_batch_that_the_file_has_not_is_refused():
         given(float_network(images=(2, 3, 8, 8)), 1)
 
 
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ({}, r"leaves h and w open: .*--shape x=1x3x224x224"),
+        ({"x": (1, 3, 8)}, "the shape 1x3x8 is given for x, which takes batchx3xhxw"),
+        ({"x": (1, 4, 8, 8)}, "the shape 1x4x8x8 is given for x"),
+    ],
+)
+def test_an_open_size_has_to_be_given_as_the_file_takes_it(shapes, said):
+    with pytest.raises(QdeployError, match=said):
+        given(takes(x=(FLOAT, ("batch", 3, "h", "w"))), 1, shapes)
+
+
+def test_axes_of_one_name_have_one_size():
+    model = takes(x=(FLOAT, ("batch", "length")), y=(FLOAT, ("batch", "length")))
+    with pytest.raises(QdeployError, match="the shape 1x4 is given for y"):
+        given(model, 1, {"x": (1, 3), "y": (1, 4)})
+
+
+def test_the_batch_is_that_of_the_shape_unless_one_is_given(tmp_path):
+    path = tmp_path / "open.onnx"
+    onnx.save(takes(x=(FLOAT, ("batch", 3, "h", "w"))), path)
+    shapes = {"x": (4, 3, 8, 8)}
+    for batches, found in ((None, [4]), ((1, 2), [1, 2])):
+        result = benchmark_files([path], "cpu", 1, batches, 2, shapes)
+        assert [row.batch for row in result.latency] == found
+
+
+def test_a_shape_of_no_input_is_refused(tmp_path):
+    path = tmp_path / "open.onnx"
+    onnx.save(takes(x=(FLOAT, ("batch", 3))), path)
+    with pytest.raises(QdeployError, match="given for 'image'; inputs there are: x"):
+        benchmark_files([path], "cpu", shapes={"image": (1, 3)})
+
+
 def test_words_are_refused():
     with pytest.raises(QdeployError, match=r"input x is tensor\(string\)"):
         given(takes(x=(TensorProto.STRING, (1,))), 1)
@@ -76,7 +117,9 @@ def test_a_file_of_several_inputs_and_open_sizes_is_benchmarked(tmp_path):
     path = tmp_path / "several.onnx"
     shapes = {"x": (FLOAT, ("n", 3, "h", "w")), "ids": (TensorProto.INT64, ("n", "l"))}
     onnx.save(takes(**shapes), path)
-    result = benchmark_files([path], "cpu", batch_sizes=(1, 2), rounds=2, size=16)
+    result = benchmark_files(
+        [path], "cpu", batch_sizes=(1, 2), rounds=2, shapes={"x": (1, 3, 8, 16), "ids": (1, 5)}
+    )
     assert [row.batch for row in result.latency] == [1, 2]
     assert np.isfinite([row.p50_ms for row in result.latency]).all()
     assert set(result.placements[0].operators) == {"Identity"}

@@ -231,3 +231,32 @@ def test_without_litert_it_says_what_to_install(monkeypatch, tmp_path):
             target="litert",
         )
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("flatbuffer")
+def test_open_sizes(tmp_path):
+    """Convolutions and a global average run at any size; what is reshaped to several is refused."""
+    prepared = calibrated_by(networks.build("residual"), *WIDTHS["w8a8"])
+    options = {"target": "litert", "dynamic": ["height", "width"]}
+    made = qdeploy.export(prepared, tmp_path / "m.tflite", networks.images(2), **options)
+    _, run = litert.load(made)
+    x = np.concatenate([IMAGES[:8], IMAGES[8:16]], axis=3)[:, :, 3:]
+    assert_equal(in_onnx_runtime(tmp_path / "m.onnx", x), *run(x), ties=True)
+
+
+@pytest.mark.usefixtures("flatbuffer")
+def test_a_transposed_convolution_of_open_sizes_is_refused(tmp_path):
+    network = Network(
+        lambda self, x: self.up(self.conv(x)), conv=conv(), up=nn.ConvTranspose2d(6, 4, 2, 2)
+    )
+    prepared = qdeploy.prepare(network.eval(), networks.images(2), "simqat")
+    qdeploy.calibrate(prepared, [networks.images(2)])
+    with pytest.raises(QdeployError, match="DepthToSpace of several open sizes"):
+        qdeploy.export(
+            prepared,
+            tmp_path / "m.tflite",
+            networks.images(2),
+            target="litert",
+            dynamic=["height", "width"],
+        )
+    assert not list(tmp_path.iterdir())

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 import qdeploy
-from qdeploy.deploy.batch_length import count_batch_by_size
 from qdeploy.deploy.export import finished, to_onnx
+from qdeploy.deploy.open_lengths import count_by_size
 from qdeploy.deploy.targets import openvino as runtime
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import ActivationQuantizer
@@ -167,22 +167,23 @@ class TestTokens:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "left"),
+    "shapes",
     [
-        ("float[batch, 3, 8] x", False),
-        ("float[4] table, uint8[2, batch, 8] x", False),
-        ("float[batch, 3, rows] x", True),
+        "float[batch, 3, 8] x",
+        "float[4] table, uint8[2, batch, 8] x",
+        "float[batch, 3, rows] x",
+        "float[batch, rows, columns] x",
     ],
 )
-def test_lengths_come_from_the_size_of_an_input_that_is_open_in_one(shapes, left):
+def test_lengths_come_from_the_size_of_an_input_that_has_them(shapes):
     model = onnx.parser.parse_model(
         f"""<ir_version: 10, opset_import: ["": 21]> g ({shapes}) => (int64[N] y)
         {{ z = Cast<to = 1>(x)  y = Shape<end = 2>(z) }}"""
     )
     graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(model))
-    count_batch_by_size(graph)
+    count_by_size(graph)
     changed = onnx_ir.to_proto(graph)
-    assert ("Shape" in {node.op_type for node in changed.graph.node}) == left
+    assert "Shape" not in {node.op_type for node in changed.graph.node}
     for one in (model, changed):
         session = onnxruntime.InferenceSession(one.SerializeToString())
         feeds = {}
@@ -192,6 +193,16 @@ def test_lengths_come_from_the_size_of_an_input_that_is_open_in_one(shapes, left
                 [n if isinstance(n, int) else 5 for n in value.shape], dtype
             )
         assert session.run(None, feeds)[0].tolist() == list(feeds["x"].shape[:2])
+
+
+def test_a_length_that_no_input_has_stays_a_shape():
+    model = onnx.parser.parse_model(
+        """<ir_version: 10, opset_import: ["": 21]> g (float[batch, 3] x) => (int64[N] y)
+        { z = Concat<axis = 0>(x, x)  y = Shape<end = 1>(z) }"""
+    )
+    graph = onnx_ir.from_proto(onnx.shape_inference.infer_shapes(model))
+    count_by_size(graph)
+    assert [node.op_type for node in graph.graph] == ["Concat", "Shape"]
 
 
 def test_without_gates_and_adds_the_target_needs_no_other_file(tmp_path):

@@ -127,6 +127,18 @@ def test_global_average(size):
         assert_same(found, out, expected[:, :, 0, 0])
 
 
+def test_global_average_of_more_than_float32_adds_up():
+    """520 x 520 codes add up beyond 2^24; each average lies next to a tie, so that sums tell."""
+    draws = Draws()
+    for _ in range(ROUNDS):
+        codes = np.maximum(draws.codes(1, 1, 520, 520), 200)
+        step, mean = Step(0.01, 0), float(codes.mean(dtype=np.float64))
+        out = Step(float(np.float32(step.scale * mean / 100.5)), 3)
+        found = kernels.globally_averaged(centred(codes, step), step, out)
+        expected = run("QLinearGlobalAveragePool", codes, *onnx(step), *onnx(out), channels_last=0)
+        assert_same(found, out, expected[:, :, 0, 0])
+
+
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "ceil", "whole"),
     [

@@ -38,6 +38,17 @@ def with_a_misspelling():
     network = plain()
     network.data_regime = ({'epoch': 0, 'batchsize': 20},)
     return network
+
+class Deciding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = plain()
+
+    def forward(self, x):
+        return self.network(x[:, :, ::2, ::2] if x.shape[2] > 30 else x)
+
+def deciding():
+    return Deciding()
 """
 RECIPE = """
 [model]
@@ -128,6 +139,12 @@ def test_the_recipe_s_regime_wins_over_that_of_the_same_section(recipe, tmp_path
             "plain",
             "[[data.regime]]\nepoch = 9\nimage_size = 3\n",
             "cannot take images of shape [1, 3, 3] of scikit-learn digits",
+        ),
+        (
+            "deciding",
+            "[[data.regime]]\nepoch = 1\nimage_size = 40\n",
+            "cannot take images of shape [1, 40, 40] of scikit-learn digits: QdeployError: the network "
+            "does something else for inputs of this size",
         ),
         (
             "plain",

@@ -6,6 +6,8 @@ import pytest
 import torch
 from exported_networks import calibrated
 from networks import build, images
+from sized_networks import converted, resized
+from sized_networks import images as sized_images
 from torch import nn
 
 import qdeploy
@@ -55,6 +57,17 @@ def test_several_inputs_and_outputs(tmp_path):
     assert [output.name for output in found.outputs] == ["far", "near"]
     assert all(output.largest == 0 for output in found.outputs)
     assert found.exactness.differing == 0
+
+
+def test_a_file_of_open_sizes_is_proven_on_three(tmp_path):
+    integers = converted(resized)
+    sizes = {"dynamic": ["height", "width"]}
+    file = qdeploy.export(integers, tmp_path / "model.onnx", sized_images(), **sizes)
+    found = qdeploy.validate(integers, file, [sized_images(), sized_images(18, 14)])
+    assert found.sizes == ("16x16", "12x8", "20x24", "18x14")
+    assert (found.exactness.samples, found.exactness.differing) == (8, 0)
+    assert found.outputs[0].largest == 0
+    assert "sizes: 16x16, 12x8, 20x24, 18x14" in str(found)
 
 
 def test_the_file_of_other_weights_is_an_error(exported):

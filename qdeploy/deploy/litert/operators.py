@@ -169,6 +169,8 @@ def _depth_to_space(graph: LiteRTGraph, node: Node) -> Value:
     given, x = attributes(node), graph.value(node)
     batch, height, width, _ = x.shape
     block, shape = given["blocksize"], graph.shape(node.output[0])
+    if shape.count(None) > 1:
+        raise refused(node, "DepthToSpace of several open sizes")
     if given.get("mode", b"DCR") == b"DCR":
         parts, order = (block, block, shape[3]), (0, 1, 3, 2, 4, 5)
     else:

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from qdeploy.deploy import passes
-from qdeploy.deploy.batch_length import count_batch_by_size
+from qdeploy.deploy.open_lengths import count_by_size
 from qdeploy.deploy.target import Target
 from qdeploy.record import Record
 
 
 def rewrite(model: ir.Model) -> None:
-    count_batch_by_size(model)
+    count_by_size(model)
     for step in passes.BEFORE_PACKING:
         step(model)
 
