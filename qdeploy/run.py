@@ -19,6 +19,7 @@ class RunFolder:
         self.metrics = path / "metrics.csv"  # a line an epoch; its columns are in qdeploy.metrics
         self.last = path / "last.pt"  # the last finished epoch: what a resumed run starts from
         self.best = path / "best.pt"  # the epoch of the highest test top-1, the earlier of equals
+        self.survey = path / "images.json"  # of image files: those left out, and their size
         self.curves = path / "training.html"
         self.model = path / "model.onnx"  # the exported quantized network
         self.float_model = path / "float.onnx"  # the float network, for comparison
@@ -33,7 +34,7 @@ class RunFolder:
     def all_files(self) -> tuple[Path, ...]:
         """Every file that a run may hold, without those of the nested run."""
         training = (self.recipe, self.network, self.log, self.metrics, self.last, self.best)
-        return (*training, self.curves, self.model, self.float_model, *self.reports)
+        return (*training, self.survey, self.curves, self.model, self.float_model, *self.reports)
 
 
 def recipe_file(run: RunFolder) -> Path:

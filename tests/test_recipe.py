@@ -315,7 +315,15 @@ class TestMistakes:
         [
             (["data.mean=[0.1, 0.2]"], "mean and std go together"),
             (["data.mean=[]", "data.std=[]"], "mean and std go together"),
-            (["data.dataset=folder", "data.flip=true"], "pad_crop and flip do not apply"),
+            (["data.dataset=folder", "data.pad_crop=2"], "pad_crop does not apply to image files"),
+            (
+                ["data.dataset=mnist", "data.scan=full", "data.resize=whole", "data.flip=true"],
+                "resize, scan in .data. does not apply to mnist, whose images are no files",
+            ),
+            (
+                ["data.dataset=mnist", "data.regime=[{epoch = 1, augmentation = 'none'}]"],
+                "augmentation in .data. does not apply",
+            ),
             (["train.milestones=[]"], "needs milestones"),
             (["train.nesterov=true", "train.momentum=0"], "needs momentum"),
             (
@@ -335,9 +343,9 @@ class TestMistakes:
             (
                 [
                     *("data.dataset=folder", "data.flip=false", "data.pad_crop=0"),
-                    "data.regime=[{epoch = 1, flip = true}]",
+                    "data.regime=[{epoch = 1, pad_crop = 1}]",
                 ],
-                "pad_crop and flip do not apply",
+                "pad_crop does not apply",
             ),
             (
                 ["train.distill=0.5"],

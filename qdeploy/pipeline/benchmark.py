@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qdeploy.benchmark import BenchmarkResult, benchmark_files, open_session
+from qdeploy.benchmark import BenchmarkResult, Session, benchmark_files, open_session
 from qdeploy.benchmark.inputs import OPEN_SIZE
+from qdeploy.datasets import find
 from qdeploy.deploy.inspect import inspect
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
+from qdeploy.pictures.preprocessing import preprocessing_of
 from qdeploy.recipe import DataSection, validated
 
 
@@ -60,13 +62,15 @@ def benchmark(
 def accuracy_of(
     path: Path, label: str, dataset: str, data_root: Path | None, provider: str, threads: int
 ) -> FileAccuracy:
-    """Images are normalised as the file's metadata says."""
+    """Images are prepared as the file's metadata says."""
     from qdeploy.data import Normalisation, open_data
     from qdeploy.proof.outputs import of_runtime, predict
 
     session = open_session(path, provider, threads)
     table = {"dataset": dataset, **normalisation(session.metadata, path)}
     section = validated(DataSection, table, "--data")
+    if find(dataset).image_files:
+        section = validated(DataSection, table | tested_as(session, path), "--data")
     data = open_data(section, data_root, False, "cpu", seed=0)
     takes_pixels = session.input_type == "uint8"
     pixels = Normalisation(data.mean, data.std, "cpu").pixels if takes_pixels else None
@@ -74,6 +78,18 @@ def accuracy_of(
     found = predictions.accuracy("onnx")
     assert found is not None
     return FileAccuracy(label, data.title, len(predictions.labels), found.top1)
+
+
+def tested_as(session: Session, path: Path) -> dict[str, object]:
+    """Keys of [data] with which image files become what the file's metadata says."""
+    pixels = session.input_type == "uint8"
+    given = preprocessing_of(session.metadata, session.input_shape, pixels, path)
+    crop, size = given.fit.crop, given.height
+    return {
+        "image_size": size,
+        "resize": "whole" if crop is None else round(size / crop),
+        "interpolation": given.fit.interpolation,
+    }
 
 
 def normalisation(metadata: dict[str, str], path: Path) -> dict[str, list[float]]:

@@ -14,6 +14,7 @@ from qdeploy.deploy.export import finished, finished_with_tensors, to_onnx
 from qdeploy.deploy.metadata import file_metadata, versions
 from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.target import find_target
+from qdeploy.pictures.preprocessing import fit_metadata
 from qdeploy.pipeline.assemble import example_input
 from qdeploy.pipeline.trained_run import TrainedRun
 from qdeploy.preparation.convert import convert
@@ -68,8 +69,7 @@ def metadata_of(trained: TrainedRun) -> dict[str, str]:
     """What travels in the file: the recipe, the class names, how pictures become its input, the origin."""
     data, recipe = trained.data, portable(trained.recipe).to_toml(defaults=False)
     described = file_metadata(data.classes, (data.mean, data.std), origin(trained))
-    cropped = {} if data.crop == 1 else {"qdeploy.crop": str(data.crop)}
-    return {"qdeploy.recipe": recipe, **described, **cropped}
+    return {"qdeploy.recipe": recipe, **described, **fit_metadata(data.input_shape[0], data.fit)}
 
 
 def origin(trained: TrainedRun) -> dict[str, str]:

@@ -21,6 +21,7 @@ from qdeploy.pipeline.assemble import (
     trainable,
     with_regime,
 )
+from qdeploy.pipeline.images_of_run import check_same_images, read_survey, write_survey
 from qdeploy.pipeline.live_page import live_page
 from qdeploy.pipeline.regimes import (
     check_order,
@@ -72,7 +73,10 @@ def train(
             recipe = with_root(recipe, data_root)
             share = Share(processes.rank(), processes.count())
             seed = recipe.train.seed
-            data = open_data(recipe.data, None, download, fabric.device, seed, share)
+            # What process 0 found when it began, also for those that come after it.
+            began = read_survey(run) if resume or processes.rank() > 0 else None
+            data = open_data(recipe.data, None, download, fabric.device, seed, share, began)
+            check_same_images(began, data, run)
             float_network = float_network_of(recipe, data, run.network if resume else None)
             goes_on = resume and run.last.is_file()
             if recipe.model.weights is not None and (recipe.train.distill or not goes_on):
@@ -83,11 +87,12 @@ def train(
             check_order(settled, data.train.steps_before)
             if processes.rank() == 0:
                 create_run(run.path, recipe, resume=resume, force=force)
+                write_survey(run, data)
                 if not run.network.is_file():
                     with atomic_write(run.network) as file:
                         file.write(network_source(recipe.model.network))
         session = Session(settled, run, fabric, Console(run.log, stream), resume)
-        train_in(session, float_network, network, data)
+        train_in(session, float_network, network, data.in_training())
     return run
 
 
@@ -101,6 +106,8 @@ def train_in(session: Session, float_network: nn.Module, network: nn.Module, dat
         console.log(
             f"{recipe.name}: {data.title}, {data.train.samples} images to train on, in {path}"
         )
+        for note in data.notes:
+            console.log(note)
         console.log(settings_text(network))
         for line in regime_lines(recipe):
             console.log(line)
@@ -194,6 +201,7 @@ def train_in_float(session: Session, network: nn.Module, data: Data) -> None:
     baseline, folder, resume = float_recipe(session.recipe), session.run.float_run, session.resume
     if processes.rank() == 0:
         create_run(folder.path, baseline, resume=resume, force=not resume)
+        write_survey(folder, data)
     console = Console(folder.log, session.console.stream)
     console.log(f"{baseline.name}: {baseline.train.epochs} epochs in float")
     fit_and_plot(replace(session, recipe=baseline, run=folder, console=console), network, data)

@@ -13,6 +13,7 @@ from qdeploy.data import Data, Normalisation, open_data
 from qdeploy.errors import QdeployError
 from qdeploy.metrics import EpochRecord
 from qdeploy.pipeline.assemble import float_network_of, trainable
+from qdeploy.pipeline.images_of_run import read_survey
 from qdeploy.recipe import ExportSection, Recipe, validated
 from qdeploy.run import RunFolder, recipe_file
 from qdeploy.training.checkpoint import load_checkpoint_of
@@ -66,7 +67,8 @@ def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: 
             f"{run.path} is not trained yet: it has no {file.name}; "
             f"`qdeploy train --resume -o {run.path}` goes on with it"
         )
-    data = open_data(recipe.data, data_root, False, pick_device(device), recipe.train.seed)
+    seed, survey = recipe.train.seed, read_survey(run)
+    data = open_data(recipe.data, data_root, False, pick_device(device), seed, survey=survey)
     float_network = float_network_of(recipe, data, run.network)
     network = trainable(recipe, float_network, data)
     found = load_checkpoint_of(recipe, file)

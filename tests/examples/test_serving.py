@@ -36,8 +36,8 @@ from torch import nn
 import qdeploy
 from qdeploy.cli import main
 from qdeploy.data import Normalisation
-from qdeploy.data.crops import CENTRE, centre_crop
 from qdeploy.deploy.triton import write_repository
+from qdeploy.pictures.fit import CENTRE, Fit
 from qdeploy.pipeline.build import build, integers_of
 from qdeploy.pipeline.trained_run import load_run
 from qdeploy.run import RunFolder
@@ -95,7 +95,7 @@ def expected(folder, name):
     session = onnxruntime.InferenceSession(folder / f"{name}.onnx")
     metadata = session.get_modelmeta().custom_metadata_map
     image = Image.open(folder / PICTURES[name])
-    image = image if name == "digits" else centre_crop(image, 32)
+    image = image if name == "digits" else Fit()(image, 32, 32)
     batch = torch.tensor(np.atleast_3d(image)).permute(2, 0, 1)[None]
     if name != "pixels":
         given = json.loads(metadata["qdeploy.normalisation"])
