@@ -201,7 +201,9 @@ def in_a_process(code):
         "qdeploy.benchmark",
         "qdeploy.report",
         "qdeploy.recipe",
+        "qdeploy.datasets.folder",
         "qdeploy.datasets.mnist",
+        "qdeploy.pipeline.predict",
     ],
 )
 def test_it_imports_without_torch(module):

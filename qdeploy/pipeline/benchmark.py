@@ -13,6 +13,7 @@ from qdeploy.datasets import find
 from qdeploy.deploy.inspect import inspect
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
+from qdeploy.pictures.fit import CENTRE
 from qdeploy.pictures.preprocessing import preprocessing_of
 from qdeploy.recipe import DataSection, validated
 
@@ -84,12 +85,14 @@ def tested_as(session: Session, path: Path) -> dict[str, object]:
     """Keys of [data] with which image files become what the file's metadata says."""
     pixels = session.input_type == "uint8"
     given = preprocessing_of(session.metadata, session.input_shape, pixels, path)
-    crop, size = given.fit.crop, given.height
-    return {
-        "image_size": size,
-        "resize": "whole" if crop is None else round(size / crop),
+    table: dict[str, object] = {
+        "image_size": given.height,
         "interpolation": given.fit.interpolation,
     }
+    crop = given.fit.crop
+    if crop == CENTRE:
+        return table  # what [data] takes where resize is not given
+    return table | {"resize": "whole" if crop is None else round(given.height / crop)}
 
 
 def normalisation(metadata: dict[str, str], path: Path) -> dict[str, list[float]]:

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
@@ -14,10 +15,13 @@ import torch
 from command_line import assert_same_checkpoint, checkpoint, content, fails, metrics, succeeds
 from PIL import Image
 
-from qdeploy.pictures.preprocessing import preprocessing_of
+from qdeploy.data.decoding import fit_of
+from qdeploy.pictures.preprocessing import fit_metadata, preprocessing_of
 from qdeploy.pictures.reading import read
+from qdeploy.pipeline.benchmark import tested_as
 from qdeploy.pipeline.predict import predict
 from qdeploy.pipeline.trained_run import load_run
+from qdeploy.recipe import DataSection
 from qdeploy.run import RunFolder
 from qdeploy.training.session import Session
 
@@ -165,6 +169,21 @@ def test_without_skipping_nothing_is_written(project, tmp_path):
     header = fails("train", project / "recipe.toml", *options, "--scan", "header")
     assert "1 of 85 files cannot be read:" in header
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "section", [{}, {"resize": 30}, {"resize": 23}, {"resize": "whole", "interpolation": "bicubic"}]
+)
+def test_the_keys_of_data_that_a_file_stands_for(section):
+    fit = fit_of(DataSection(dataset="folder", **section), 23)
+    said = {
+        **fit_metadata(3, fit),
+        "qdeploy.normalisation": '{"mean": [0, 0, 0], "std": [1, 1, 1]}',
+    }
+    session = SimpleNamespace(metadata=said, input_shape=(1, 3, 23, 23), input_type="float32")
+    keys = tested_as(session, Path("model.onnx"))
+    assert keys["image_size"] == 23
+    assert fit_of(DataSection(dataset="folder", **keys), 23) == fit
 
 
 class TestPredict:
