@@ -106,13 +106,13 @@ def _image_size(sides: Sequence[int], section: DataSection) -> tuple[int, list[s
     if not sides:
         return IMAGENET_SIZE, []  # an error follows: no image is left
     median = int(np.median(sides))
-    size = min(IMAGENET_SIZE, median)
+    bounds = {"": median, ", as ImageNet's": IMAGENET_SIZE}
     if isinstance(section.resize, int):
-        size = min(size, section.resize)
-    why = "" if size == median else "no more than 224 and data.resize; "
-    return size, [
-        f"image_size is {size}: {why}half of the {len(sides):,} training images have a short side of "
-        f"{median} pixels or more (data.image_size sets another)"
+        bounds[", as data.resize"] = section.resize
+    whose = min(bounds, key=bounds.__getitem__)
+    return bounds[whose], [
+        f"image_size is {bounds[whose]}{whose}: half of the {len(sides):,} training images have a short side "
+        f"of {median} pixels or more (data.image_size sets another)"
     ]
 
 

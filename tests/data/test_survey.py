@@ -107,7 +107,11 @@ class TestSize:
         [
             ([(40, 30)] * 3, 30, "image_size is 30: half of the 3 training images"),
             ([(40, 30), (50, 90), (60, 60)], 50, "a short side of 50 pixels or more"),
-            ([(400, 300), (500, 400), (30, 30)], 224, "image_size is 224: no more than 224"),
+            (
+                [(400, 300), (500, 400), (30, 30)],
+                224,
+                "image_size is 224, as ImageNet's: half of the 3",
+            ),
         ],
     )
     def test_it_is_chosen_from_the_training_images(self, tmp_path, sizes, size, said):
@@ -128,6 +132,7 @@ class TestSize:
     def test_it_is_no_larger_than_what_the_centre_is_cut_from(self, root):
         data = opened(root, resize=8)
         assert (data.input_shape, data.fit.crop) == ((3, 8, 8), 1)
+        assert data.notes[0].startswith("image_size is 8, as data.resize: half of the 24 training")
 
     def test_a_known_one_stays(self, root):
         began = replace(opened(root).survey, image_size=9)
