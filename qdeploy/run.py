@@ -23,7 +23,8 @@ class RunFolder:
         self.last = path / "last.pt"  # the last finished epoch: what a resumed run starts from
         self.best = (
             path / "best.pt"
-        )  # the best epoch by the task's first score, the earlier of equals
+        )  # the best epoch by the task's first score, of equals the earlier
+        self.survey = path / "images.json"  # of image files: those left out, and their size
         self.curves = path / "training.html"
         self.model = path / "model.onnx"  # the exported quantized network
         self.float_model = path / "float.onnx"  # the float network, for comparison
@@ -38,7 +39,8 @@ class RunFolder:
     def all_files(self) -> tuple[Path, ...]:
         """Every file that a run may hold, without those of the nested run."""
         code = (self.network, self.task, self.data)
-        training = (self.recipe, *code, self.log, self.metrics, self.scores, self.last, self.best)
+        notes = (self.log, self.metrics, self.scores, self.survey)
+        training = (self.recipe, *code, *notes, self.last, self.best)
         return (*training, self.curves, *self._models(), *self.reports)
 
     def _models(self) -> tuple[Path, ...]:

@@ -300,7 +300,8 @@ class TestMistakes:
             Recipe.load(write(MINIMAL), ["export.zzz=1"])
         assert str(caught.value).endswith(
             "unknown key export.zzz. Allowed in [export]: target, input, input_names, "
-            "output_names, readable, max_drop, min_agreement, min_sqnr, gates, max_differing, max_size"
+            "output_names, readable, dynamic, max_drop, min_agreement, min_sqnr, gates, max_differing, "
+            "max_size"
         )
 
     def test_missing_keys(self, write):
@@ -315,7 +316,15 @@ class TestMistakes:
         [
             (["data.mean=[0.1, 0.2]"], "mean and std go together"),
             (["data.mean=[]", "data.std=[]"], "mean and std go together"),
-            (["data.dataset=folder", "data.flip=true"], "pad_crop and flip do not apply"),
+            (["data.dataset=folder", "data.pad_crop=2"], "pad_crop does not apply to image files"),
+            (
+                ["data.dataset=mnist", "data.scan=full", "data.resize=whole", "data.flip=true"],
+                "resize, scan in .data. does not apply to mnist, whose images are no files",
+            ),
+            (
+                ["data.dataset=mnist", "data.regime=[{epoch = 1, augmentation = 'none'}]"],
+                "augmentation in .data. does not apply",
+            ),
             (["train.milestones=[]"], "needs milestones"),
             (["train.nesterov=true", "train.momentum=0"], "needs momentum"),
             (
@@ -335,9 +344,9 @@ class TestMistakes:
             (
                 [
                     *("data.dataset=folder", "data.flip=false", "data.pad_crop=0"),
-                    "data.regime=[{epoch = 1, flip = true}]",
+                    "data.regime=[{epoch = 1, pad_crop = 1}]",
                 ],
-                "pad_crop and flip do not apply",
+                "pad_crop does not apply",
             ),
             (
                 ["train.distill=0.5"],

@@ -14,9 +14,10 @@ export function metadataOf(file) {
   return Object.fromEntries(metadataProps.map(({ key, value }) => [key, value]));
 }
 
-// The centre of a picture that the network was tested with, as wide and high as its input in proportion.
+// The part of a picture that the network was tested with: a centre of its input's proportions, or all of it.
 export function cropOf(width, height, [, , rows, columns], metadata) {
-  const part = Number(metadata["qdeploy.crop"] ?? 1);
+  const part = JSON.parse(metadata["qdeploy.crop"] ?? "1");
+  if (part === "whole") return { left: 0, top: 0, width, height };
   const scale = part * Math.min(width / columns, height / rows);
   const [cropWidth, cropHeight] = [scale * columns, scale * rows];
   return { left: (width - cropWidth) / 2, top: (height - cropHeight) / 2, width: cropWidth, height: cropHeight };

@@ -16,13 +16,16 @@
 
 using Pixels = std::vector<uint8_t>;
 
-// The centre of a picture at the network's size, [H, W, C], bilinear with antialiasing.
-Pixels pixels(const char* picture, int channels, int height, int width, double part) {
+// The centre of a picture, or all of it, at the network's size, [H, W, C], bilinear with antialiasing.
+Pixels pixels(const char* picture, int channels, int height, int width, const nlohmann::json& part) {
   int rows, columns, found;
   uint8_t* whole = stbi_load(picture, &columns, &rows, &found, channels);
   if (!whole) throw std::runtime_error(std::string(picture) + ": " + stbi_failure_reason());
-  const double scale = part * std::min(columns / double(width), rows / double(height));
-  const double x = scale * width / columns / 2, y = scale * height / rows / 2;  // half of the crop
+  double x = 0.5, y = 0.5;  // half of what is taken
+  if (part != "whole") {
+    const double scale = part.get<double>() * std::min(columns / double(width), rows / double(height));
+    x = scale * width / columns / 2, y = scale * height / rows / 2;
+  }
   Pixels centre(height * width * channels);
   STBIR_RESIZE resize;
   const auto layout = channels == 1 ? STBIR_1CHANNEL : STBIR_RGB;

@@ -14,9 +14,14 @@ def batch_of(
 ) -> np.ndarray:
     """One picture [1, C, H, W] of size (C, H, W): pixels for a uint8 input, for a float32 one normalised."""
     channels, height, width = size
-    image = Image.open(picture).convert("L" if channels == 1 else "RGB")
-    border = (1 - float(metadata.get("qdeploy.crop", 1))) / 2
-    image = ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR, bleed=border)
+    image = ImageOps.exif_transpose(Image.open(picture)).convert("L" if channels == 1 else "RGB")
+    crop = json.loads(metadata.get("qdeploy.crop", "1"))
+    interpolation = json.loads(metadata.get("qdeploy.interpolation", '"bilinear"'))
+    resampling = Image.Resampling[interpolation.upper()]
+    if crop == "whole":
+        image = image.resize((width, height), resampling)
+    else:
+        image = ImageOps.fit(image, (width, height), resampling, bleed=(1 - crop) / 2)
     pixels = np.asarray(image).reshape(1, height, width, channels).transpose(0, 3, 1, 2)
     if dtype == "uint8":
         return pixels.copy()

@@ -5,7 +5,7 @@ Heavy libraries are imported inside the commands, so that --help answers at once
 
 import click
 
-from qdeploy.cli import benchmark, export, inspect, pack, report, train, zoo
+from qdeploy.cli import benchmark, export, inspect, pack, predict, report, train, zoo
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,5 +16,5 @@ def main() -> None:
 
 for command in (train.train, export.export, benchmark.benchmark, inspect.inspect, pack.pack):
     main.add_command(command)
-for command in (report.report, zoo.methods, zoo.models):
+for command in (predict.predict, report.report, zoo.methods, zoo.models):
     main.add_command(command)

@@ -62,7 +62,7 @@ from qdeploy.errors import QdeployError
     type=click.Choice(["last", "best"]),
     default="last",
     show_default=True,
-    help="best: the epoch that did best on the test set itself.",
+    help="best: the epoch that did best on the validation set, or without one on the test set itself.",
 )
 @DATA_ROOT
 @DEVICE

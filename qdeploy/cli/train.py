@@ -17,6 +17,11 @@ DEFAULT_RECIPE = "lenet5-digits-slb-w1a8"
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Change a setting."
 )
 @click.option("--epochs", type=click.IntRange(min=0), help="Short for --set train.epochs=N.")
+@click.option(
+    "--scan",
+    type=click.Choice(["header", "full"]),
+    help="Short for --set data.scan=...: what is read of each image file before training.",
+)
 @DATA_ROOT
 @click.option("--download", is_flag=True, help="Fetch missing data sets.")
 @DEVICE
@@ -43,6 +48,7 @@ def train(
     recipe: str | None,
     overrides: tuple[str, ...],
     epochs: int | None,
+    scan: str | None,
     data_root: Path | None,
     download: bool,
     device: str,
@@ -62,6 +68,8 @@ def train(
         raise click.UsageError("--resume goes on with a run, --force starts it anew: give one")
     if epochs is not None:
         overrides = (*overrides, f"train.epochs={epochs}")
+    if scan is not None:
+        overrides = (*overrides, f"data.scan={scan}")
 
     from qdeploy import processes
     from qdeploy.pipeline.train import train as train_recipe

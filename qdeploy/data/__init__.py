@@ -2,5 +2,6 @@
 
 from qdeploy.data.batches import WHOLE, Batch, Batches, Normalisation, Share
 from qdeploy.data.open import Data, open_data
+from qdeploy.data.survey import Survey
 
-__all__ = ["WHOLE", "Batch", "Batches", "Data", "Normalisation", "Share", "open_data"]
+__all__ = ["WHOLE", "Batch", "Batches", "Data", "Normalisation", "Share", "Survey", "open_data"]

@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError
+from qdeploy.pictures.preprocessing import in_pixels, normalised
 from qdeploy.recipe import DataSection
 
 # Inputs, a tensor or a tuple of them, and the targets as the data set has them.
@@ -128,13 +129,13 @@ class Normalisation:
         self, mean: Sequence[float], std: Sequence[float], device: torch.device | str
     ) -> None:
         self.device = torch.device(device)
-        self._mean = 255 * torch.tensor(mean, device=device).reshape(1, -1, 1, 1)
-        self._std = 255 * torch.tensor(std, device=device).reshape(1, -1, 1, 1)
+        in_0_to_255 = (torch.from_numpy(part).to(device) for part in in_pixels(mean, std))
+        self._mean, self._std = (part.reshape(1, -1, 1, 1) for part in in_0_to_255)
 
     def __call__(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] to float32."""
         pixels = images.to(torch.float32, memory_format=torch.channels_last)
-        return (pixels - self._mean) / self._std
+        return normalised(pixels, self._mean, self._std)
 
     def pixels(self, images: Tensor) -> Tensor:
         """The uint8 pixels of normalised images, rounded where resizing left fractions."""
@@ -174,7 +175,7 @@ class ArrayBatches(Batches):
             chosen = batch.to(self._images.device)
             images, labels = self._images[chosen], self._own(self._labels[chosen])
             if random is not None:
-                images = augment(images, section.pad_crop, section.flip, random)
+                images = augment(images, section.pad_crop, bool(section.flip), random)
             if len(labels):
                 yield resize(self._normalise(self._own(images)), section.image_size), labels
 

@@ -21,16 +21,18 @@ from qdeploy.recipe import DataSection
 from qdeploy.references import told
 
 FORMS = (
-    "it must return (train, test), or a dict of train and test and, if wanted, classes, mean, std and "
-    "collate. Each part is a torch Dataset of (input, target), or a pair of tensors"
+    "it must return (train, test), or a dict of train and test and, if wanted, val, classes, mean, std "
+    "and collate. Each part is a torch Dataset of (input, target), or a pair of tensors"
 )
-KEYS = {"train", "test", "classes", "mean", "std", "collate"}
+PARTS = ("train", "val", "test")
+KEYS = {*PARTS, "classes", "mean", "std", "collate"}
 
 
 @dataclass(frozen=True)
 class OwnData:
     """What the function returned.
 
+    val      what epochs are compared on; None: the test set
     classes  their names; () where there are none
     mean, std  what the items were normalised with, per channel; None where that is not said
     collate  makes a batch of a list of items
@@ -38,6 +40,7 @@ class OwnData:
 
     train: Dataset[Any]
     test: Dataset[Any]
+    val: Dataset[Any] | None = None
     classes: tuple[str, ...] = ()
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -56,8 +59,9 @@ def as_own_data(name: str, returned: Any) -> OwnData:
     if odd or missing:
         said = f"returned {', '.join(map(str, odd))}" if odd else f"returned no {missing[0]}"
         raise QdeployError(f"data set {name!r} {said}; {FORMS}")
-    for key in ("train", "test"):
-        parts[key] = _dataset(name, key, parts[key])
+    for key in PARTS:
+        if parts.get(key) is not None:
+            parts[key] = _dataset(name, key, parts[key])
     for key, kind in (("classes", str), ("mean", float), ("std", float)):
         if parts.get(key) is not None:
             parts[key] = tuple(map(kind, parts[key]))

@@ -18,14 +18,15 @@ class PublishedFile:
 class Dataset:
     """One data set.
 
-    read         gives the training and the test set, as `LabelledImages` or, with `image_files`,
-                 as `ImageFolder`. Its arguments are the paths of `files`, in their order, or the
-                 data root if nothing is to be found or downloaded
+    read         gives the training and the test set, or the training, validation and test set, as
+                 `LabelledImages` or, with `image_files`, as `ImageFolder`; None for what is not there.
+                 Its arguments are the paths of `files`, in their order, or the data root if nothing is
+                 to be found or downloaded
     mean, std    per channel, of the training pixels scaled to 0..1
     title        what reports call it; without one, the name of the data root
     classes      their names, in the order of the labels; a folder names its own
-    image_files  whether images are decoded from files as they are needed, with ImageNet's crops
-                 and flips in training, instead of staying on the device as arrays
+    image_files  whether images are decoded from files as they are needed, and augmented there,
+                 instead of staying on the device as arrays
 
     Where its files are published:
 
@@ -34,7 +35,7 @@ class Dataset:
     folders      where the files may lie below the data root; downloads go to the first
     """
 
-    read: Callable[..., tuple[Any, Any]]
+    read: Callable[..., tuple[Any, ...]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     title: str = ""

@@ -26,7 +26,9 @@ SIGNATURE = "# Written by qdeploy export --triton, which replaces this folder."
 MAX_BATCH_SIZE = 64
 
 # The metadata that clients need; class names are in labels.txt.
-FOR_CLIENTS = ("qdeploy.normalisation", "qdeploy.crop")
+FOR_CLIENTS = (
+    "qdeploy.normalisation", "qdeploy.crop", "qdeploy.interpolation", "qdeploy.colours",
+)  # fmt: skip
 
 TYPES = {"float32": "TYPE_FP32", "uint8": "TYPE_UINT8"}
 

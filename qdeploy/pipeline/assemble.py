@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from qdeploy.data import WHOLE, Batch, Data, Share, open_data
+from qdeploy.data import WHOLE, Batch, Data, Share, Survey, open_data
 from qdeploy.data.own_data import OwnBatches
 from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode
@@ -36,10 +36,12 @@ def data_of(
     root: Path | None = None,
     download: bool = False,
     share: Share = WHOLE,
+    survey: Survey | None = None,
 ) -> Data:
     """The recipe's data; copies: the run that holds a copy of the user's files, see Reference."""
     copy = copies.data if copies else None
-    return open_data(recipe.data, root, download, device, recipe.train.seed, share, copy)
+    seed = recipe.train.seed
+    return open_data(recipe.data, root, download, device, seed, share, survey, copy)
 
 
 def task_of(recipe: Recipe, copies: RunFolder | None = None) -> Task:

@@ -7,11 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qdeploy.benchmark import BenchmarkResult, benchmark_files, open_session
+from qdeploy.benchmark import BenchmarkResult, Session, benchmark_files, open_session
 from qdeploy.benchmark.inputs import Shapes
+from qdeploy.datasets import find
 from qdeploy.deploy.inspect import inspect
 from qdeploy.errors import QdeployError
 from qdeploy.files import atomic_write
+from qdeploy.pictures.fit import CENTRE
+from qdeploy.pictures.preprocessing import preprocessing_of
 from qdeploy.recipe import DataSection, validated
 
 
@@ -60,7 +63,7 @@ def benchmark(
 def accuracy_of(
     path: Path, label: str, dataset: str, data_root: Path | None, provider: str, threads: int
 ) -> FileAccuracy:
-    """Images are normalised as the file's metadata says."""
+    """Images are prepared as the file's metadata says."""
     from torch.utils import _pytree as pytree
 
     from qdeploy.data import Normalisation, open_data
@@ -70,6 +73,8 @@ def accuracy_of(
     session = open_session(path, provider, threads)
     table = {"dataset": dataset, **normalisation(session.metadata, path)}
     section = validated(DataSection, table, "--data")
+    if find(dataset).image_files:
+        section = validated(DataSection, table | tested_as(session, path), "--data")
     data = open_data(section, data_root, False, "cpu", seed=0)
     takes_pixels = session.input_type == "uint8"
     assert data.mean is not None
@@ -78,6 +83,20 @@ def accuracy_of(
     forms, one_tensor = {"onnx": of_runtime(session.run_all, pixels)}, pytree.tree_structure(0)
     judged = judge(forms, data.test.epoch(0), Classification(), len(data.classes), one_tensor)
     return FileAccuracy(label, data.title, judged.samples, judged.scores["onnx"]["top1"])
+
+
+def tested_as(session: Session, path: Path) -> dict[str, object]:
+    """Keys of [data] with which image files become what the file's metadata says."""
+    pixels = session.input_type == "uint8"
+    given = preprocessing_of(session.metadata, session.input_shape, pixels, path)
+    table: dict[str, object] = {
+        "image_size": given.height,
+        "interpolation": given.fit.interpolation,
+    }
+    crop = given.fit.crop
+    if crop == CENTRE:
+        return table  # what [data] takes where resize is not given
+    return table | {"resize": "whole" if crop is None else round(given.height / crop)}
 
 
 def normalisation(metadata: dict[str, str], path: Path) -> dict[str, list[float]]:

@@ -17,6 +17,7 @@ from qdeploy.deploy.metadata import file_metadata, versions
 from qdeploy.deploy.pixels import take_pixels
 from qdeploy.deploy.target import find_target
 from qdeploy.layers.modes import evaluation_mode
+from qdeploy.pictures.preprocessing import fit_metadata
 from qdeploy.pipeline.trained_run import TrainedRun
 from qdeploy.preparation.convert import convert
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -83,8 +84,8 @@ def metadata_of(trained: TrainedRun) -> dict[str, str]:
     """What travels in the file: the recipe, the class names, how pictures become its input, the origin."""
     data, recipe = trained.data, portable(trained.recipe).to_toml(defaults=False)
     described = file_metadata(data.classes or None, normalisation_of(data), origin(trained))
-    cropped = {} if data.crop == 1 else {"qdeploy.crop": str(data.crop)}
-    return {"qdeploy.recipe": recipe, **described, **cropped}
+    fitted = {} if data.fit is None else fit_metadata(data.input_shape[0], data.fit)
+    return {"qdeploy.recipe": recipe, **described, **fitted}
 
 
 def origin(trained: TrainedRun) -> dict[str, str]:

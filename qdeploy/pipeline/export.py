@@ -38,7 +38,8 @@ def export_run(
     output      the ONNX file; model.onnx in the run folder by default. A runtime's own lies beside it
     changes     keys of the recipe's [export] with other values; what a failed gate means is the
                 caller's affair
-    checkpoint  "last", or "best": the epoch that did best on the very test set
+    checkpoint  "last", or "best": the epoch that did best on the validation set, or without one on
+                the very test set
     triton      also make a model repository for Triton in this folder
 
     Errors: QdeployError for a folder that is no trained run, and as the parts have them.

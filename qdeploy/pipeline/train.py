@@ -24,6 +24,7 @@ from qdeploy.pipeline.assemble import (
     trainable,
     with_regime,
 )
+from qdeploy.pipeline.images_of_run import check_same_images, read_survey, write_survey
 from qdeploy.pipeline.live_page import live_page
 from qdeploy.pipeline.regimes import (
     check_order,
@@ -76,7 +77,12 @@ def train(
             recipe = with_root(recipe, data_root)
             share = Share(processes.rank(), processes.count())
             copies = run if resume else None
-            data = data_of(recipe, copies, fabric.device, download=download, share=share)
+            # What process 0 found when it began, also for those that come after it.
+            began = read_survey(run) if resume or processes.rank() > 0 else None
+            data = data_of(
+                recipe, copies, fabric.device, download=download, share=share, survey=began
+            )
+            check_same_images(began, data, run)
             task = task_of(recipe, copies)
             float_network = float_network_of(recipe, data, task, copies)
             goes_on = resume and run.last.is_file()
@@ -88,10 +94,11 @@ def train(
             check_order(settled, data.train.steps_before)
             if processes.rank() == 0:
                 create_run(run.path, recipe, resume=resume, force=force)
+                write_survey(run, data)
                 keep_sources(recipe, run)
         console, classes = Console(run.log, stream), len(data.classes)
         session = Session(settled, run, fabric, console, task, classes, resume)
-        train_in(session, float_network, network, data)
+        train_in(session, float_network, network, data.in_training())
     return run
 
 
@@ -119,6 +126,8 @@ def train_in(session: Session, float_network: nn.Module, network: nn.Module, dat
         console.log(
             f"{recipe.name}: {data.title}, {data.train.samples} {noun} to train on, in {path}"
         )
+        for note in data.notes:
+            console.log(note)
         console.log(settings_text(network))
         for line in regime_lines(recipe):
             console.log(line)
@@ -212,6 +221,7 @@ def train_in_float(session: Session, network: nn.Module, data: Data) -> None:
     baseline, folder, resume = float_recipe(session.recipe), session.run.float_run, session.resume
     if processes.rank() == 0:
         create_run(folder.path, baseline, resume=resume, force=not resume)
+        write_survey(folder, data)
     console = Console(folder.log, session.console.stream)
     console.log(f"{baseline.name}: {baseline.train.epochs} epochs in float")
     fit_and_plot(replace(session, recipe=baseline, run=folder, console=console), network, data)

@@ -14,6 +14,7 @@ from qdeploy.data import Data, Normalisation
 from qdeploy.errors import QdeployError
 from qdeploy.metrics import EpochRecord
 from qdeploy.pipeline.assemble import data_of, float_network_of, task_of, trainable
+from qdeploy.pipeline.images_of_run import read_survey
 from qdeploy.recipe import ExportSection, Recipe, validated
 from qdeploy.run import RunFolder, recipe_file
 from qdeploy.scores import Score
@@ -81,7 +82,8 @@ def load_run(run: RunFolder, checkpoint: Which, data_root: Path | None, device: 
             f"{run.path} is not trained yet: it has no {file.name}; "
             f"`qdeploy train --resume -o {run.path}` goes on with it"
         )
-    data = data_of(recipe, run, pick_device(device), root=data_root)
+    survey = read_survey(run)
+    data = data_of(recipe, run, pick_device(device), root=data_root, survey=survey)
     task = task_of(recipe, run)
     float_network = float_network_of(recipe, data, task, run)
     network = trainable(recipe, float_network, data)

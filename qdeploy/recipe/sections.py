@@ -30,6 +30,8 @@ from qdeploy.recipe.values import (
     Means,
     Milestones,
     Network,
+    Resize,
+    Scale,
     TargetName,
     TaskKind,
     WeightBits,
@@ -126,6 +128,14 @@ class TaskSection(Section):
     options: dict[str, Any] = {}
 
 
+Augmentation = Literal["none", "light", "imagenet"]
+
+# What decoding is told; arrays on the device know none of it.
+_FOR_IMAGE_FILES = (
+    "augmentation", "crop_scale", "colour_jitter", "resize", "interpolation", "scan", "on_bad_file",
+)  # fmt: skip
+
+
 class DataPhase(Phase):
     """Changes to [data]. A phase given by its step takes effect at the start of the next epoch."""
 
@@ -133,6 +143,9 @@ class DataPhase(Phase):
     image_size: PositiveInt | None = None
     pad_crop: NonNegativeInt | None = None
     flip: bool | None = None
+    augmentation: Augmentation | None = None
+    crop_scale: Scale | None = None
+    colour_jitter: Fraction | None = None
 
 
 class DataSection(_PhasedSection):
@@ -145,12 +158,27 @@ class DataSection(_PhasedSection):
     title       what reports call the data, else its usual name
     mean, std   per channel, of pixels scaled to 0..1; None: the data set's own
     batch_size  of all devices together
-    pad_crop    black pixels added on each side, before images are cropped back at random
-    flip        half of the images are mirrored; like pad_crop, not for image files
-    image_size  pixels of the square that images are resized to; None: their own size, or 224
-                for image files
-    workers     processes that decode image files
+    val_share   share of the training images (above 0, below 1) that are kept for validation, drawn
+                class by class from the run's seed; None: none, or a folder of its own
+    pad_crop    black pixels added on each side, before images are cropped back at random; not for
+                image files
+    flip        half of the training images are mirrored; None: as `augmentation` says
+    image_size  pixels of the square that images are resized to; None: their own size; of image
+                files 224, or the median of their short sides if that is less
+    workers     processes that look at image files and decode them
     regime      changes of the training batches; what is tested and exported keeps this image_size
+
+    Of image files:
+
+    augmentation   what flip and crop_scale are unless given: "none": as in testing; "light":
+                   70 to 100 % of the area, mirrored; "imagenet": 8 to 100 %, mirrored
+    crop_scale     least and largest share of the area that a random crop takes (0..1)
+    colour_jitter  by how much brightness, contrast and saturation are raised or lowered at most (0..1)
+    resize         short side in pixels before testing cuts the centre of image_size out; "whole":
+                   the whole image is stretched to the square; None: 256/224 of image_size
+    interpolation  of every resizing
+    scan           what is read of each file before training: its "header", or the "full" image
+    on_bad_file    "error", or "skip": files that the scan cannot read are left out, and named
     """
 
     dataset: DatasetName
@@ -160,10 +188,18 @@ class DataSection(_PhasedSection):
     mean: Means | None = None
     std: Deviations | None = None
     batch_size: BatchSize = 128
+    val_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     pad_crop: NonNegativeInt = 0
-    flip: bool = False
+    flip: bool | None = None
+    augmentation: Augmentation = "imagenet"
+    crop_scale: Scale | None = None
+    colour_jitter: Fraction = 0.0
     image_size: PositiveInt | None = None
+    resize: Resize = None
+    interpolation: Literal["nearest", "bilinear", "bicubic", "lanczos"] = "bilinear"
     workers: NonNegativeInt = 2
+    scan: Literal["header", "full"] = "header"
+    on_bad_file: Literal["error", "skip"] = "error"
     regime: Annotated[tuple[DataPhase, ...], Field(strict=False)] = ()
 
     @model_validator(mode="after")
@@ -176,24 +212,37 @@ class DataSection(_PhasedSection):
 
     @model_validator(mode="after")
     def _keys_fit_the_dataset(self) -> "DataSection":
-        augmented = any(section.pad_crop or section.flip for section in self.phases())
         if ":" in self.dataset:
             return self._is_left_to_its_function()
         if self.options:
             raise ValueError(
                 f"options are for a data set that is a function, and {self.dataset} is not"
             )
-        if augmented and datasets.find(self.dataset).image_files:
+        if datasets.find(self.dataset).image_files:
+            if any(section.pad_crop for section in self.phases()):
+                raise ValueError(
+                    "pad_crop does not apply to image files, which crop_scale crops at random; remove it"
+                )
+            return self
+        if unused := self._set(_FOR_IMAGE_FILES):
             raise ValueError(
-                "pad_crop and flip do not apply to image files, which are trained with"
-                " random-resized crops and flips; remove them"
+                f"{', '.join(unused)} in [data] does not apply to {self.dataset}, whose images are no "
+                "files of their own; remove it"
             )
         return self
 
+    def _set(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that are not at their default, or change in training."""
+        fields = type(self).model_fields
+        return [
+            key
+            for key in keys
+            if any(getattr(part, key) != fields[key].default for part in self.phases())
+        ]
+
     def _is_left_to_its_function(self) -> Self:
-        own = ("mean", "std", "pad_crop", "flip", "image_size")
-        given = [name for name in own if any(getattr(section, name) for section in self.phases())]
-        if given:
+        own = ("mean", "std", "val_share", "pad_crop", "flip", "image_size", *_FOR_IMAGE_FILES)
+        if given := self._set(own):
             raise ValueError(
                 f"{', '.join(given)} cannot be given for {self.dataset}, whose function returns items as the"
                 " network takes them; remove them, or do it there"

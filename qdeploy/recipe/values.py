@@ -3,7 +3,7 @@
 import os
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import (
     AfterValidator,
@@ -51,6 +51,21 @@ def _dataset(name: str, info: ValidationInfo) -> str:
     return _absolute_reference(name, info) if ":" in name else _one_of(datasets.available(), name)
 
 
+def _short_side(given: object) -> int | Literal["whole"] | None:
+    """Pixels, or the word "whole"."""
+    if given is None or given == "whole" or (type(given) is int and given >= 1):
+        return given
+    raise ValueError(f'given {given!r}, allowed: 1 or more pixels, or "whole"')
+
+
+def _ascending(scale: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < scale[0] <= scale[1] <= 1:
+        raise ValueError(
+            f"given {list(scale)}, allowed: the least and the largest share, above 0 and up to 1"
+        )
+    return scale
+
+
 def _target(name: str) -> str:
     # Targets stand above the recipe, which asks their package for its names when it is validated.
     return _one_of(import_module("qdeploy.deploy.targets").available(), name)
@@ -88,4 +103,6 @@ Deviations = Annotated[tuple[PositiveFloat, ...], Field(strict=False)]
 Milestones = Annotated[tuple[PositiveInt, ...], Field(strict=False)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 BatchSize = Annotated[int, Field(ge=2)]  # BatchNorm cannot train on a single image
+Resize = Annotated[int | Literal["whole"] | None, PlainValidator(_short_side)]
+Scale = Annotated[tuple[float, float], Field(strict=False), AfterValidator(_ascending)]
 Betas = Annotated[tuple[Fraction, Fraction], Field(strict=False)]

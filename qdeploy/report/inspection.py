@@ -94,9 +94,9 @@ def _facts(contents: Contents) -> Iterator[tuple[str, str]]:
     yield "Origin", _flat(contents.origin) or UNKNOWN
     if "qdeploy.proof" in contents.metadata:
         yield "Proof", _proof(contents.metadata["qdeploy.proof"])
-    for key in ("qdeploy.normalisation", "qdeploy.crop", "qdeploy.classes"):
-        if key in contents.metadata:
-            yield key.removeprefix("qdeploy.").capitalize(), contents.metadata[key]
+    for name in ("colours", "crop", "interpolation", "normalisation", "classes"):
+        if f"qdeploy.{name}" in contents.metadata:
+            yield name.capitalize(), contents.metadata[f"qdeploy.{name}"]
     foreign = sorted(key for key in contents.metadata if not key.startswith("qdeploy."))
     if foreign:
         yield "Other keys", ", ".join(foreign)

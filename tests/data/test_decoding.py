@@ -1,18 +1,18 @@
 """Batches from image files: what workers decode does not depend on how many they are."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from published import random_images
 
+from qdeploy.data.augmentation import augmentation_of
 from qdeploy.data.batches import WHOLE, Normalisation, Share
-from qdeploy.data.decoding import FolderBatches, decode
+from qdeploy.data.decoding import FolderBatches, fit_of
 from qdeploy.datasets.folder import ImageFolder
 from qdeploy.errors import QdeployError
-from qdeploy.recipe import DataSection
+from qdeploy.pictures.fit import Fit
+from qdeploy.recipe import DataPhase, DataSection
 
 PIXELS = Normalisation([0.0] * 3, [1 / 255] * 3, "cpu")
 
@@ -82,30 +82,54 @@ def test_a_corrupt_image_is_named_without_a_worker_s_traceback(images, workers):
     images.paths[5].write_bytes(images.paths[5].read_bytes()[:60])
     with pytest.raises(QdeployError) as caught:
         epoch(batches(images, workers), 0)
-    assert str(caught.value).startswith(f"{images.paths[5]} cannot be decoded (")
+    assert str(caught.value).startswith(f"{images.paths[5]} cannot be read: ")
+    assert 'let data.scan = "full" find all files' in str(caught.value)
     assert "Traceback" not in str(caught.value)
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
-def test_images_of_every_mode_become_rgb(tmp_path, mode):
-    Image.new(mode, (5, 4)).save(tmp_path / "image.tif")
-    image = decode(tmp_path / "image.tif")
-    assert (image.mode, image.size) == ("RGB", (5, 4))
+@pytest.mark.parametrize(
+    "given", [{}, {"resize": 20}, {"resize": "whole", "interpolation": "nearest"}]
+)
+def test_what_is_tested_is_the_fit_of_the_recipe_at_any_phase(images, given):
+    section = DataSection(dataset="folder", image_size=16, batch_size=9, workers=0, **given)
+    [(tested, _)] = FolderBatches(images, section, PIXELS).epoch(0)
+    crop = {"whole": None, None: 0.875, 20: 0.8}[given.get("resize")]
+    fit = Fit(crop, given.get("interpolation", "bilinear"))
+    assert fit == fit_of(section, 16)
+    for found, path in zip(tested, images.paths, strict=True):
+        expected = np.asarray(fit(Image.open(path), 16, 16), float)
+        np.testing.assert_allclose(found.permute(1, 2, 0), expected, atol=1e-3)
+    # In a phase of another size training without augmentation has the same share of the image.
+    phase = {"epoch": 0, "image_size": 8, "augmentation": "none"}
+    trained = FolderBatches(images, section, PIXELS, seed=0).under(
+        section.model_copy(update={"regime": (DataPhase(**phase),)})
+    )
+    [(small, _)] = trained.epoch(0)
+    found = sorted(image.permute(1, 2, 0).round().byte().numpy().tobytes() for image in small)
+    assert found == sorted(fit(Image.open(path), 8, 8).tobytes() for path in images.paths)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp"])
-def test_any_truncation_is_an_error_or_an_image(tmp_path, suffix):
-    path: Path = tmp_path / f"image.{suffix}"
-    Image.fromarray(random_images(1, 12, 12, 3)[0][0]).save(path)
-    content = path.read_bytes()
-    errors = 0
-    for length in range(0, len(content), 7):
-        path.write_bytes(content[:length])
-        try:
-            assert decode(path).size == (12, 12)
-        except QdeployError:
-            errors += 1
-    assert errors > len(content) // 7 // 2
+def test_a_resize_below_the_size_is_refused():
+    section = DataSection(dataset="folder", resize=100)
+    assert fit_of(section, 100) == Fit(1.0)
+    with pytest.raises(QdeployError, match=r"data\.resize is 100, and no centre of 101 x 101"):
+        fit_of(section, 101)
+
+
+@pytest.mark.parametrize("augmentation", ["none", "light", "imagenet"])
+def test_what_is_drawn_of_an_image_depends_on_seed_epoch_and_its_number(images, augmentation):
+    section = DataSection(
+        dataset="folder", image_size=16, batch_size=9, workers=0,
+        augmentation=augmentation, colour_jitter=0.3,
+    )  # fmt: skip
+    for index in (0, 3):
+        [(found, _)] = FolderBatches(images, section, PIXELS, seed=7).epoch(index)
+        augment = augmentation_of(section, fit_of(section, 16))
+        order = np.random.default_rng([7, index]).permutation(9)
+        for image, number in zip(found, order, strict=True):
+            random = np.random.default_rng([7, index, number])
+            drawn = augment(Image.open(images.paths[number]), 16, random)
+            np.testing.assert_allclose(image.permute(1, 2, 0), np.asarray(drawn, float), atol=1e-3)
 
 
 def test_two_processes_share_the_batches_of_one(images):

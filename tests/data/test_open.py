@@ -19,7 +19,7 @@ def test_digits_need_no_root():
     data = open_data(DataSection(dataset="digits", batch_size=64), None, False, "cpu", seed=0)
     assert (data.name, data.title) == ("digits", "scikit-learn digits")
     assert data.classes == tuple("0123456789")
-    assert (data.input_shape, data.crop) == ((1, 28, 28), 1)
+    assert (data.input_shape, data.fit.crop) == ((1, 28, 28), 1)
     images = torch.cat([images for images, _ in data.train.epoch(0)])
     assert images.shape == (1437, 1, 28, 28)
     assert images.mean().item() == pytest.approx(0, abs=1e-3)
@@ -62,7 +62,7 @@ def test_folder(tmp_path):
     section = DataSection(dataset="folder", batch_size=2, image_size=24, workers=0)
     data = open_data(section, tmp_path, False, "cpu", seed=0)
     assert (data.title, data.classes) == (tmp_path.name, ("cat", "dog"))
-    assert (data.input_shape, data.crop) == ((3, 24, 24), 0.875)
+    assert (data.input_shape, data.fit.crop) == ((3, 24, 24), 0.875)
     red = np.subtract([1, 0, 0], [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
     for batches in (data.train, data.test):
         for images, _ in batches.epoch(0):

@@ -36,14 +36,19 @@ from torch import nn
 import qdeploy
 from qdeploy.cli import main
 from qdeploy.data import Normalisation
-from qdeploy.data.crops import CENTRE, centre_crop
 from qdeploy.deploy.triton import write_repository
+from qdeploy.pictures.fit import CENTRE, Fit
 from qdeploy.pipeline.build import build, integers_of
 from qdeploy.pipeline.trained_run import load_run
 from qdeploy.run import RunFolder
 
 SERVING = Path(__file__).parents[2] / "examples" / "serving"
-PICTURES = {"digits": "digit.png", "photos": "photo.png", "pixels": "photo.png"}
+PICTURES = {
+    "digits": "digit.png",
+    "photos": "photo.png",
+    "pixels": "photo.png",
+    "whole": "photo.png",
+}
 RESIZED = 0.02  # of a share: other resizers round otherwise
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.25, 0.3]
 
@@ -73,7 +78,10 @@ def write_digits(folder):
 
 
 def write_photos(folder):
-    """The strongest colour of a picture's centre: float32, and uint8 that is normalised in the file."""
+    """The strongest colour of a picture's centre: float32, and uint8 that is normalised in the file.
+
+    In `whole` it is that of the whole picture, stretched.
+    """
     network = nn.Sequential(nn.Conv2d(3, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     with torch.no_grad():
         network[0].weight.copy_(3 * torch.eye(3).reshape(3, 3, 1, 1))
@@ -83,11 +91,15 @@ def write_photos(folder):
     metadata = {
         "qdeploy.classes": json.dumps(["red", "green", "deep blue"]),
         "qdeploy.normalisation": json.dumps({"mean": MEAN, "std": STD}),
-        "qdeploy.crop": str(CENTRE),
     }
-    for name, pixels in (("photos", None), ("pixels", (MEAN, STD))):
+    for name, crop, pixels in (
+        ("photos", CENTRE, None),
+        ("pixels", CENTRE, (MEAN, STD)),
+        ("whole", "whole", None),
+    ):
         path = folder / f"{name}.onnx"
-        qdeploy.export(prepared, path, x[:2], metadata=metadata, uint8_input=pixels)
+        noted = {**metadata, "qdeploy.crop": json.dumps(crop)}
+        qdeploy.export(prepared, path, x[:2], metadata=noted, uint8_input=pixels)
 
 
 def expected(folder, name):
@@ -95,7 +107,7 @@ def expected(folder, name):
     session = onnxruntime.InferenceSession(folder / f"{name}.onnx")
     metadata = session.get_modelmeta().custom_metadata_map
     image = Image.open(folder / PICTURES[name])
-    image = image if name == "digits" else centre_crop(image, 32)
+    image = image if name == "digits" else Fit(None if name == "whole" else CENTRE)(image, 32, 32)
     batch = torch.tensor(np.atleast_3d(image)).permute(2, 0, 1)[None]
     if name != "pixels":
         given = json.loads(metadata["qdeploy.normalisation"])

@@ -15,6 +15,7 @@ from command_line import RECIPE, content, digits, fails, logits, metrics, succee
 
 from qdeploy.benchmark import this_machine
 from qdeploy.errors import QdeployError
+from qdeploy.pictures.fit import Fit
 from qdeploy.pipeline.build import build, integers_of, metadata_of
 from qdeploy.pipeline.export import export_run
 from qdeploy.pipeline.measure import Conditions
@@ -191,8 +192,12 @@ class TestTheFile:
 
     def test_how_pictures_are_cropped_travels_where_they_are(self, loaded):
         assert "qdeploy.crop" not in metadata_of(loaded)
-        cropped = replace(loaded, data=replace(loaded.data, crop=0.875))
+        cropped = replace(loaded, data=replace(loaded.data, fit=Fit(0.875)))
         assert metadata_of(cropped)["qdeploy.crop"] == "0.875"
+        whole = replace(loaded, data=replace(loaded.data, fit=Fit(None, "bicubic")))
+        assert metadata_of(whole)["qdeploy.crop"] == '"whole"'
+        assert metadata_of(whole)["qdeploy.interpolation"] == '"bicubic"'
+        assert metadata_of(whole)["qdeploy.colours"] == '"L"'
 
     def test_it_is_stock_onnx_with_a_free_batch(self, exported):
         model = onnx.load(exported / "model.onnx")

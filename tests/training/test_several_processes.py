@@ -19,6 +19,7 @@ from qdeploy.data.batches import ArrayBatches, Batches, Normalisation, Share
 from qdeploy.data.open import Data
 from qdeploy.datasets.labelled_images import LabelledImages
 from qdeploy.errors import QdeployError
+from qdeploy.pictures.fit import Fit
 from qdeploy.recipe import DataSection, TrainSection
 from qdeploy.run import RunFolder
 from qdeploy.tasks import Classification
@@ -96,7 +97,7 @@ def data(rank: int, count: int) -> Data:
         example=(torch.zeros(2, 1, 8, 8),),
         mean=(0.4,),
         std=(0.3,),
-        crop=1.0,
+        fit=Fit(crop=1.0),
         train=ArrayBatches(train, section, normalise, 5, share),
         test=ArrayBatches(test, tested, normalise, share=share),
     )
