@@ -10,7 +10,7 @@ from torchmetrics import MeanAbsoluteError, Metric
 from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMeasure
 
 from qdeploy.scores import Score
-from qdeploy.tasks.regression import loss_named
+from qdeploy.tasks.regression import like, loss_named
 from qdeploy.tasks.task import Task
 
 
@@ -27,7 +27,7 @@ class ImageToImage(Task):
         self.data_range = float(data_range)
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.difference(outputs, targets)
+        return self.difference(outputs, like(outputs, targets))
 
     def metrics(self, classes: int) -> Mapping[Score, Metric]:
         bounds = (0.0, self.data_range)

@@ -28,7 +28,7 @@ class Regression(Task):
         self.unit = unit
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return self.difference(outputs, targets.to(outputs.dtype))
+        return self.difference(outputs, like(outputs, targets))
 
     def metrics(self, classes: int) -> Mapping[Score, Metric]:
         return {
@@ -45,6 +45,16 @@ class FlatR2(R2Score):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         super().update(preds.flatten().float(), target.flatten().float())
+
+
+def like(outputs: Tensor, targets: Tensor) -> Tensor:
+    """The targets in the outputs' type. Errors: QdeployError if shapes differ, which would be broadcast."""
+    if outputs.shape != targets.shape:
+        raise QdeployError(
+            f"outputs are {list(outputs.shape)} and targets {list(targets.shape)}; give both the same shape, "
+            "such as targets [N, 1] to a network that gives one value"
+        )
+    return targets.to(outputs.dtype)
 
 
 def loss_named(name: str) -> Any:

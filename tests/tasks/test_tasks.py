@@ -155,6 +155,12 @@ def test_values_by_numpy():
     assert found["r2"] == pytest.approx(1 - residual / total, rel=1e-5)
 
 
+@pytest.mark.parametrize("task", [Regression(), ImageToImage()])
+def test_shapes_that_would_be_broadcast_are_refused(task):
+    with pytest.raises(QdeployError, match=r"outputs are \[4, 1\] and targets \[4\]; give both"):
+        task.loss(torch.ones(4, 1), torch.ones(4))
+
+
 def test_psnr_by_its_formula_with_values_out_of_range_clipped():
     images = torch.full((2, 1, 16, 16), 0.5)
     found = figures(ImageToImage(), images + 0.1, images, parts=1)
