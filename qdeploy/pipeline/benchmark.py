@@ -74,7 +74,7 @@ def accuracy_of(
     table = {"dataset": dataset, **normalisation(session.metadata, path)}
     section = validated(DataSection, table, "--data")
     if find(dataset).image_files:
-        section = validated(DataSection, table | tested_as(session, path), "--data")
+        section = validated(DataSection, table | data_keys(session, path), "--data")
     data = open_data(section, data_root, False, "cpu", seed=0)
     takes_pixels = session.input_type == "uint8"
     assert data.mean is not None
@@ -85,7 +85,7 @@ def accuracy_of(
     return FileAccuracy(label, data.title, judged.samples, judged.scores["onnx"]["top1"])
 
 
-def tested_as(session: Session, path: Path) -> dict[str, object]:
+def data_keys(session: Session, path: Path) -> dict[str, object]:
     """Keys of [data] with which image files become what the file's metadata says."""
     pixels = session.input_type == "uint8"
     given = preprocessing_of(session.metadata, session.input_shape, pixels, path)

@@ -18,7 +18,7 @@ from PIL import Image
 from qdeploy.data.decoding import fit_of
 from qdeploy.pictures.preprocessing import fit_metadata, preprocessing_of
 from qdeploy.pictures.reading import read
-from qdeploy.pipeline.benchmark import tested_as
+from qdeploy.pipeline.benchmark import data_keys
 from qdeploy.pipeline.predict import predict
 from qdeploy.pipeline.trained_run import load_run
 from qdeploy.recipe import DataSection
@@ -181,7 +181,7 @@ def test_the_keys_of_data_that_a_file_stands_for(section):
         "qdeploy.normalisation": '{"mean": [0, 0, 0], "std": [1, 1, 1]}',
     }
     session = SimpleNamespace(metadata=said, input_shape=(1, 3, 23, 23), input_type="float32")
-    keys = tested_as(session, Path("model.onnx"))
+    keys = data_keys(session, Path("model.onnx"))
     assert keys["image_size"] == 23
     assert fit_of(DataSection(dataset="folder", **keys), 23) == fit
 

@@ -54,7 +54,8 @@ class TestTheRunFolder:
         run = RunFolder(uninterrupted)
         made_by_export = {run.model, run.float_model, *run.reports}
         files = {file for file in uninterrupted.iterdir() if file.is_file()}
-        assert files == set(run.all_files) - made_by_export
+        of_image_files = {run.survey}
+        assert files == set(run.all_files) - made_by_export - of_image_files
 
     def test_the_recipe_is_as_it_was_trained(self, uninterrupted):
         recipe = Recipe.load(uninterrupted / "recipe.toml")
