@@ -138,7 +138,7 @@ def _own(
     assert test is not None
     data = Data(
         name=name,
-        title=section.title or reference.name,
+        title=section.title or f"{Path(reference.place).name}:{reference.name}",
         classes=own.classes,
         example=as_inputs(test.first(2)[0]),
         mean=own.mean,

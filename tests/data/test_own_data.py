@@ -121,7 +121,7 @@ class TestWhatIsReturned:
         source = f"def make():\n    return {pair}\n"
         data = opened(tmp_path, source)
         assert (data.train.samples, data.test.samples, data.classes, data.mean) == (6, 4, (), None)
-        assert (data.input_shape, data.title) == ((2,), "make")
+        assert (data.input_shape, data.title) == ((2,), "data.py:make")
 
     def test_a_dict_says_more_and_options_and_the_root_are_handed_on(self, tmp_path):
         source = (
