@@ -258,7 +258,7 @@ def test_a_run_that_was_cut_ends_in_the_same_weights(of_two_outputs, tmp_path, m
     [
         ("TwoHeads", "segmentation", "true", "gives dict for 2 inputs, and there are 3 classes"),
         ("TwoHeads", "mine.py:Broken", "false", r"the loss of task .* is \[2\] of float32, and must be one"),
-        ("TwoHeads", "mine.py:Misnamed", "false", "the outputs and targets of mine.py:make: KeyError: 'sise'"),
+        ("TwoHeads", "mine.py:Misnamed", "false", "targets of mine.py:make: KeyError: 'sise'"),
         ("segmenter", "regression", "true", r"outputs are \[2, 3, 16, 16\] and targets \[2, 16, 16\]"),
     ],
 )  # fmt: skip
