@@ -300,7 +300,7 @@ class TestMistakes:
             Recipe.load(write(MINIMAL), ["export.zzz=1"])
         assert str(caught.value).endswith(
             "unknown key export.zzz. Allowed in [export]: target, input, input_names, "
-            "output_names, readable, max_drop, min_agreement, max_differing, max_size"
+            "output_names, readable, dynamic, max_drop, min_agreement, max_differing, max_size"
         )
 
     def test_missing_keys(self, write):
