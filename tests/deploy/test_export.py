@@ -320,12 +320,19 @@ def test_an_example_input_that_does_not_fit_is_named(given, named, prepared_firs
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("where", ["missing/model.onnx", "file/model.onnx", "folder"])
-def test_nothing_is_written_where_it_cannot_be(where, tmp_path):
+@pytest.mark.parametrize(
+    ("where", "way_out"),
+    [
+        ("missing/model.onnx", "choose another output folder"),
+        ("file/model.onnx", "choose another output folder"),
+        ("folder", "it is a folder; give the name of a file"),
+    ],
+)
+def test_nothing_is_written_where_it_cannot_be(where, way_out, tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(QdeployError, match=r"cannot write .*choose another output folder"):
+    with pytest.raises(QdeployError, match=f"cannot write .*{way_out}"):
         qdeploy.export(exported("vector", "simqat w8a8").converted, tmp_path / where, images(2))
     assert sorted(tmp_path.rglob("*")) == before
 
