@@ -300,12 +300,8 @@ class TestMistakes:
             Recipe.load(write(MINIMAL), ["export.zzz=1"])
         assert str(caught.value).endswith(
             "unknown key export.zzz. Allowed in [export]: target, input, input_names, "
-<<<<<<< HEAD
             "output_names, readable, dynamic, max_drop, min_agreement, min_sqnr, gates, max_differing, "
             "max_size"
-=======
-            "output_names, readable, dynamic, max_drop, min_agreement, max_differing, max_size"
->>>>>>> h-sizes
         )
 
     def test_missing_keys(self, write):
