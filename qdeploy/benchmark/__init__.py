@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from qdeploy.benchmark.execution import placement
-from qdeploy.benchmark.inputs import Shapes, batch_of
+from qdeploy.benchmark.inputs import Shapes, batch_of, shapes_of
 from qdeploy.benchmark.latency import measure
 from qdeploy.benchmark.machine import this_machine
 from qdeploy.benchmark.runtime import Session, open_session
@@ -29,12 +29,14 @@ def benchmark_files(
     batch_sizes: Sequence[int] | None = None,
     rounds: int = 200,
     shapes: Shapes | None = None,
+    size: int | None = None,
     cuda_graph: bool = False,
 ) -> BenchmarkResult:
     """Measures the files in turns on random inputs; speed-ups are against the first file.
 
     batch_sizes  that of the shapes by default, and 1 where they say none
     shapes       {input: shape}, for files that leave sizes open
+    size         of every open length of inputs without a shape
     cuda_graph   time replays of a CUDA graph
 
     On a GPU the data lies there, and the median with copies is measured as well. A file takes `rounds`
@@ -47,7 +49,9 @@ def benchmark_files(
         "threads": threads,
         "rounds": rounds,
         "batch size": min((1,) if batch_sizes is None else batch_sizes, default=0),
-        "size": min((size for shape in (shapes or {}).values() for size in shape), default=1),
+        "size": min(
+            (1 if size is None else size, *(n for s in (shapes or {}).values() for n in s))
+        ),
     }
     for name, count in counts.items():
         if count < 1:
@@ -59,6 +63,9 @@ def benchmark_files(
     }
     first = next(iter(sessions.values()))
     _check_names(shapes or {}, sessions)
+    if size is not None:
+        filled = [shapes_of(one.inference, shapes or {}, size) for one in sessions.values()]
+        shapes = {name: shape for each in filled for name, shape in each.items()}
     if batch_sizes is None:
         batch_sizes = (batch_of(first.inference, shapes or {}),)
     return BenchmarkResult(

@@ -59,6 +59,19 @@ def random_inputs(
     return found
 
 
+def shapes_of(inference: ort.InferenceSession, shapes: Shapes, size: int) -> Shapes:
+    """That of each input, with `size` for every length that is open and that `shapes` do not give."""
+    inputs = inference.get_inputs()
+    lengths = {BATCH: 1, **_sizes(inputs, shapes)}
+    return {
+        one.name: [
+            axis if isinstance(axis, int) else lengths.get(axis, size)
+            for axis in _axes(one, inputs)
+        ]
+        for one in inputs
+    }
+
+
 def batch_of(inference: ort.InferenceSession, shapes: Shapes) -> int:
     """The batch of the shapes that are given for a file, or that it has; 1 where neither says one."""
     inputs = inference.get_inputs()

@@ -50,6 +50,9 @@ def _shapes(
     help="Of an input whose sizes a file leaves open; may be given for several.",
 )
 @click.option(
+    "--size", type=click.IntRange(min=1), help="Of every length that is open and has no --shape."
+)
+@click.option(
     "--cuda-graph",
     is_flag=True,
     help="Time replays of a CUDA graph; for files that CUDA runs alone.",
@@ -66,6 +69,7 @@ def benchmark(
     threads: int,
     batch_sizes: tuple[int, ...],
     shapes: dict[str, tuple[int, ...]],
+    size: int | None,
     cuda_graph: bool,
     layers: bool,
     dataset: str | None,
@@ -84,6 +88,7 @@ def benchmark(
         threads=threads,
         batch_sizes=batch_sizes or None,
         shapes=shapes,
+        size=size,
         cuda_graph=cuda_graph,
         dataset=dataset,
         data_root=data_root,

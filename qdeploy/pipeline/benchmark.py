@@ -35,19 +35,21 @@ def benchmark(
     threads: int = 1,
     batch_sizes: Sequence[int] | None = None,
     shapes: Shapes | None = None,
+    size: int | None = None,
     cuda_graph: bool = False,
     dataset: str | None = None,
     data_root: Path | None = None,
 ) -> tuple[BenchmarkResult, list[FileAccuracy]]:
     """Size, load time, latency and placement of each file; accuracy too where a data set is named.
 
-    Speed-ups are against the first file. shapes: {input: shape}, for files that leave sizes open.
+    Speed-ups are against the first file. shapes: {input: shape}, for files that leave sizes open;
+    size: of every other length that is open.
     cuda_graph: time replays of a CUDA graph, which takes files that run on CUDA alone.
     Errors: QdeployError for files that are no networks, a provider that is not there, and data sets as
     open_data has them.
     """
     result = benchmark_files(
-        models, provider, threads, batch_sizes, shapes=shapes, cuda_graph=cuda_graph
+        models, provider, threads, batch_sizes, shapes=shapes, size=size, cuda_graph=cuda_graph
     )
     labelled = zip(models, result.placements, strict=True)
     found = tuple(inspect(path).saturation(placed.file) for path, placed in labelled)

@@ -7,7 +7,7 @@ from graphs import float_network
 from onnx import TensorProto, helper
 
 from qdeploy.benchmark import benchmark_files, open_session
-from qdeploy.benchmark.inputs import random_inputs
+from qdeploy.benchmark.inputs import random_inputs, shapes_of
 from qdeploy.errors import QdeployError
 
 
@@ -111,6 +111,15 @@ def test_a_shape_of_no_input_is_refused(tmp_path):
 def test_words_are_refused():
     with pytest.raises(QdeployError, match=r"input x is tensor\(string\)"):
         given(takes(x=(TensorProto.STRING, (1,))), 1)
+
+
+def test_a_size_is_that_of_every_length_that_no_shape_gives():
+    model = takes(
+        image=(FLOAT, ["n", 3, "h", "w"]), words=(FLOAT, ["n", "length"]), mask=(FLOAT, ["length"])
+    )
+    inference = open_session(model.SerializeToString(), "cpu").inference
+    found = shapes_of(inference, {"mask": (7,)}, 16)
+    assert found == {"image": [1, 3, 16, 16], "words": [1, 7], "mask": [7]}
 
 
 def test_a_file_of_several_inputs_and_open_sizes_is_benchmarked(tmp_path):
