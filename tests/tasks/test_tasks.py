@@ -155,6 +155,15 @@ def test_values_by_numpy():
     assert found["r2"] == pytest.approx(1 - residual / total, rel=1e-5)
 
 
+def test_r2_of_values_far_from_zero():
+    targets = 1000 + randn(2000)
+    outputs = targets + 0.5 * randn(2000)
+    one, two = (x.numpy().astype(np.float64) for x in (outputs, targets))
+    share = ((one - two) ** 2).sum() / ((two - two.mean()) ** 2).sum()
+    found = figures(Regression(), outputs, targets, parts=100)
+    assert found["r2"] == pytest.approx(1 - share, rel=1e-6)
+
+
 @pytest.mark.parametrize("task", [Regression(), ImageToImage()])
 def test_shapes_that_would_be_broadcast_are_refused(task):
     with pytest.raises(QdeployError, match=r"outputs are \[4, 1\] and targets \[4\]; give both"):
