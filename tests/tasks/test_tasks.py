@@ -132,6 +132,18 @@ def test_segmentation_by_numpy():
     assert found["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)
 
 
+def test_masks_of_small_integers_are_those_of_large_ones():
+    logits, masks = EXAMPLES["segmentation"]
+    small = figures(Segmentation(), logits, masks.to(torch.uint8), parts=5)
+    assert small == figures(Segmentation(), logits, masks, parts=5)
+
+
+def test_masks_that_were_divided_by_255_are_refused():
+    logits, masks = EXAMPLES["segmentation"]
+    with pytest.raises(QdeployError, match="masks are float32; give the number of each"):
+        Segmentation().loss(logits, masks / 255)
+
+
 def test_dice_by_numpy():
     logits, masks = (x.clone() for x in EXAMPLES["segmentation"])
     masks[1] = 255
