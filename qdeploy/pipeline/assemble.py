@@ -61,6 +61,7 @@ def float_network_of(
     """
     torch.manual_seed(recipe.train.seed)
     copy = copies.network if copies else None
+    check_classes(data, task, recipe.task.kind)
     network = load_network(recipe.model.network, recipe.model.options, copy)
     check_fits(network, data, task, recipe.model.network)
     if isinstance(data.test, OwnBatches):
@@ -83,6 +84,16 @@ def with_regime(data: Data, recipe: Recipe, task: Task, *networks: nn.Module) ->
             for network in networks:
                 check_fits(network, replace(data, example=(blank,)), task, recipe.model.network)
     return replace(data, train=train)
+
+
+def check_classes(data: Data, task: Task, kind: str) -> None:
+    """Errors: QdeployError where the data set names fewer classes than the task needs."""
+    if len(data.classes) < task.least_classes:
+        raise QdeployError(
+            f"task {kind!r} needs {task.least_classes} classes at least, and {data.title} names "
+            f'{len(data.classes)}; a function of your own returns "classes", their names in the order of their '
+            "numbers"
+        )
 
 
 def check_fits(network: nn.Module, data: Data, task: Task, name: str) -> None:

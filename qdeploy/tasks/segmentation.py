@@ -29,6 +29,7 @@ class Segmentation(Task):
 
     decides = "pixel"
     output = "logits"
+    least_classes = 2
 
     def __init__(
         self, ignore_index: int = 255, dice: float = 0.0, label_smoothing: float = 0.0
