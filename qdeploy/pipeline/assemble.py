@@ -64,8 +64,9 @@ def float_network_of(
     check_classes(data, task, recipe.task.kind)
     network = load_network(recipe.model.network, recipe.model.options, copy)
     check_fits(network, data, task, recipe.model.network)
-    if isinstance(data.test, OwnBatches):
-        check_targets(network, data.test.first(2), data, task, recipe.task.kind)
+    for part in (data.train, data.val, data.test):
+        if isinstance(part, OwnBatches):
+            check_targets(network, part.first(2), data, task, recipe.task.kind)
     return network
 
 
@@ -117,7 +118,13 @@ def check_targets(network: nn.Module, batch: Batch, data: Data, task: Task, kind
     """Asks the task for the loss and the scores of two items. Errors: QdeployError if it has none."""
     inputs, targets = batch
     with evaluation_mode(network), torch.no_grad():
-        outputs = network(*as_inputs(inputs))
+        try:
+            outputs = network(*as_inputs(inputs))
+        except Exception as error:
+            raise QdeployError(
+                f"the network cannot take inputs {shapes_of(inputs)} of {data.title}, whose tests begin with "
+                f"{shapes_of(data.example)}: {told(error)}"
+            ) from error
         try:
             loss, training_loss = (of(outputs, targets) for of in (task.loss, task.training_loss))
             tally = Tally(task, len(data.classes))
