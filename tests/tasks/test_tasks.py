@@ -231,6 +231,24 @@ def test_a_score_that_is_no_number_is_named():
         figures(NotANumber(), torch.ones(2, 1), torch.ones(2, 1), parts=2)
 
 
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ([], "returned no metrics; it must return"),
+        (["mae"], "returned 'mae' as a key; it must return"),
+        ([Score("loss", "my loss")], "two figures called 'loss'"),
+        ([Score("a", "first"), Score("a", "second")], "two figures called 'a'"),
+    ],
+)
+def test_scores_that_would_take_each_others_place_are_refused(scores, said):
+    class Mine(Regression):
+        def metrics(self, classes):
+            return {score: MeanMetric() for score in scores}
+
+    with pytest.raises(QdeployError, match=said):
+        Tally(Mine(), 0)
+
+
 def test_nothing_to_count_is_an_error():
     with pytest.raises(QdeployError, match="nothing to evaluate on"):
         Tally(Regression(), 0).figures()
