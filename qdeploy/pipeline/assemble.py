@@ -92,8 +92,8 @@ def check_classes(data: Data, task: Task, kind: str) -> None:
     if len(data.classes) < task.least_classes:
         raise QdeployError(
             f"task {kind!r} needs {task.least_classes} classes at least, and {data.title} names "
-            f'{len(data.classes)}; a function of your own returns "classes", their names in the order of their '
-            "numbers"
+            f'{len(data.classes)}; a function of your own returns "classes", their names in the order of '
+            "their numbers"
         )
 
 

@@ -47,8 +47,8 @@ class Segmentation(Task):
     def _loss(self, logits: Tensor, masks: Tensor, smoothing: float) -> Tensor:
         if masks.is_floating_point():
             raise QdeployError(
-                f"masks are {str(masks.dtype).removeprefix('torch.')}; give the number of each pixel's class as "
-                "an integer. What makes floats of pixels, such as ToTensor, divides them by 255"
+                f"masks are {str(masks.dtype).removeprefix('torch.')}; give the number of each pixel's class "
+                "as an integer. What makes floats of pixels, such as ToTensor, divides them by 255"
             )
         masks, ignored = masks.long(), self.ignore_index
         loss = cross_entropy(logits, masks, ignore_index=ignored, label_smoothing=smoothing)
