@@ -178,7 +178,7 @@ class TestWhatIsReturned:
                 "    return {'train': x, 'test': x, 'std': [1]}\n",
                 "mean and std go together",
             ),
-            ("def make():\n    return (torch.ones(4), torch.ones(3)), 4\n", r"train is \[4\] of .* and \[3\]"),
+            ("def make():\n    return (torch.ones(4), torch.ones(3)), 4\n", r"is \[4\] of .* and \[3\]"),
             ("def make():\n    return {'train': None, 'test': 4}\n", "returned no train; it must return"),
         ],
     )  # fmt: skip
