@@ -44,6 +44,8 @@ class Score:
 
     def drop(self, before: float, after: float) -> float:
         """By how much it got worse: percentage points of a share, else in its unit."""
+        if before == after:
+            return 0.0  # also of two that are infinite, such as PSNR of equal images
         lost = before - after if self.higher_is_better else after - before
         return 100 * lost if self.is_share else lost
 

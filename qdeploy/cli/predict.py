@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from qdeploy.cli.options import AS_JSON, PROVIDER, reports_errors
+from qdeploy.cli.options import AS_JSON, PROVIDER, FilePath, reports_errors
 
 
 @click.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("model", type=FilePath())
+@click.argument("pictures", nargs=-1, required=True, type=FilePath())
 @PROVIDER
 @AS_JSON
 @reports_errors

@@ -55,7 +55,10 @@ def as_own_data(name: str, returned: Any) -> OwnData:
         parts = dict(zip(("train", "test"), returned, strict=True))
     else:
         raise QdeployError(f"data set {name!r} returned {type(returned).__name__}; {FORMS}")
-    odd, missing = sorted(set(parts) - KEYS), [k for k in ("train", "test") if k not in parts]
+    odd, missing = (
+        sorted(set(parts) - KEYS, key=str),
+        [key for key in ("train", "test") if parts.get(key) is None],
+    )
     if odd or missing:
         said = f"returned {', '.join(map(str, odd))}" if odd else f"returned no {missing[0]}"
         raise QdeployError(f"data set {name!r} {said}; {FORMS}")
@@ -64,16 +67,42 @@ def as_own_data(name: str, returned: Any) -> OwnData:
             parts[key] = _dataset(name, key, parts[key])
     for key, kind in (("classes", str), ("mean", float), ("std", float)):
         if parts.get(key) is not None:
-            parts[key] = tuple(map(kind, parts[key]))
-    if (parts.get("mean") is None) != (parts.get("std") is None):
-        raise QdeployError(f"data set {name!r}: mean and std go together; return both or neither")
+            parts[key] = _several(name, key, kind, parts[key])
+    _check_normalisation(name, parts.get("mean"), parts.get("std"))
+    if parts.get("collate") is not None and not callable(parts["collate"]):
+        raise QdeployError(f"data set {name!r}: its collate is {parts['collate']!r}, no function")
     return OwnData(**{key: value for key, value in parts.items() if value is not None})
+
+
+def _several(name: str, key: str, kind: type, given: Any) -> tuple[Any, ...]:
+    """A list of names or numbers, or an array; a word is no list of its letters."""
+    try:
+        if not isinstance(given, str):
+            return tuple(map(kind, given))
+    except (TypeError, ValueError):
+        pass
+    words = "names, in the order of their numbers" if kind is str else "numbers, one a channel"
+    raise QdeployError(f"data set {name!r}: its {key} is {given!r}; give a list of {words}")
+
+
+def _check_normalisation(
+    name: str, mean: tuple[float, ...] | None, std: tuple[float, ...] | None
+) -> None:
+    if mean is None and std is None:
+        return
+    if mean is None or std is None:
+        raise QdeployError(f"data set {name!r}: mean and std go together; return both or neither")
+    if len(mean) != len(std) or not np.isfinite([*mean, *std]).all() or min(std, default=0) <= 0:
+        raise QdeployError(
+            f"data set {name!r}: its mean is {mean} and its std {std}; give one finite number a channel "
+            "in both, and every std above 0"
+        )
 
 
 def _dataset(name: str, key: str, given: Any) -> Dataset[Any]:
     """A part as torch has it."""
     if isinstance(given, tuple | list) and all(isinstance(x, Tensor | np.ndarray) for x in given):
-        given = TensorDataset(*map(torch.as_tensor, given))
+        given = _of_arrays(name, key, given)
     if not hasattr(given, "__getitem__") and not isinstance(given, IterableDataset):
         raise QdeployError(f"data set {name!r}: its {key} is {type(given).__name__}; {FORMS}")
     try:
@@ -88,6 +117,16 @@ def _dataset(name: str, key: str, given: Any) -> Dataset[Any]:
             f"data set {name!r}: its {key} holds {count} items, two at least are needed"
         )
     return given
+
+
+def _of_arrays(name: str, key: str, given: Sequence[Any]) -> Dataset[Any]:
+    try:
+        return TensorDataset(*map(torch.as_tensor, given))
+    except (AssertionError, TypeError) as error:
+        kinds = " and ".join(f"{list(array.shape)} of {array.dtype}" for array in given)
+        raise QdeployError(
+            f"data set {name!r}: its {key} is {kinds}; give arrays of numbers of one length"
+        ) from error
 
 
 class OwnBatches(Batches):

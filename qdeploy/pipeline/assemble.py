@@ -61,10 +61,12 @@ def float_network_of(
     """
     torch.manual_seed(recipe.train.seed)
     copy = copies.network if copies else None
+    check_classes(data, task, recipe.task.kind)
     network = load_network(recipe.model.network, recipe.model.options, copy)
     check_fits(network, data, task, recipe.model.network)
-    if isinstance(data.test, OwnBatches):
-        check_targets(network, data.test.first(2), data, task, recipe.task.kind)
+    for part in (data.train, data.val, data.test):
+        if isinstance(part, OwnBatches):
+            check_targets(network, part.first(2), data, task, recipe.task.kind)
     return network
 
 
@@ -83,6 +85,16 @@ def with_regime(data: Data, recipe: Recipe, task: Task, *networks: nn.Module) ->
             for network in networks:
                 check_fits(network, replace(data, example=(blank,)), task, recipe.model.network)
     return replace(data, train=train)
+
+
+def check_classes(data: Data, task: Task, kind: str) -> None:
+    """Errors: QdeployError where the data set names fewer classes than the task needs."""
+    if len(data.classes) < task.least_classes:
+        raise QdeployError(
+            f"task {kind!r} needs {task.least_classes} classes at least, and {data.title} names "
+            f'{len(data.classes)}; a function of your own returns "classes", their names in the order of '
+            "their numbers"
+        )
 
 
 def check_fits(network: nn.Module, data: Data, task: Task, name: str) -> None:
@@ -106,7 +118,13 @@ def check_targets(network: nn.Module, batch: Batch, data: Data, task: Task, kind
     """Asks the task for the loss and the scores of two items. Errors: QdeployError if it has none."""
     inputs, targets = batch
     with evaluation_mode(network), torch.no_grad():
-        outputs = network(*as_inputs(inputs))
+        try:
+            outputs = network(*as_inputs(inputs))
+        except Exception as error:
+            raise QdeployError(
+                f"the network cannot take inputs {shapes_of(inputs)} of {data.title}, whose tests begin with "
+                f"{shapes_of(data.example)}: {told(error)}"
+            ) from error
         try:
             loss, training_loss = (of(outputs, targets) for of in (task.loss, task.training_loss))
             tally = Tally(task, len(data.classes))

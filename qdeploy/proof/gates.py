@@ -45,9 +45,13 @@ def check_gates(
     for name, value in measured.items():
         limit = getattr(section, name)
         if limit is not None:
-            worst = value is None or (value < limit if name.startswith("min") else value > limit)
-            found.append(Gate(name, limit, value, not worst))
+            found.append(Gate(name, limit, value, passes(name, value, limit)))
     return tuple(found) + tuple(on_scores(section.gates, accuracy.onnx or {}, scores))
+
+
+def passes(name: str, value: float | None, limit: float) -> bool:
+    """Whether a value is at least, of "min_...", or at most its limit; what is no number is neither."""
+    return value is not None and (value >= limit if name.startswith("min") else value <= limit)
 
 
 def check_possible(section: ExportSection, task: Task, scores: Sequence[Score]) -> None:

@@ -94,7 +94,7 @@ class Comparison:
             one = one.double()
             difference = (one - two.double()).abs()
             self.values += difference.numel()
-            self.largest = max(self.largest, float(difference.max()))
+            self.largest = float(np.maximum(self.largest, float(difference.max())))  # keeps a nan
             squares = one.square().sum(), difference.square().sum()
             self.sums += [float(difference.sum()), *map(float, squares)]
 

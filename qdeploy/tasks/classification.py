@@ -27,6 +27,7 @@ class Classification(Task):
 
     decides = "image"
     output = "logits"
+    least_classes = 2
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         self.label_smoothing = label_smoothing

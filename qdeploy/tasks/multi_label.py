@@ -19,6 +19,7 @@ class MultiLabel(Task):
 
     decides = "label"
     output = "logits"
+    least_classes = 1
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return binary_cross_entropy_with_logits(outputs, targets.to(outputs.dtype))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 from torchmetrics import MeanAbsoluteError, Metric, R2Score
@@ -41,10 +42,17 @@ class Regression(Task):
 
 
 class FlatR2(R2Score):
-    """1 - residual / total sum of squares, of all values together."""
+    """1 - residual / total sum of squares, of all values together.
+
+    The total is a difference of two sums, which for values far from 0 float32 cannot tell apart.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_dtype(torch.float64)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
-        super().update(preds.flatten().float(), target.flatten().float())
+        super().update(preds.flatten().double(), target.flatten().double())
 
 
 def like(outputs: Tensor, targets: Tensor) -> Tensor:

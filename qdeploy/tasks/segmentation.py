@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy, one_hot
 from torchmetrics import Metric
 from torchmetrics.classification import MulticlassJaccardIndex
 
+from qdeploy.errors import QdeployError
 from qdeploy.scores import Score
 from qdeploy.tasks.counted import CountedShare
 from qdeploy.tasks.distillation import distillation_loss
@@ -28,6 +29,7 @@ class Segmentation(Task):
 
     decides = "pixel"
     output = "logits"
+    least_classes = 2
 
     def __init__(
         self, ignore_index: int = 255, dice: float = 0.0, label_smoothing: float = 0.0
@@ -43,6 +45,11 @@ class Segmentation(Task):
         return self._loss(outputs, targets, self.label_smoothing)
 
     def _loss(self, logits: Tensor, masks: Tensor, smoothing: float) -> Tensor:
+        if masks.is_floating_point():
+            raise QdeployError(
+                f"masks are {str(masks.dtype).removeprefix('torch.')}; give the number of each pixel's class "
+                "as an integer. What makes floats of pixels, such as ToTensor, divides them by 255"
+            )
         masks, ignored = masks.long(), self.ignore_index
         loss = cross_entropy(logits, masks, ignore_index=ignored, label_smoothing=smoothing)
         if not self.dice:

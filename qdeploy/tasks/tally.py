@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torchmetrics import Metric
 
 from qdeploy import processes
 from qdeploy.errors import QdeployError
+from qdeploy.scores import Score
 from qdeploy.tasks.task import Task
+
+LOSS = "loss"  # what its figure is called among the scores
 
 
 class Scoring:
     """The scores of outputs, counted on their device: nothing waits for it until `values` is asked."""
 
     def __init__(self, task: Task, classes: int) -> None:
-        self.metrics = {score.name: metric for score, metric in task.metrics(classes).items()}
+        self.metrics = named(task.metrics(classes))
 
     def update(self, outputs: Any, targets: Any) -> None:
         device = pytree.tree_leaves(outputs)[0].device
@@ -35,6 +41,23 @@ class Scoring:
                     "that it is given"
                 )
         return found
+
+
+def named(metrics: Mapping[Score, Metric]) -> dict[str, Metric]:
+    """Errors: QdeployError for no metrics, for keys that are no Score, and for a name that is taken."""
+    odd = [key for key in metrics if not isinstance(key, Score)]
+    if odd or not metrics:
+        given = f"{odd[0]!r} as a key" if odd else "no metrics"
+        raise QdeployError(
+            f"the task's metrics() returned {given}; it must return {{Score(name, title, unit): metric}}"
+        )
+    names = Counter([LOSS, *(score.name for score in metrics)])
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise QdeployError(
+            f"the task has two figures called {twice[0]!r}; each score needs a name of its own, and "
+            f"{LOSS!r} is that of the loss"
+        )
+    return {score.name: metric for score, metric in metrics.items()}
 
 
 class Tally:
@@ -58,7 +81,7 @@ class Tally:
         total, samples = processes.totals([summed, self.samples])
         if not samples:
             raise QdeployError("there is nothing to evaluate on: the data set is empty")
-        return {"loss": total / samples, **self.scoring.values()}
+        return {LOSS: total / samples, **self.scoring.values()}
 
 
 def size_of(batch: Any) -> int:

@@ -26,10 +26,12 @@ class Task(ABC):
     decides   what `decision` decides on, such as "image": agreement is the share of those. None:
               outputs are values, and agree by their signal-to-noise ratio alone
     output    what a single output is called in the file
+    least_classes   how many the data set must name
     """
 
     decides: ClassVar[str | None] = None
     output: ClassVar[str] = "output"
+    least_classes: ClassVar[int] = 0
 
     @abstractmethod
     def loss(self, outputs: Any, targets: Any) -> Tensor:

@@ -178,11 +178,31 @@ class TestWhatIsReturned:
                 "    return {'train': x, 'test': x, 'std': [1]}\n",
                 "mean and std go together",
             ),
+            ("def make():\n    return (torch.ones(4), torch.ones(3)), 4\n", r"is \[4\] of .* and \[3\]"),
+            ("def make():\n    return {'train': None, 'test': 4}\n", "returned no train; it must return"),
         ],
     )  # fmt: skip
     def test_anything_else_is_named(self, tmp_path, source, said):
         with pytest.raises(QdeployError, match=said):
             opened(tmp_path, source)
+
+    @pytest.mark.parametrize(
+        ("more", "said"),
+        [
+            ({"classes": 3}, "its classes is 3; give a list of names"),
+            ({"classes": "cat"}, "its classes is 'cat'; give a list of names"),
+            ({"mean": 0.5, "std": 0.5}, "its mean is 0.5; give a list of numbers, one a channel"),
+            ({"mean": [0.5], "std": ["x"]}, r"its std is \['x'\]; give a list of numbers"),
+            ({"mean": [0.5], "std": [0.0]}, r"its std \(0.0,\); give one finite number a channel"),
+            ({"mean": [0.5, 0.5], "std": [1.0]}, "give one finite number a channel in both"),
+            ({"collate": 3}, "its collate is 3, no function"),
+            ({1: 2}, "returned 1; it must return"),
+        ],
+    )
+    def test_what_is_said_beside_the_parts_is_looked_at(self, more, said):
+        part = torch.ones(3), torch.ones(3)
+        with pytest.raises(QdeployError, match=said):
+            as_own_data("mine", {"train": part, "test": part, **more})
 
 
 def test_what_the_function_decides_cannot_be_set_beside_it():

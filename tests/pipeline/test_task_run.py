@@ -268,6 +268,36 @@ def test_what_does_not_fit_is_named_before_a_run_begins(tmp_path, network, task,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("names", "count"),
+    [("", 0), (", 'classes': ['square']", 1)],  # of one class every pixel would be right
+)
+def test_classes_that_nobody_named_are_asked_for(tmp_path, names, count):
+    path = recipe(tmp_path)
+    file = tmp_path / "mine.py"
+    part = f"{{'train': Squares(4, 0, True), 'test': Squares(4, 1, True){names}}}"
+    file.write_text(CODE + f"\n\ndef make():\n    return {part}\n")
+    said = f'names {count}; a function of your own returns "classes"'
+    assert said in fails("train", path, "-o", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ("[(torch.ones(2, 16, 16), torch.ones(16, 16))] * 4", "masks are float32"),
+        ("[(torch.ones(3, 16, 16), torch.zeros(16, 16).long())] * 4", "[2, 3, 16, 16] of float32"),
+        ("[(torch.ones(2, 16, 16), 1, 2)] * 4", "gives batches of 3 parts"),
+    ],
+)
+def test_training_items_are_tried_as_those_of_the_test_are(tmp_path, train, said):
+    path = recipe(tmp_path)
+    parts = f"{{'train': {train}, 'test': Squares(4, 1, True), 'classes': list('abc')}}"
+    (tmp_path / "mine.py").write_text(CODE + f"\n\ndef make():\n    return {parts}\n")
+    assert said in fails("train", path, "-o", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_gate_that_the_task_has_not_is_named_before_anything_is_written(of_two_outputs, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(of_two_outputs[0], run)

@@ -219,6 +219,30 @@ def test_what_was_not_measured_does_not_pass():
     assert [(gate.value, gate.passed) for gate in found] == [(None, False)] * 3
 
 
+def test_outputs_that_are_no_numbers_pass_no_gate():
+    def of(outputs):
+        return lambda inputs: [outputs[: len(inputs[0])]]
+
+    right = torch.eye(4)
+    wrong = right.clone()
+    wrong[2, 0] = math.nan
+    forms = {"network": of(right), "file": of(wrong)}
+    parts = [(right[:3], torch.arange(3)), (right[:1], torch.arange(1))]
+    structure = pytree.tree_structure(0)
+    judged = judge(forms, parts, Classification(), 4, structure, [("network", "file")])
+    agreement = judged.agreements["network", "file"]
+    assert math.isnan(agreement.largest)
+    section = ExportSection(min_sqnr=-1000, max_drop=1000)
+    nothing = accuracies(0.5, 0.5, math.nan)
+    found = check_gates(section, nothing, agreement, None, 1, CLASSIFICATION)
+    assert [gate.passed for gate in found] == [False, False]
+
+
+def test_two_infinite_scores_are_equal():
+    assert drop(Accuracies({"psnr": math.inf}, None, {"psnr": math.inf}), PSNR) == 0
+    assert drop(Accuracies({"psnr": math.inf}, None, {"psnr": 40.0}), PSNR) == math.inf
+
+
 MACHINE = Machine("a processor", 2, None, "Linux", "3.11", "1.31", ("AVX2",), saturates=True)
 
 

@@ -132,6 +132,18 @@ def test_segmentation_by_numpy():
     assert found["loss"] == pytest.approx(-np.log(own).mean(), rel=1e-5)
 
 
+def test_masks_of_small_integers_are_those_of_large_ones():
+    logits, masks = EXAMPLES["segmentation"]
+    small = figures(Segmentation(), logits, masks.to(torch.uint8), parts=5)
+    assert small == figures(Segmentation(), logits, masks, parts=5)
+
+
+def test_masks_that_were_divided_by_255_are_refused():
+    logits, masks = EXAMPLES["segmentation"]
+    with pytest.raises(QdeployError, match="masks are float32; give the number of each"):
+        Segmentation().loss(logits, masks / 255)
+
+
 def test_dice_by_numpy():
     logits, masks = (x.clone() for x in EXAMPLES["segmentation"])
     masks[1] = 255
@@ -153,6 +165,15 @@ def test_values_by_numpy():
     )
     residual, total = ((outputs - targets) ** 2).sum(), ((targets - targets.mean()) ** 2).sum()
     assert found["r2"] == pytest.approx(1 - residual / total, rel=1e-5)
+
+
+def test_r2_of_values_far_from_zero():
+    targets = 1000 + randn(2000)
+    outputs = targets + 0.5 * randn(2000)
+    one, two = (x.numpy().astype(np.float64) for x in (outputs, targets))
+    share = ((one - two) ** 2).sum() / ((two - two.mean()) ** 2).sum()
+    found = figures(Regression(), outputs, targets, parts=100)
+    assert found["r2"] == pytest.approx(1 - share, rel=1e-6)
 
 
 @pytest.mark.parametrize("task", [Regression(), ImageToImage()])
@@ -208,6 +229,24 @@ class Odd(MeanMetric):
 def test_a_score_that_is_no_number_is_named():
     with pytest.raises(QdeployError, match="the metric odd is nan"):
         figures(NotANumber(), torch.ones(2, 1), torch.ones(2, 1), parts=2)
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ([], "returned no metrics; it must return"),
+        (["mae"], "returned 'mae' as a key; it must return"),
+        ([Score("loss", "my loss")], "two figures called 'loss'"),
+        ([Score("a", "first"), Score("a", "second")], "two figures called 'a'"),
+    ],
+)
+def test_scores_that_would_take_each_others_place_are_refused(scores, said):
+    class Mine(Regression):
+        def metrics(self, classes):
+            return {score: MeanMetric() for score in scores}
+
+    with pytest.raises(QdeployError, match=said):
+        Tally(Mine(), 0)
 
 
 def test_nothing_to_count_is_an_error():
