@@ -52,10 +52,11 @@ def run(uninterrupted, tmp_path):
 class TestTheRunFolder:
     def test_it_holds_the_files_of_the_architecture(self, uninterrupted):
         run = RunFolder(uninterrupted)
-        made_by_export = {run.model, run.float_model, *run.reports}
+        lite = run.model.with_suffix(".tflite")
+        made_by_export = {run.model, lite, run.float_model, *run.reports}
         files = {file for file in uninterrupted.iterdir() if file.is_file()}
-        of_image_files = {run.survey}
-        assert files == set(run.all_files) - made_by_export - of_image_files
+        of_others = {run.survey, run.task, run.data}  # of image files, and of the user's own code
+        assert files == set(run.all_files) - made_by_export - of_others
 
     def test_the_recipe_is_as_it_was_trained(self, uninterrupted):
         recipe = Recipe.load(uninterrupted / "recipe.toml")
