@@ -201,7 +201,7 @@ def test_pixels_go_in_as_bytes(flatbuffer, grey, tmp_path):
     ("name", "message"),
     [
         ("signal", "two axes, at conv"), ("attention", "operator MatMul|operator Softmax"),
-        ("overlapping", "Transpose of what is constant"),
+        ("overlapping", "weights that a transposed convolution turns"),
     ],
 )  # fmt: skip
 def test_what_it_has_no_form_of_is_named_and_nothing_is_written(
