@@ -73,6 +73,7 @@ def accuracy_of(
     from qdeploy.tasks import Classification
 
     session = open_session(path, provider, threads)
+    check_is_classification(session, path)
     table = {"dataset": dataset, **normalisation(session.metadata, path)}
     section = validated(DataSection, table, "--data")
     if find(dataset).image_files:
@@ -99,6 +100,17 @@ def data_keys(session: Session, path: Path) -> dict[str, object]:
     if crop == CENTRE:
         return table  # what [data] takes where resize is not given
     return table | {"resize": "whole" if crop is None else round(given.height / crop)}
+
+
+def check_is_classification(session: Session, path: Path) -> None:
+    """Errors: QdeployError unless the file gives logits [N, classes] and nothing else."""
+    shapes = [one.shape for one in session.inference.get_outputs()]
+    if [len(shape) for shape in shapes] != [2]:
+        given = " and ".join(map(str, shapes))
+        raise QdeployError(
+            f"--data measures top-1 of logits [N, classes], and {path} gives {given}; leave it out to "
+            "measure speed alone. The report of its export has the scores of its own task"
+        )
 
 
 def normalisation(metadata: dict[str, str], path: Path) -> dict[str, list[float]]:

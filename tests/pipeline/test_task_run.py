@@ -194,6 +194,13 @@ def test_its_agreement_is_of_pixels_and_its_gate_is_passed(segmented):
     ]  # fmt: skip
 
 
+def test_a_benchmark_has_no_top1_of_it(segmented):
+    run, _ = segmented
+    said = fails("benchmark", run / "model.onnx", "--data", "digits")
+    assert "--data measures top-1 of logits [N, classes], and" in said
+    assert "gives ['batch', 3, 16, 16]; leave it out" in said
+
+
 def test_pages_speak_of_the_task(segmented):
     run, _ = segmented
     report = (run / "report.md").read_text()
