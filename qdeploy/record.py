@@ -5,7 +5,6 @@ measured is None, or an empty tuple.
 """
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -213,7 +212,7 @@ class Dataset:
     test_samples: int
 
 
-Figures = Mapping[str, float | None]
+Figures = dict[str, float | None]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -219,9 +219,11 @@ def judge(
     )
 
 
-def among(names: Collection[str], figures: Figures | None) -> Figures | None:
+def among(names: Collection[str], figures: Mapping[str, float] | None) -> Figures | None:
     """The figures of these names; None of a form that did not take part."""
-    return figures and {name: value for name, value in figures.items() if name in names}
+    if figures is None:
+        return None
+    return {name: value for name, value in figures.items() if name in names}
 
 
 def structure_of(network: nn.Module, data: Data) -> pytree.TreeSpec:
