@@ -110,7 +110,8 @@ class LiteRTGraph:
         """An input that is computed."""
         if node.input[index] not in self.values:
             raise refused(
-                node, f"{node.op_type} of what is constant, such as weights that are turned"
+                node,
+                f"{node.op_type} of what is constant, such as weights that a transposed convolution turns",
             )
         return self.values[node.input[index]]
 
