@@ -21,10 +21,11 @@ processes = multiprocessing.get_context("forkserver")  # torch is imported once,
 processes.set_forkserver_preload(["qdeploy.training.loop"])
 
 Moment = tuple[str, int]  # a function, and which of its calls kills the process
-STEP = "qdeploy.training.loop.cross_entropy"  # 5 calls an epoch
-TEST = "qdeploy.training.evaluate.cross_entropy"  # 5 calls an epoch
+STEP = "qdeploy.tasks.classification.Classification.training_loss"  # 5 calls an epoch
+TEST = "qdeploy.tasks.classification.Classification.loss"  # 5 calls an epoch
 SAVE = "torch.save"  # leaves half a file; best.pt and last.pt in the first epoch
-REPLACE = "os.replace"  # metrics.csv at the start; metrics.csv, best.pt, last.pt in the first epoch
+# scores.json and metrics.csv at the start; metrics.csv, best.pt, last.pt in the first epoch.
+REPLACE = "os.replace"
 
 MOMENTS = [
     *[(STEP, call) for call in (1, 4, 6, 13, 20)],
