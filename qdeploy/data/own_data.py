@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, TensorDataset, default_collate
 
 from qdeploy.data.batches import WHOLE, Batch, Batches, Share
+from qdeploy.data.decoding import worked
 from qdeploy.errors import QdeployError
 from qdeploy.recipe import DataSection
 from qdeploy.references import told
@@ -168,23 +170,13 @@ class OwnBatches(Batches):
         if isinstance(self._data, IterableDataset):
             loaded = self._streamed(drawn, section.batch_size)
         else:
-            batches = [
+            chosen = [
                 self._own(batch).tolist() for batch in self._chosen(section, self._random(index))
             ]
-            loaded = iter(self._loader(drawn, section, [batch for batch in batches if batch]))
+            read = partial(_read, data=drawn, collate=self._collate)
+            loaded = worked([one for one in chosen if one], read, section.workers, self._pinned)
         for batch in self._told(loaded):
             yield checked(self._name, self._moved(batch))
-
-    def _loader(self, drawn: Drawn, section: DataSection, batches: list[list[int]]) -> Any:
-        on_gpu = self._device.type == "cuda"
-        return DataLoader(
-            drawn,
-            batch_sampler=batches,
-            num_workers=section.workers,
-            collate_fn=self._collate,
-            pin_memory=on_gpu,
-            generator=torch.Generator(),  # else it draws from that of the run
-        )
 
     def _streamed(self, drawn: Drawn, size: int) -> Iterator[Any]:
         items, left = iter(drawn), self.samples
@@ -217,8 +209,18 @@ class OwnBatches(Batches):
 
     def _moved(self, batch: Any) -> Any:
         return pytree.tree_map_only(
-            Tensor, lambda x: x.to(self._device, non_blocking=self._device.type == "cuda"), batch
+            Tensor, lambda x: x.to(self._device, non_blocking=self._pinned), batch
         )
+
+    @property
+    def _pinned(self) -> bool:
+        """Whether batches are read into pinned memory, from which a GPU copies beside its work."""
+        return self._device.type == "cuda"
+
+
+def _read(numbers: list[int], data: Drawn, collate: Callable[[list[Any]], Any]) -> Any:
+    """A batch as a worker reads it."""
+    return collate([data[number] for number in numbers])
 
 
 class Drawn(Dataset[Any]):

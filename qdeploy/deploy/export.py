@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import warnings
@@ -27,8 +26,6 @@ from qdeploy.deploy.open_axes import (
     Dynamic,
     OpenAxes,
     asked_axes,
-    names_of,
-    open_axes_of,
     with_batch,
 )
 from qdeploy.deploy.opset import lower_opset
@@ -37,8 +34,8 @@ from qdeploy.deploy.packing import pack
 from qdeploy.deploy.pixels import checked_normalisation, take_pixels
 from qdeploy.deploy.runtime_check import check_in_runtime
 from qdeploy.deploy.seal import seal
-from qdeploy.deploy.size_check import check_sizes
-from qdeploy.deploy.target import Target, find_target, onnx_path, write_for
+from qdeploy.deploy.size_check import checked_sizes, copied_to_cpu
+from qdeploy.deploy.target import find_target, onnx_path, write_for
 from qdeploy.deploy.translations import TRANSLATIONS
 from qdeploy.deploy.wide_weights import part_zero_points, readers_of_wide_weights
 from qdeploy.errors import QdeployError
@@ -113,7 +110,9 @@ def export(
     if pixels is not None:
         take_pixels(model, *pixels)
     file = finished(model, packing and runtime.packs, entries, readable)
-    for inputs in checked_sizes(file, network, runtime, as_inputs(example_input), pixels):
+    example = as_inputs(example_input)
+    sizes = checked_sizes(file, network, runtime, example, pixels)
+    for inputs in [one.inputs for one in sizes] or [example]:
         check_in_runtime(file, runtime, inputs)
     return write_for(runtime, file, place)
 
@@ -155,30 +154,6 @@ def to_onnx(
     exported = _simplified(traced)
     runtime.rewrite(exported)
     return exported
-
-
-def copied_to_cpu(
-    network: nn.Module, inputs: Sequence[Tensor]
-) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A copy in evaluation, and its inputs there."""
-    return copy.deepcopy(network).eval().cpu(), tuple(x.cpu() for x in inputs)
-
-
-def checked_sizes(
-    file: onnx.ModelProto,
-    network: nn.Module,
-    target: Target,
-    inputs: Sequence[Tensor],
-    pixels: Normalisation | None,
-) -> list[Sequence[Tensor]]:
-    """The example and, where a file is open for them, inputs of two other sizes, on which it is checked."""
-    axes = open_axes_of(file)
-    if not names_of(axes):
-        return [inputs]
-    network, inputs = copied_to_cpu(network, inputs)
-    sizes = sizes_to_prove(network, inputs, axes)
-    check_sizes(file, network, target, sizes, pixels)
-    return [sized.inputs for sized in sizes]
 
 
 def quantizer_names(network: fx.GraphModule) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from collections.abc import Sequence
@@ -14,12 +15,41 @@ from torch.utils import _pytree as pytree
 
 from qdeploy.benchmark.runtime import Session, open_session
 from qdeploy.deploy.metadata import Normalisation
-from qdeploy.deploy.other_sizes import Sized
+from qdeploy.deploy.open_axes import names_of, open_axes_of
+from qdeploy.deploy.other_sizes import Sized, sizes_to_prove
 from qdeploy.deploy.pixels import normalised_noise
 from qdeploy.deploy.runtime_check import FLOOR, TIMES, distance
 from qdeploy.deploy.target import Target
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import write
+
+
+def checked_sizes(
+    model: onnx.ModelProto,
+    network: nn.Module,
+    target: Target,
+    inputs: Sequence[Tensor],
+    pixels: Normalisation | None = None,
+) -> tuple[Sized, ...]:
+    """The inputs in their own size, a smaller and a larger one, on which the file is right; () if it has one.
+
+    Errors: QdeployError as sizes_to_prove and check_sizes have them.
+    """
+    axes = open_axes_of(model)
+    if not names_of(axes):
+        return ()
+    network, inputs = copied_to_cpu(network, inputs)
+    sizes = sizes_to_prove(network, inputs, axes)
+    check_sizes(model, network, target, sizes, pixels)
+    return sizes
+
+
+def copied_to_cpu(
+    network: nn.Module, inputs: Sequence[Tensor]
+) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A copy in evaluation, and its inputs there."""
+    network = copy.deepcopy(network).eval().cpu()
+    return network, tuple(x.cpu().contiguous() for x in inputs)
 
 
 def check_sizes(

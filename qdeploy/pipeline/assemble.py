@@ -105,7 +105,7 @@ def check_fits(network: nn.Module, data: Data, task: Task, name: str) -> None:
             outputs = network(*data.example)
     except Exception as error:
         raise QdeployError(
-            f"network {name!r} cannot take images of shape {shapes} of {data.title}: "
+            f"network {name!r} cannot take {data.noun} of shape {shapes} of {data.title}: "
             f"{type(error).__name__}: {error}; "
             "set model.options to this image size and number of channels"
         ) from error

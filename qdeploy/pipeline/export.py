@@ -8,14 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 from qdeploy.benchmark.providers import choose
+from qdeploy.deploy.size_check import checked_sizes
 from qdeploy.deploy.target import find_target, onnx_path, write_for
 from qdeploy.deploy.triton import write_repository
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import write
-from qdeploy.pipeline.build import build, integers_of
+from qdeploy.pipeline.build import build, integers_of, normalisation_of
 from qdeploy.pipeline.measure import Conditions, first, measured, whole_pixels
-from qdeploy.pipeline.sizes import sizes_to_prove
 from qdeploy.pipeline.trained_run import Which, load_run
+from qdeploy.preparation.trace import as_inputs
 from qdeploy.proof.gates import check_possible
 from qdeploy.record import Record
 from qdeploy.report.write import write_report
@@ -57,7 +58,8 @@ def export_run(
     integers = integers_of(trained)
     files = build(trained, integers)
     batch, _ = next(whole_pixels(first(trained.data.test, IMAGES), trained))
-    sizes = sizes_to_prove(batch, trained, integers, files)
+    pixels = normalisation_of(trained.data) if section.input == "uint8" else None
+    sizes = checked_sizes(files.model, integers, target, as_inputs(batch), pixels)
     write_for(target, files.model, file)
     write(files.float, run.float_model)
     record = measured(trained, section, integers, files, file, sizes, conditions)

@@ -8,6 +8,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -249,5 +250,5 @@ def first(batches: Batches, samples: int | None) -> Iterator[Batch]:
         if left <= 0:
             return
         tensors = all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(batch))
-        yield pytree.tree_map(lambda x: x[:left], batch) if tensors else batch  # noqa: B023
+        yield pytree.tree_map(itemgetter(slice(left)), batch) if tensors else batch
         left -= size_of(batch[0])

@@ -122,9 +122,8 @@ def train_in(session: Session, float_network: nn.Module, network: nn.Module, dat
         if recipe.train.float_epochs:
             train_in_float(session, float_network, data)
             network = trainable(recipe, float_network, data)  # anew, from what float learned
-        noun = "images" if len(data.input_shape) == 3 else "samples"
         console.log(
-            f"{recipe.name}: {data.title}, {data.train.samples} {noun} to train on, in {path}"
+            f"{recipe.name}: {data.title}, {data.train.samples} {data.noun} to train on, in {path}"
         )
         for note in data.notes:
             console.log(note)

@@ -15,8 +15,7 @@ def percent(share: float | None) -> str:
 
 def capitalized(words: str) -> str:
     """As a heading: the first letter alone, so that mIoU and R2 stay what they are."""
-    plain = words[:1].islower() and words[1:2].islower() | (words[1:2] in ("", "-"))
-    return words[:1].upper() + words[1:] if plain else words
+    return words[:1].upper() + words[1:] if words[:2].islower() else words
 
 
 def figure(score: Score, figures: Figures | None) -> str:

@@ -14,7 +14,7 @@ from torchmetrics import Metric
 from qdeploy.scores import TOP1, TOP5, Score
 from qdeploy.tasks.counted import CountedShare
 from qdeploy.tasks.distillation import distillation_loss
-from qdeploy.tasks.task import Task
+from qdeploy.tasks.task import Task, shape_of
 
 ERROR1 = Score("error1", "top-1 error", higher_is_better=False, shown=False)
 
@@ -53,9 +53,8 @@ class Classification(Task):
     def misfit(self, outputs: Any, classes: int) -> str | None:
         if isinstance(outputs, Tensor) and outputs.shape == (2, classes):
             return None
-        given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         return (
-            f"gives {given} for 2 inputs, and there are {classes} classes, so it must give "
+            f"gives {shape_of(outputs)} for 2 inputs, and there are {classes} classes, so it must give "
             f"[2, {classes}]: set model.options, such as num_classes = {classes}"
         )
 

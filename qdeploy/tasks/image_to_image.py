@@ -11,7 +11,7 @@ from torchmetrics.image import PeakSignalNoiseRatio, StructuralSimilarityIndexMe
 
 from qdeploy.scores import Score
 from qdeploy.tasks.regression import like, loss_named
-from qdeploy.tasks.task import Task
+from qdeploy.tasks.task import Task, shape_of
 
 
 class ImageToImage(Task):
@@ -40,8 +40,9 @@ class ImageToImage(Task):
     def misfit(self, outputs: Any, classes: int) -> str | None:
         if isinstance(outputs, Tensor) and outputs.ndim == 4:
             return None
-        given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        return f"gives {given} for 2 inputs, and images are [2, channels, height, width]"
+        return (
+            f"gives {shape_of(outputs)} for 2 inputs, and images are [2, channels, height, width]"
+        )
 
 
 TASK = ImageToImage

@@ -11,7 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.classification import MultilabelAveragePrecision, MultilabelF1Score
 
 from qdeploy.scores import Score
-from qdeploy.tasks.task import Task
+from qdeploy.tasks.task import Task, shape_of
 
 
 class MultiLabel(Task):
@@ -36,8 +36,10 @@ class MultiLabel(Task):
     def misfit(self, outputs: Any, classes: int) -> str | None:
         if isinstance(outputs, Tensor) and outputs.shape == (2, classes):
             return None
-        given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        return f"gives {given} for 2 inputs, and there are {classes} classes, so it must give [2, {classes}]"
+        return (
+            f"gives {shape_of(outputs)} for 2 inputs, and there are {classes} classes, so it must give "
+            f"[2, {classes}]"
+        )
 
 
 class Precision(MultilabelAveragePrecision):

@@ -12,7 +12,7 @@ from torchmetrics import MeanAbsoluteError, Metric, R2Score
 
 from qdeploy.errors import QdeployError
 from qdeploy.scores import Score
-from qdeploy.tasks.task import Task
+from qdeploy.tasks.task import Task, shape_of
 
 LOSSES = {"l1": l1_loss, "l2": mse_loss}
 
@@ -38,7 +38,7 @@ class Regression(Task):
         }
 
     def misfit(self, outputs: Any, classes: int) -> str | None:
-        return None if isinstance(outputs, Tensor) else f"gives {type(outputs).__name__}, no tensor"
+        return None if isinstance(outputs, Tensor) else f"gives {shape_of(outputs)}, no tensor"
 
 
 class FlatR2(R2Score):

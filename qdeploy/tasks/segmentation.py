@@ -16,7 +16,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.scores import Score
 from qdeploy.tasks.counted import CountedShare
 from qdeploy.tasks.distillation import distillation_loss
-from qdeploy.tasks.task import Task
+from qdeploy.tasks.task import Task, shape_of
 
 
 class Segmentation(Task):
@@ -73,9 +73,8 @@ class Segmentation(Task):
     def misfit(self, outputs: Any, classes: int) -> str | None:
         if isinstance(outputs, Tensor) and outputs.ndim == 4 and outputs.shape[1] == classes:
             return None
-        given = list(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         return (
-            f"gives {given} for 2 inputs, and there are {classes} classes, so it must give "
+            f"gives {shape_of(outputs)} for 2 inputs, and there are {classes} classes, so it must give "
             f"[2, {classes}, height, width]"
         )
 

@@ -15,6 +15,11 @@ from torchmetrics import Metric
 from qdeploy.scores import Score as Score
 
 
+def shape_of(outputs: Any) -> str:
+    """As "[2, 10]", or the type of what is no tensor."""
+    return str(list(outputs.shape)) if isinstance(outputs, Tensor) else type(outputs).__name__
+
+
 class Task(ABC):
     """What a network is for: what it learns from, what it is judged by, when two outputs agree.
 

@@ -2,7 +2,10 @@
 
 import csv
 import inspect
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import onnxruntime
@@ -34,6 +37,25 @@ def fails(*arguments, code=1):
     assert isinstance(result.exception, SystemExit), f"{result.output}\n{result.exception!r}"
     assert result.exit_code == code, result.output
     return re.sub(r"\s+", " ", result.stderr)
+
+
+def train_in_two_processes(*arguments):
+    """What `qdeploy train` printed, as the shell starts it, with two processes on the CPU."""
+    command = [
+        sys.executable,
+        "-m",
+        "qdeploy",
+        "train",
+        *arguments,
+        "--device",
+        "cpu",
+        "--devices",
+        "2",
+    ]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    return ended
 
 
 def content(folder):

@@ -1,7 +1,6 @@
 """A run on image files, from folders as people have them to the classes that `qdeploy predict` names."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -12,7 +11,15 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from command_line import assert_same_checkpoint, checkpoint, content, fails, metrics, succeeds
+from command_line import (
+    assert_same_checkpoint,
+    checkpoint,
+    content,
+    fails,
+    metrics,
+    succeeds,
+    train_in_two_processes,
+)
 from PIL import Image
 
 from qdeploy.data.decoding import fit_of
@@ -143,17 +150,7 @@ def test_a_run_goes_on_with_no_other_images(project, run, tmp_path):
 
 
 def test_two_processes_train_what_one_does(project, run, tmp_path):
-    ended = subprocess.run(
-        [
-            *(sys.executable, "-m", "qdeploy", "train", project / "recipe.toml"),
-            *("--device", "cpu", "--devices", "2", "--epochs", "1", "-o", tmp_path / "run"),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stderr
+    train_in_two_processes(project / "recipe.toml", "--epochs", "1", "-o", tmp_path / "run")
     assert json.loads((tmp_path / "run/images.json").read_text()) == json.loads(
         (run / "images.json").read_text()
     )
