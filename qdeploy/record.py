@@ -39,12 +39,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Latency:
-    """One file at one batch size: times of a whole run, from images to logits where it computes.
+    """One file at one batch size: times of a whole run, from inputs to outputs where it computes.
 
     file        the file's label, its name unless two files share it.
     speedup     the first file's median over this file's, both from the same rounds.
     rounds      how many runs the percentiles are taken from.
-    copied_ms   the median on a GPU with images and logits in host memory; None on a CPU, under a CUDA
+    copied_ms   the median on a GPU with inputs and outputs in host memory; None on a CPU, under a CUDA
                 graph, and in older records, all of whose times are such.
     cuda_graph  whether the runs were replays of a CUDA graph.
     """
@@ -66,7 +66,7 @@ class Latency:
 
     @property
     def data(self) -> str:
-        """Where images and logits lay: "in host memory", "on the GPU", or "copied in each run"."""
+        """Where inputs and outputs lay: "in host memory", "on the GPU", or "copied in each run"."""
         if self.provider == "CPUExecutionProvider":
             return "in host memory"
         there = self.copied_ms is not None or self.cuda_graph

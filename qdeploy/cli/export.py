@@ -46,10 +46,17 @@ from qdeploy.errors import QdeployError
     help="Also make a model repository for Triton Inference Server in this folder.",
 )
 @click.option(
-    "--max-drop", type=click.FloatRange(min=0), help="Points of top-1 it may lose against float."
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    help="What the task's first score may lose against float.",
 )
 @click.option(
-    "--min-agreement", type=click.FloatRange(0, 1), help="Share of images with the trained top-1."
+    "--min-agreement",
+    type=click.FloatRange(0, 1),
+    help="Share of decisions, such as images in a class, that are those of training.",
+)
+@click.option(
+    "--min-sqnr", type=float, help="dB of the outputs over their difference from training's."
 )
 @click.option(
     "--max-differing",
@@ -87,6 +94,7 @@ def export(
     triton: Path | None,
     max_drop: float | None,
     min_agreement: float | None,
+    min_sqnr: float | None,
     max_differing: int | None,
     max_size: int | None,
     checkpoint: Literal["last", "best"],
@@ -106,8 +114,8 @@ def export(
     changes = {
         "target": target, "input": input_type, "readable": readable,
         "dynamic": list(dynamic) or None,
-        "max_drop": max_drop, "min_agreement": min_agreement, "max_differing": max_differing,
-        "max_size": max_size,
+        "max_drop": max_drop, "min_agreement": min_agreement, "min_sqnr": min_sqnr,
+        "max_differing": max_differing, "max_size": max_size,
     }  # fmt: skip
     record = export_run(
         run, output, changes=changes, checkpoint=checkpoint, conditions=conditions, triton=triton

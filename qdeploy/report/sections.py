@@ -165,7 +165,7 @@ def open_sizes(record: Record) -> Section:
         "Sizes",
         "The file takes any size; it was compared with the integers in PyTorch at these, of which the "
         "first is training's.",
-        ("Size", "Images", "Codes", "Differ", "Largest difference of a logit"),
+        ("Size", "Inputs", "Codes", "Differ", "Largest difference of an output"),
         tuple(
             (
                 one.size,
