@@ -225,7 +225,8 @@ def test_a_task_of_two_outputs_is_judged_by_its_own_score(of_two_outputs):
     assert record["agreement"]["share"] is None
     assert float(record["agreement"]["sqnr"]) > 60
     again = json.loads(succeeds("export", run, "--json", "--min-sqnr", 60))
-    assert [(gate["name"], gate["passed"]) for gate in again["gates"]][0] == ("min_sqnr", True)
+    first = again["gates"][0]
+    assert (first["name"], first["passed"]) == ("min_sqnr", True)
     assert [(gate["name"], gate["limit"], gate["passed"]) for gate in record["gates"]] == [
         ("max_differing", 0, True), ("max_size_error", 9.0, True),
     ]  # fmt: skip
