@@ -39,7 +39,7 @@ class Classification(Task):
         return cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
     def metrics(self, classes: int) -> Mapping[Score, Metric]:
-        found: dict[Score, Metric] = {TOP1: CountedShare(partial(is_among_first, 1))}
+        found: dict[Score, Metric] = {TOP1: CountedShare(is_right)}
         if classes > 5:
             found[TOP5] = CountedShare(partial(is_among_first, 5))
         return found | {ERROR1: CountedShare(is_wrong)}
@@ -59,14 +59,21 @@ class Classification(Task):
         )
 
 
-def is_among_first(count: int, logits: Tensor, labels: Tensor) -> Tensor:
-    """Whether the right class is among the `count` likeliest: bool [N]; of equals the first is likelier."""
-    best = logits.argsort(dim=1, descending=True, stable=True)[:, :count]
-    return torch.any(best == labels[:, None], dim=1)
+def is_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the likeliest class is the right one: bool [N]. Of equals the first is likelier."""
+    return logits.argmax(1) == labels
 
 
 def is_wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    return ~is_among_first(1, logits, labels)
+    return logits.argmax(1) != labels
+
+
+def is_among_first(count: int, logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the right class is among the `count` likeliest: bool [N]. Of equals the first is likelier."""
+    own = logits.gather(1, labels[:, None])
+    before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+    likelier = (logits > own) | (before & (logits == own))
+    return likelier.sum(1) < count
 
 
 TASK = Classification

@@ -29,7 +29,9 @@ class Scoring:
     def update(self, outputs: Any, targets: Any) -> None:
         device = pytree.tree_leaves(outputs)[0].device
         for metric in self.metrics.values():
-            metric.to(device).update(outputs, targets)
+            if metric.device != device:
+                metric.to(device)
+            metric.update(outputs, targets)
 
     def values(self) -> dict[str, float]:
         """{score: value}, of all processes. Errors: QdeployError for what is no number."""

@@ -21,6 +21,7 @@ from qdeploy.tasks import (
     available,
     load_task,
 )
+from qdeploy.tasks.classification import is_among_first, is_right
 
 RANDOM = torch.Generator().manual_seed(3)
 
@@ -208,6 +209,17 @@ def test_label_smoothing_is_of_training_alone():
     assert task.loss(logits, labels).item() == pytest.approx(plain.item())
     expected = 0.8 * plain + 0.2 * uniform
     assert task.training_loss(logits, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_likeliest_are_those_of_a_stable_sort(count):
+    """Of few levels, as one bit gives them, many logits are equal."""
+    logits, labels = torch.randint(0, 4, (200, 9)).float(), torch.randint(0, 9, (200,))
+    first = np.argsort(-logits.numpy(), axis=1, kind="stable")[:, :count]
+    expected = (first == labels.numpy()[:, None]).any(1)
+    assert is_among_first(count, logits, labels).tolist() == expected.tolist()
+    if count == 1:
+        assert is_right(logits, labels).tolist() == expected.tolist()
 
 
 class NotANumber(Task):
