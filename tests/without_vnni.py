@@ -1,6 +1,6 @@
-"""ONNX Runtime's kernels for x86 without VNNI, run in QEMU's emulation of such a processor.
+"""ONNX Runtime's kernels for x86 without VNNI: of this processor, or in QEMU's emulation of another.
 
-Tests that ask for it are skipped where there is no qemu-x86_64 (on Debian: apt install qemu-user).
+Tests that ask for them are skipped where there is neither (on Debian: apt install qemu-user).
 """
 
 import os
@@ -13,9 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-QEMU = shutil.which("qemu-x86_64")
-is_emulated = pytest.mark.skipif(
-    QEMU is None or platform.machine() != "x86_64", reason="needs qemu-x86_64 and an x86 machine"
+from qdeploy.benchmark.machine import saturates
+
+QEMU = shutil.which("qemu-x86_64") if platform.machine() == "x86_64" else None
+needs_kernels_without_vnni = pytest.mark.skipif(
+    QEMU is None and not saturates(),
+    reason="needs an x86 machine without VNNI, or with qemu-x86_64",
 )
 
 RUN = """
@@ -47,10 +50,11 @@ def run_without_vnni(
     for name, (file, given) in cases.items():
         (folder / f"{name}.onnx").write_bytes(file)
         np.save(folder / f"{name}.npy", given)
+    emulator = [] if saturates() else [QEMU, "-cpu", "Haswell"]
     python = Path(sys.executable).resolve()
     paths = os.pathsep.join(filter(None, sys.path))
     subprocess.run(
-        [QEMU, "-cpu", "Haswell", python, "-c", RUN, folder, str(int(exact))],
+        [*emulator, python, "-c", RUN, folder, str(int(exact))],
         check=True,
         env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,

@@ -148,7 +148,7 @@ class _Reader:
         found = self.graph.array(source)
         if source != weight and self.graph.unmoved(weight) != weight:  # turned on its way
             return may_saturate(found.reshape(1, -1), highest, order_known=False)
-        rows = in_kernel_order(node, found)
+        rows = in_kernel_order(node, found, one_zero=codes.zeros[0] == codes.zeros[1])
         return rows is not None and may_saturate(rows, highest)
 
     def storage(self, name: str) -> tuple[str, int]:

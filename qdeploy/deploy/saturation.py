@@ -36,15 +36,16 @@ def _largest_pair(sizes: Codes, order_known: bool) -> int:
     return int((pairs[:, 0::2] + pairs[:, 1::2]).max(initial=0))
 
 
-def in_kernel_order(product: onnx.NodeProto, codes: Codes) -> Codes | None:
+def in_kernel_order(product: onnx.NodeProto, codes: Codes, one_zero: bool) -> Codes | None:
     """The weight's codes [outputs, K] as the kernel adds their products.
 
     A convolution goes through its window, and through the channels of each place. None for a depthwise
-    one, which multiplies in 16 bits and adds in 32.
+    one, which multiplies in 16 bits and adds in 32, if its channels have one zero point (`one_zero`):
+    else it runs as any other.
     """
     settings = {one.name: onnx.helper.get_attribute_value(one) for one in product.attribute}
     if "Conv" in product.op_type:
-        if codes.shape[1] == 1 and len(codes) == settings.get("group", 1):
+        if one_zero and codes.shape[1] == 1 and len(codes) == settings.get("group", 1):
             return None
         return np.moveaxis(codes, 1, -1).reshape(len(codes), -1)
     if not settings.get("transB", 0):

@@ -147,7 +147,7 @@ class SampleRange(MovingRange):
 
 def weight(site: WeightSite, bits: int, options: Int8TrainingOptions) -> UniformWeight:
     """Symmetric, per channel: integer kernels require weights with zero point 0."""
-    return UniformWeight(site.weight, Grid.signed(bits))
+    return UniformWeight(site.weight, site.signed_grid(bits))
 
 
 def activation(site: ActivationSite, bits: int, options: Int8TrainingOptions) -> SampleRange:

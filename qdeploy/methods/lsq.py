@@ -93,7 +93,7 @@ class LsqWeight(WeightQuantizer):
         super().__init__()
         weight = site.weight.detach()
         self.latent = nn.Parameter(weight.clone())
-        self.grid = Grid.signed(bits)
+        self.grid = site.signed_grid(bits)
         rows = weight.flatten(1) if options.per_channel else weight.reshape(1, -1)
         self.sharing = rows.shape[1]
         mean_size = rows.abs().mean(1)

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
+from qdeploy.grid import Grid
 from qdeploy.layers.activation import ActivationQuantizer, MovingRange
 from qdeploy.layers.norm import BatchNorm
 from qdeploy.layers.product import PlainProduct, Product
@@ -49,12 +50,17 @@ class WeightSite:
 
     A BatchNorm absorbs any scale of the weight; without one the method must carry the scale.
 
-    reduce_range   7 bits mean codes within -64..64, as sums of int16 need them
+    reduce_range   8 bits mean a symmetric grid, and 7 bits codes within -64..64: so that no sum of
+                   int16 saturates, see preparation/reduce_range.py
     """
 
     weight: Tensor
     normalized: bool
     reduce_range: bool = False
+
+    def signed_grid(self, bits: int) -> Grid:
+        """-2^(bits-1) .. 2^(bits-1) - 1, without the lowest where reduce_range asks for it."""
+        return Grid.signed(bits, narrow=self.reduce_range and bits == 8)
 
 
 @dataclass(frozen=True)

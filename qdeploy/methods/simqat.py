@@ -61,7 +61,7 @@ class SimQatOptions(Options):
 def weight(site: WeightSite, bits: int, options: SimQatOptions) -> UniformWeight:
     return UniformWeight(
         site.weight,
-        Grid.signed(bits, options.weight_narrow_range),
+        Grid.signed(bits, narrow=True) if options.weight_narrow_range else site.signed_grid(bits),
         symmetric=options.weight_symmetric,
         per_channel=options.weight_per_channel,
         weight_range=options.weight_range,

@@ -72,7 +72,7 @@ def prepare(
     layers            {glob of layer names: "float" or {method, weight_bits, act_bits, options}}
     first_last_float  leaves the first and the last Conv or Linear in float
     equalize          first gives the channels of a tensor one size (see equalize.py)
-    reduce_range      7-bit weights where x86 without VNNI could not add up 8-bit ones (reduce_range.py)
+    reduce_range      smaller weights where x86 without VNNI could not add up 8-bit ones (reduce_range.py)
     leaves            globs of modules to keep whole and in float, such as those that torch.fx
                       cannot trace
     check             proves that rewriting and tracing changed nothing: see check.py

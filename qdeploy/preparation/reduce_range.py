@@ -1,7 +1,8 @@
-"""7-bit weights where x86 without VNNI could not add up 8-bit ones (ONNX Runtime's reduce_range).
+"""Smaller weights where x86 without VNNI could not add up 8-bit ones (ONNX Runtime's reduce_range).
 
 Two products of uint8 codes with weights of 8 bits may pass int16, see deploy/saturation.py; with codes
-of -64..64 no two can. A layer whose codes cannot get there keeps its bits.
+of -64..64 no two can. A layer whose codes cannot get there keeps its bits, and a depthwise one keeps
+them on a symmetric grid.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def reduce_range(
     settings: Mapping[str, LayerSettings | None],
     sites: Mapping[str, WeightSite],
 ) -> dict[str, LayerSettings | None]:
-    """Gives the layers that could saturate weights of 7 bits, in place; the settings as they are then.
+    """Gives the layers that could saturate smaller weights, in place; the settings as they are then.
 
     sites   of the quantized layers, by name
 
@@ -43,35 +44,49 @@ def reduce_range(
     modules = {name: network.get_submodule(name) for name in calls}
     layers = {name: m for name, m in modules.items() if isinstance(m, QuantizedLayer)}
     highest = {name: max(highest_code_read(x, network) for x in calls[name]) for name in layers}
-    wide = {m.quantizer for name, m in layers.items() if could_saturate(m, highest[name])}
-    narrow: dict[WeightQuantizer, WeightQuantizer] = {}
     reduced = dict(settings)
-    for name, layer in layers.items():
-        if layer.quantizer not in wide:
-            continue
-        chosen = settings[name]
+    for names in names_by_quantizer(layers):
+        chosen = settings[names[0]]
         assert chosen is not None
-        reduced[name] = chosen = replace(chosen, weight_bits=REDUCED_BITS)
-        if layer.quantizer not in narrow:  # else a layer of the same weight came before
-            narrow[layer.quantizer] = quantizer_of(replace(sites[name], reduce_range=True), chosen)
-        layer.quantizer = narrow[layer.quantizer]
-        layer.quantizer.belong_to(layer)
-        if could_saturate(layer, highest[name]):
+        tried = range(chosen.weight_bits, min(chosen.weight_bits, REDUCED_BITS) - 1, -1)
+        for bits in tried:
+            if not any(could_saturate(layers[name], highest[name]) for name in names):
+                break
+            chosen = replace(chosen, weight_bits=bits)
+            smaller = quantizer_of(replace(sites[names[0]], reduce_range=True), chosen)
+            for name in names:
+                layers[name].quantizer = smaller
+                smaller.belong_to(layers[name])
+                reduced[name] = chosen
+        if stuck := [name for name in names if could_saturate(layers[name], highest[name])]:
             raise QdeployError(
-                f"{name}: method {chosen.method_name!r} has codes beyond -64..64 at "
-                f"{REDUCED_BITS} bits too; set reduce_range = false, or give the layer fewer bits"
+                f"{stuck[0]}: method {chosen.method_name!r} has codes beyond -64..64 at "
+                f"{bits} bits too; set reduce_range = false, or give the layer fewer bits"
             )
     return reduced
 
 
+def names_by_quantizer(layers: Mapping[str, QuantizedLayer]) -> list[list[str]]:
+    """The names of the layers that share a weight, together."""
+    found: dict[WeightQuantizer, list[str]] = {}
+    for name, layer in layers.items():
+        found.setdefault(layer.quantizer, []).append(name)
+    return list(found.values())
+
+
 def could_saturate(layer: QuantizedLayer, highest: int) -> bool:
-    """Whether two codes of its grid times `highest`, the input's highest code, pass int16."""
+    """Whether two codes of its grid times `highest`, the input's highest code, pass int16.
+
+    Depthwise kernels add in int32, as long as all channels have one zero point. On a grid that is
+    not symmetric a channel of negative gain gets another one.
+    """
     product, weight, _ = layer.product.shipped.for_integer_kernel(*layer.integers())
     if not product.has_integer_kernel or weight.codes.dtype != torch.int8:
         return False
     outputs, inputs = weight.codes.shape[:2]
     if inputs == 1 and isinstance(product, Convolution) and product.groups == outputs:
-        return False  # depthwise kernels add in int32
+        if weight.grid.symmetric and not weight.zero.any():
+            return False
     return 2 * max(-weight.grid.lowest, weight.grid.highest) * highest > PAIR_LIMIT
 
 

@@ -274,7 +274,8 @@ class QuantizeSection(Section):
     act_bits          None, "float" in TOML, leaves the activations in float
     first_last_float  leaves the first and the last layer in float, whatever `layers` says
     equalize          first rescales the channels of each tensor to the same range
-    reduce_range      7-bit weights where x86 without VNNI could not add up 8-bit ones
+    reduce_range      smaller weights where x86 without VNNI could not add up those of 8 bits: 7 bits,
+                      or -127..127 in depthwise layers
     options           the method's own settings, which the method validates
     layers            from a glob of layer names to "float" or to what differs there
     leaves            globs of modules that stay whole and in float, such as those that torch.fx

@@ -7,10 +7,10 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from exported_networks import calibrated_by, export, run
+from exported_networks import calibrated_by, export, outputs, session
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
-from without_vnni import is_emulated, run_without_vnni
+from without_vnni import needs_kernels_without_vnni, run_without_vnni
 
 import qdeploy
 from qdeploy.deploy.inspect import inspect
@@ -50,19 +50,21 @@ def test_codes_of_either_sign_meet_without_harm():
     assert may_saturate(np.array([[65, 0, 65, 0]]), 255, order_known=False)
 
 
-def convolution(weight, size, groups):
-    node = helper.make_node("QLinearConv", [*"xszwsv", "t", "z"], ["y"], group=groups)
-    return kernel(node, weight, [1, weight.shape[1] * groups, *[size] * (weight.ndim - 2)])
+def convolution(weight, size, groups, zero=np.int8(0)):
+    node = helper.make_node("QLinearConv", [*"xszwrv", "t", "z"], ["y"], group=groups)
+    shape = [1, weight.shape[1] * groups, *[size] * (weight.ndim - 2)]
+    return kernel(node, weight, shape, zero)
 
 
 def matrix_product(weight, size, groups):
-    node = helper.make_node("QLinearMatMul", [*"xszwsv", "t", "z"], ["y"])
+    node = helper.make_node("QLinearMatMul", [*"xszwrv", "t", "z"], ["y"])
     return kernel(node, weight.T, [size, weight.shape[1]])
 
 
-def kernel(node, weight, shape):
+def kernel(node, weight, shape, zero=np.int8(0)):
     """A file of one integer kernel; its output is the sum of products over 400."""
-    values = {"s": np.float32(1), "z": np.uint8(0), "v": np.int8(0), "t": np.float32(400)}
+    scale = np.ones(zero.shape, np.float32)
+    values = {"s": np.float32(1), "z": np.uint8(0), "r": scale, "v": zero, "t": np.float32(400)}
     constants = [
         numpy_helper.from_array(np.asarray(v), k) for k, v in (values | {"w": weight}).items()
     ]
@@ -89,7 +91,7 @@ KERNELS = {
 }  # fmt: skip
 
 
-@is_emulated
+@needs_kernels_without_vnni
 def test_the_kernels_add_up_the_pairs_that_are_looked_at(tmp_path):
     """Each output has two weights of 127, in every place: sums are 162 each, 82 where they saturate."""
     cases, expected = {}, {}
@@ -101,7 +103,7 @@ def test_the_kernels_add_up_the_pairs_that_are_looked_at(tmp_path):
         weight = weight.reshape(-1, *shape)
         cases[name] = form(weight, size, groups)
         node = onnx.load_from_string(cases[name][0]).graph.node[0]
-        rows = in_kernel_order(node, weight.T if form is matrix_product else weight)
+        rows = in_kernel_order(node, weight.T if form is matrix_product else weight, one_zero=True)
         expected[name] = [may_saturate(row[None], 255) for row in rows]
     for name, found in run_without_vnni(cases, tmp_path).items():
         first = (
@@ -113,13 +115,24 @@ def test_the_kernels_add_up_the_pairs_that_are_looked_at(tmp_path):
         assert (first == 82).tolist() == expected[name], name
 
 
-@is_emulated
+@needs_kernels_without_vnni
 def test_a_depthwise_kernel_does_not_saturate(tmp_path):
     weight = np.full((3, 1, 1, 2), 127, np.int8)
     file, x = convolution(weight, 5, 3)
-    assert in_kernel_order(onnx.load_from_string(file).graph.node[0], weight) is None
+    assert in_kernel_order(onnx.load_from_string(file).graph.node[0], weight, one_zero=True) is None
     found = run_without_vnni({"depthwise": (file, x)}, tmp_path)
     assert set(found["depthwise"].ravel().tolist()) == {162}
+
+
+@needs_kernels_without_vnni
+def test_a_depthwise_layer_of_several_zero_points_saturates_as_any_other(tmp_path):
+    """x is 255 and the output a sum over 400: 162, 162 and, with the zero point -1, 163."""
+    weight = np.full((3, 1, 1, 2), 127, np.int8)
+    file, x = convolution(weight, 5, 3, zero=np.array([0, 0, -1], np.int8))
+    rows = in_kernel_order(onnx.load_from_string(file).graph.node[0], weight, one_zero=False)
+    assert may_saturate(rows, 255)
+    found = run_without_vnni({"depthwise": (file, x)}, tmp_path)["depthwise"]
+    assert found[0, :, 0, 0].tolist() == [82, 82, 83]
 
 
 def layers_of(network, tmp_path, *settings, x=None, **options):
@@ -176,7 +189,7 @@ def test_what_a_concat_joins_is_bounded_as_its_parts_are(tmp_path):
     assert contents.saturation("").layers == ()
 
 
-@is_emulated
+@needs_kernels_without_vnni
 def test_files_without_such_layers_and_exact_sessions_give_everywhere_the_same(tmp_path):
     x = networks.images(16).numpy()
     files = {
@@ -187,10 +200,34 @@ def test_files_without_such_layers_and_exact_sessions_give_everywhere_the_same(t
         for reduced in (False, True)
     }
     cases = {name: (file.SerializeToString(), x) for name, file in files.items()}
-    expected = {name: run(file, x) for name, file in files.items()}
+    exactly = {"session.x64quantprecision": "1"}
+    expected = {
+        name: session(file, settings=exactly).run(None, {"input": x})[0]
+        for name, file in files.items()
+    }
     plain, exact = (tmp_path / name for name in ("plain", "exact"))
     plain.mkdir(), exact.mkdir()
     for name, found in run_without_vnni(cases, plain).items():
         assert (found == expected[name]).all() == name.endswith("True"), name
     for name, found in run_without_vnni(cases, exact, exact=True).items():
         np.testing.assert_array_equal(found, expected[name])
+
+
+@needs_kernels_without_vnni
+@pytest.mark.parametrize("reduced", [False, True])
+def test_depthwise_layers_with_negative_gains_are_right_on_every_processor(reduced, tmp_path):
+    """Folding such a gain into codes of -128..127 would move the zero point of its channel alone."""
+    network = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+    nn.init.constant_(network[0].weight, -1)
+    network[1].weight.data = torch.tensor([1.0, -1, 1, -1])
+    x = torch.rand(8, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    prepared = qdeploy.prepare(network, x[:2], "simqat", reduce_range=reduced)
+    qdeploy.calibrate(prepared, [x], batch_norm=True)
+    path = qdeploy.export(prepared.eval(), tmp_path / "m.onnx", x[:2])
+    contents = inspect(path)
+    assert contents.layers[0].weight.zeros == ((0, 0) if reduced else (-1, 0))
+    assert contents.saturation("").layers == (() if reduced else ("0",))
+    folder = tmp_path / "kernels"
+    folder.mkdir()
+    found = run_without_vnni({"file": (path.read_bytes(), x.numpy())}, folder)["file"]
+    assert (found == outputs(qdeploy.convert(prepared), x)).all() == reduced
