@@ -15,7 +15,6 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from qdeploy import processes
-from qdeploy.grid import Grid
 from qdeploy.layers.activation import MovingRange, as_stored
 from qdeploy.layers.noise import pairwise_uniform, refuse_gradient_penalty
 from qdeploy.layers.norm import BatchNorm

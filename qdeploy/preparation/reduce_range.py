@@ -84,9 +84,9 @@ def could_saturate(layer: QuantizedLayer, highest: int) -> bool:
     if not product.has_integer_kernel or weight.codes.dtype != torch.int8:
         return False
     outputs, inputs = weight.codes.shape[:2]
-    if inputs == 1 and isinstance(product, Convolution) and product.groups == outputs:
-        if weight.grid.symmetric and not weight.zero.any():
-            return False
+    depthwise = inputs == 1 and isinstance(product, Convolution) and product.groups == outputs
+    if depthwise and weight.grid.symmetric and not weight.zero.any():
+        return False
     return 2 * max(-weight.grid.lowest, weight.grid.highest) * highest > PAIR_LIMIT
 
 

@@ -17,6 +17,9 @@ from qdeploy.deploy.inspect import inspect
 from qdeploy.deploy.saturation import in_kernel_order, may_saturate
 
 
+NO_ZERO = np.zeros((), np.int8)
+
+
 def worst_input(codes, highest):
     """[2, K]: the inputs that make the sums of a row [K] as large and as small as they can be."""
     return np.stack([codes > 0, codes < 0]) * highest
@@ -50,7 +53,7 @@ def test_codes_of_either_sign_meet_without_harm():
     assert may_saturate(np.array([[65, 0, 65, 0]]), 255, order_known=False)
 
 
-def convolution(weight, size, groups, zero=np.int8(0)):
+def convolution(weight, size, groups, zero=NO_ZERO):
     node = helper.make_node("QLinearConv", [*"xszwrv", "t", "z"], ["y"], group=groups)
     shape = [1, weight.shape[1] * groups, *[size] * (weight.ndim - 2)]
     return kernel(node, weight, shape, zero)
@@ -61,7 +64,7 @@ def matrix_product(weight, size, groups):
     return kernel(node, weight.T, [size, weight.shape[1]])
 
 
-def kernel(node, weight, shape, zero=np.int8(0)):
+def kernel(node, weight, shape, zero=NO_ZERO):
     """A file of one integer kernel; its output is the sum of products over 400."""
     scale = np.ones(zero.shape, np.float32)
     values = {"s": np.float32(1), "z": np.uint8(0), "r": scale, "v": zero, "t": np.float32(400)}
