@@ -16,7 +16,6 @@ import qdeploy
 from qdeploy.deploy.inspect import inspect
 from qdeploy.deploy.saturation import in_kernel_order, may_saturate
 
-
 NO_ZERO = np.zeros((), np.int8)
 
 
