@@ -8,8 +8,9 @@ so the runtime computes them once, at load, and then runs its kernels as if the 
 Two forms, both exact; `pack` takes the smaller one:
 
 digits    each byte, or word of 16 bits, holds k digits of base n (n levels, n^k <= 256 or 65536): a
-          byte 8 one-bit codes, 5 ternary, 4 two-bit, 2 four-bit; a word 5 three-bit, 3 five-bit.
-          Read back through a table [n^k, k] of all bytes or words, so any levels.
+          byte 8 one-bit codes, 5 ternary, 4 two-bit, 2 four-bit; a word twice as many, or 5
+          three-bit, 3 five-bit. Read back through a table [n^k, k] of all bytes or words, so any
+          levels. Each costs a look into the table, so many codes lie in words.
 windows   6 bits a code: 6 bytes hold 8 codes end to end. Read back as the two bytes that a code
           touches, shifted and masked. For evenly spaced levels.
 
@@ -22,7 +23,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -59,8 +60,10 @@ class Digits:
         """Bytes in the file for `count` codes, with about 200 for the nodes."""
         return -(-count // self.group) * self.word // 8 + 200
 
-    # Bytes of the nodes that make the table, for all weights of these levels together.
-    shared_size = 300
+    @property
+    def shared_size(self) -> int:
+        """Bytes of the nodes that make the table, for all weights of these levels together."""
+        return 600 if self.word == 16 and self.group % 2 == 0 else 300
 
     def pack(self, codes: Codes) -> Bytes:
         """uint8 or uint16 [ceil(count / k)]; the last word is filled up with the lowest level."""
@@ -70,16 +73,35 @@ class Digits:
         return (padded * n ** np.arange(k)).sum(1).astype(f"uint{self.word}")
 
     def shared_nodes(self, graph: ir.Graph) -> list[ir.Node]:
-        """Makes the table [n^k, k] of the codes of every word at load: a seventh of its size in the file."""
-        n, k = len(self.levels), self.group
+        """Makes the table [n^k, k] of the codes of every word at load: a seventh of its size in the file.
+
+        Words that are two bytes long in what they hold have two rows of the table of bytes side by side.
+        """
+        if self.group % 2 or self.word == 8:
+            return self._table(self.group, graph)
+        half = self.group // 2
+        rows = len(self.levels) ** half
+        table = self._table(half, graph)
+        column = ir.node(
+            "Reshape", [table[-1].outputs[0], constant(graph, np.array([-1, 1, half]))]
+        )
+        square = constant(graph, np.array([rows, rows, half]))
+        low, high = (ir.node("Expand", [x.outputs[0], square]) for x in (table[-1], column))
+        joined = ir.node("Concat", [low.outputs[0], high.outputs[0]], {"axis": 2})
+        flat = ir.node("Reshape", [joined.outputs[0], constant(graph, np.array([-1, self.group]))])
+        return [*table, column, low, high, joined, flat]
+
+    def _table(self, k: int, graph: ir.Graph) -> list[ir.Node]:
+        """Makes the table [n^k, k] of the levels of all words of k digits, place by place."""
+        n = len(self.levels)
         bounds = [constant(graph, np.int32(bound)) for bound in (0, n**k, 1)]
         words = ir.node("Range", bounds)
-        column = ir.node("Reshape", [words.outputs[0], constant(graph, np.array([-1, 1]))])
-        places = constant(graph, (n ** np.arange(k)).astype(np.int32))
-        shifted = ir.node("Div", [column.outputs[0], places])
+        places = constant(graph, (n ** np.arange(k, dtype=np.int32))[:, None])
+        shifted = ir.node("Div", [words.outputs[0], places])
         digits = ir.node("Mod", [shifted.outputs[0], constant(graph, np.int32(n))])
         levels = constant(graph, np.asarray(self.levels, self.type.numpy()))
-        return [words, column, shifted, digits, ir.node("Gather", [levels, digits.outputs[0]])]
+        codes = ir.node("Gather", [levels, digits.outputs[0]])
+        return [words, shifted, digits, codes, ir.node("Transpose", [codes.outputs[0]])]
 
     def nodes(self, packed: ir.Value, shared: list[ir.Node], graph: ir.Graph) -> list[ir.Node]:
         index = ir.node("Cast", [packed], {"to": ir.DataType.INT32})
@@ -134,12 +156,25 @@ Packing = Digits | Windows
 def plan(weights: Sequence[Codes]) -> list[Packing | None]:
     """The packing of each weight of a graph; None where it is smaller as it is."""
     chosen = [choose(codes) for codes in weights]
+    counts: Counter[Packing | None] = Counter()
+    for codes, packing in zip(weights, chosen, strict=True):
+        counts[packing] += codes.size
+    chosen = [in_words(packing, counts[packing]) for packing in chosen]
     saved: Counter[Packing] = Counter()
     for codes, packing in zip(weights, chosen, strict=True):
         if packing is not None:
             saved[packing] += saving(codes, packing)
     # A table is stored once for all weights of the same levels; together they must earn it.
     return [p if p is not None and saved[p] > p.shared_size else None for p in chosen]
+
+
+def in_words(packing: Packing | None, count: int) -> Packing | None:
+    """Bytes become words of 16 bits where `count` codes fill more words than the table has rows."""
+    if not isinstance(packing, Digits) or packing.word == 16:
+        return packing
+    wider = replace(packing, word=16)
+    fits = wider.group == 2 * packing.group  # else a code would take more bits
+    return wider if fits and count > wider.group * len(wider.levels) ** wider.group else packing
 
 
 def saving(codes: Codes, packing: Packing) -> int:

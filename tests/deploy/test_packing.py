@@ -1,6 +1,7 @@
 """Packing: exact in numpy, in ONNX Runtime and in onnx's own evaluator, and as small as it says."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -15,7 +16,7 @@ from onnx_reference import evaluator
 
 from qdeploy.deploy.export import finished
 from qdeploy.deploy.names import short_names
-from qdeploy.deploy.packing import Digits, Windows, choose, pack, plan
+from qdeploy.deploy.packing import Digits, Windows, choose, in_words, pack, plan
 from qdeploy.deploy.passes import strip_metadata
 
 LEVELS = st.lists(st.integers(-128, 127), min_size=1, max_size=40, unique=True).map(sorted)
@@ -136,6 +137,22 @@ def test_a_table_is_paid_for_once():
     assert plan([ternary] * 3) == [Digits((-1, 0, 1))] * 3
 
 
+@pytest.mark.parametrize(("levels", "rows"), [(2, 2**16), (3, 3**10), (4, 2**16), (16, 2**16)])
+def test_codes_come_in_words_once_these_outnumber_the_rows_of_the_table(levels, rows):
+    """Words of 16 bits take the room of two bytes, and half as many looks into the table."""
+    bytes_, words = (Digits(tuple(range(levels)), word=word) for word in (8, 16))
+    just = rows * words.group
+    assert [in_words(bytes_, count) for count in (just, just + 1)] == [bytes_, words]
+    half = random_codes(range(levels), just // 2 + 1)
+    assert plan([half]) == [bytes_]
+    assert plan([half] * 2) == [words] * 2  # of all weights together
+
+
+def test_codes_that_words_would_not_hold_as_tightly_stay_in_bytes():
+    seven = Digits(tuple(range(7)))  # 2 in a byte, 5 in a word
+    assert in_words(seven, 10**9) == seven
+
+
 def graph_with(codes, scale=0.5):
     """A Gather of rows of dequantized codes, so that each code is read back as a number."""
     node = helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["weight"], axis=0)
@@ -174,12 +191,7 @@ def test_both_runtimes_read_back_exactly_the_codes(levels, shape):
     pack(model)
     after = ir.to_proto(model)
     onnx.checker.check_model(after, full_check=True)
-    feed = {"rows": np.arange(shape[0])}
-    expected = codes.astype(np.float32) / 2
-    found = session(after).run(None, feed)[0]
-    np.testing.assert_array_equal(found, expected)
-    np.testing.assert_array_equal(session(after, plain=True).run(None, feed)[0], expected)
-    np.testing.assert_array_equal(evaluator(after).run(None, feed)[0], expected)
+    check_read_back(after, codes)
     if len(levels) <= 128:
         for rewrite in (strip_metadata, short_names):
             rewrite(model)
@@ -187,6 +199,27 @@ def test_both_runtimes_read_back_exactly_the_codes(levels, shape):
         assert "codes" not in {tensor.name for tensor in after.graph.initializer}
     else:
         assert {tensor.name for tensor in after.graph.initializer} == {"codes", "scale", "zero"}
+
+
+def check_read_back(file, codes):
+    """Both runtimes give the codes, times the scale of `graph_with`."""
+    feed = {"rows": np.arange(len(codes))}
+    expected = codes.astype(np.float32) / 2
+    np.testing.assert_array_equal(session(file).run(None, feed)[0], expected)
+    np.testing.assert_array_equal(session(file, plain=True).run(None, feed)[0], expected)
+    np.testing.assert_array_equal(evaluator(file).run(None, feed)[0], expected)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 16])
+def test_both_runtimes_read_back_words(levels, monkeypatch):
+    monkeypatch.setattr(
+        "qdeploy.deploy.packing.in_words", lambda chosen, count: replace(chosen, word=16)
+    )
+    codes = random_codes(9 * np.arange(levels) - 64, (131, 77))
+    model = ir.from_proto(graph_with(codes))
+    pack(model)
+    assert ir.DataType.UINT16 in {value.dtype for value in model.graph.initializers.values()}
+    check_read_back(ir.to_proto(model), codes)
 
 
 def test_zero_points_are_not_packed():
@@ -202,9 +235,9 @@ PACKED = ["slb w1a8", "simqat w3a4", "simqat w5a6"]
 @pytest.mark.parametrize("choice", PACKED)
 def test_packed_and_int8_files_give_bit_equal_outputs(choice, tmp_path, monkeypatch):
     file = exported("residual", choice)
-    for packing in (Digits, Windows):  # so small a network does not earn what packing costs
-        monkeypatch.setattr(packing, "file_size", lambda self, count: 0)
-        monkeypatch.setattr(packing, "shared_size", -1)
+    for form in (Digits, Windows):  # so small a network does not earn what packing costs
+        monkeypatch.setattr(form, "file_size", lambda self, count: 0)
+        monkeypatch.setattr(form, "shared_size", -1)
     copy = onnx.ModelProto.FromString(file.int8.SerializeToString())
     packed = finished(ir.from_proto(copy), True, {})
     assert operators(packed)["Gather"] >= 4
