@@ -203,6 +203,16 @@ class BenchmarkResult:
     placements: tuple[Placement, ...]
     saturation: tuple[Saturation, ...] = ()
 
+    def __str__(self) -> str:
+        """A line for each file and batch size."""
+        first = self.latency[0].file
+        lines = [
+            f"{row.file}  batch {row.batch}: {row.p50_ms:.3g} ms, {row.file_bytes:,} bytes"
+            + ("" if row.file == first else f", {row.speedup:.2f} times as fast as {first}")
+            for row in self.latency
+        ]
+        return "\n".join([self.machine.cpu, *lines])
+
 
 @dataclass(frozen=True)
 class Dataset:

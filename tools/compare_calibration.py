@@ -28,7 +28,7 @@ from qdeploy.data import Data, open_data
 from qdeploy.models.mobilenet import InvertedResidual, conv_norm
 from qdeploy.models.resnet import BasicBlock, projection, stages
 from qdeploy.pipeline.assemble import float_network_of
-from qdeploy.pipeline.measure import first
+from qdeploy.pipeline.subject import first
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.ranges import RANGES
 from qdeploy.recipe import CalibrateSection, Recipe

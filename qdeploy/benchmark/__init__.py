@@ -23,7 +23,7 @@ __all__ = [
 
 
 def benchmark_files(
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     provider: str = "auto",
     threads: int = 1,
     batch_sizes: Sequence[int] | None = None,
@@ -56,7 +56,8 @@ def benchmark_files(
     for name, count in counts.items():
         if count < 1:
             raise QdeployError(f"{name} is {count}, and must be at least 1.")
-    files = dict(zip(_labels(paths), paths, strict=True))
+    given = [Path(path) for path in paths]
+    files = dict(zip(_labels(given), given, strict=True))
     sessions = {
         file: open_session(path, provider, threads, cuda_graph=cuda_graph)
         for file, path in files.items()

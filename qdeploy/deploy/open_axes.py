@@ -60,6 +60,19 @@ def open_axes_of(model: onnx.ModelProto) -> OpenAxes:
     )
 
 
+def as_in(model: onnx.ModelProto) -> dict[str, Any]:
+    """The options of `export` that give a network the names and the open axes of a file."""
+    takes, gives = (
+        [value.name for value in ends] for ends in (model.graph.input, model.graph.output)
+    )
+    named = dict(zip(takes, open_axes_of(model), strict=True))
+    batch = {
+        name: next((a for a, n in own.items() if n == BATCH), None) for name, own in named.items()
+    }
+    sizes = {name: {a: n for a, n in own.items() if n != BATCH} for name, own in named.items()}
+    return {"input_names": takes, "output_names": gives, "dynamic": sizes, "batch_axes": batch}
+
+
 def names_of(axes: OpenAxes) -> list[str]:
     """Of the open axes, without the batch."""
     return list(dict.fromkeys(name for each in axes for name in each.values() if name != BATCH))

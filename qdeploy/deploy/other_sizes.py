@@ -14,7 +14,8 @@ from qdeploy.deploy.open_axes import BATCH, OpenAxes, names_of
 from qdeploy.errors import QdeployError
 
 # Of what the example has, axis by axis; those of one name grow alike. Axes that differ come first, for
-# they tell height from width, then what is a multiple of the example's parts, then squares.
+# they tell height from width, then what is a multiple of the example's parts, then squares. Before
+# all of them come odd sizes of the first kind, for they tell rounding up from rounding down.
 SMALLER = ((3 / 4, 1 / 2), (1 / 2, 3 / 4), (3 / 4, 3 / 4), (1 / 2, 1 / 2))
 LARGER = ((5 / 4, 3 / 2), (3 / 2, 2), (2, 3 / 2), (3 / 2, 3 / 2), (2, 2))
 
@@ -70,19 +71,19 @@ def _candidates(
     inputs: Sequence[Tensor], axes: OpenAxes, shares: Sequence[tuple[float, float]]
 ) -> Iterator[Sized]:
     own = {size_in_words(inputs, axes)}
-    for pair in shares:
+    for pair, odd in ((shares[0], True), *((pair, False) for pair in shares)):
         share = {name: pair[place % 2] for place, name in enumerate(names_of(axes))}
-        batch = tuple(_resized(x, each, share) for x, each in zip(inputs, axes, strict=True))
+        batch = tuple(_resized(x, each, share, odd) for x, each in zip(inputs, axes, strict=True))
         if (size := size_in_words(batch, axes)) not in own:
             own.add(size)
             yield Sized(size, batch)
 
 
-def _resized(x: Tensor, axes: dict[int, str], share: dict[str, float]) -> Tensor:
-    """The values again from the start where there are more."""
+def _resized(x: Tensor, axes: dict[int, str], share: dict[str, float], odd: bool) -> Tensor:
+    """The values again from the start where there are more; odd: what is even gets one more."""
     for axis, name in axes.items():
         if name != BATCH:
-            length = max(1, int(x.shape[axis] * share[name]))
+            length = max(1, int(x.shape[axis] * share[name])) | odd
             x = x.index_select(axis, torch.arange(length, device=x.device) % x.shape[axis])
     return x
 

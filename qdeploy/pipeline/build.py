@@ -27,15 +27,16 @@ from qdeploy.recipe import Recipe
 
 @dataclass(frozen=True)
 class Files:
-    """The exported network, the same with int8 codes, and the float network.
+    """The exported network, and the same with int8 codes.
 
-    input    how images go into the exported one, as Delivery has it
+    target   the runtime that the exported one is for
+    input    how images go into it, as Delivery has it
     tensors  {quantizer of the converted network: the tensor of its codes in the exported one}
     """
 
     model: onnx.ModelProto
     int8: onnx.ModelProto
-    float: onnx.ModelProto
+    target: str
     input: str
     tensors: dict[str, str]
 
@@ -52,7 +53,6 @@ def build(trained: TrainedRun, integers: nn.Module) -> Files:
     section = trained.recipe.export
     names = section.input_names, output_names(trained, example)
     graph = to_onnx(integers, example, *names, section.target, section.dynamic)
-    reference = to_onnx(trained.float_network, example, *names, dynamic=section.dynamic)
     image = "float32"
     if (normalisation := normalisation_of(trained.data)) and section.input == "uint8":
         image = take_pixels(graph, *normalisation)
@@ -62,9 +62,17 @@ def build(trained: TrainedRun, integers: nn.Module) -> Files:
         model=model,
         tensors=tensors,
         int8=finished(graph, False, metadata, section.readable),
-        float=finished(reference, False, metadata, section.readable),
+        target=section.target,
         input=image,
     )
+
+
+def build_float(trained: TrainedRun) -> onnx.ModelProto:
+    """The float network, as ONNX Runtime takes it."""
+    example, section = trained.data.example, trained.recipe.export
+    names = section.input_names, output_names(trained, example)
+    graph = to_onnx(trained.float_network, example, *names, dynamic=section.dynamic)
+    return finished(graph, False, metadata_of(trained), section.readable)
 
 
 def output_names(trained: TrainedRun, example: tuple[Tensor, ...]) -> list[str] | None:

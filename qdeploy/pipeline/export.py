@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
+from qdeploy.benchmark.machine import this_machine
 from qdeploy.benchmark.providers import choose
+from qdeploy.deploy.seal import stamp
 from qdeploy.deploy.size_check import checked_sizes
 from qdeploy.deploy.target import find_target, onnx_path, write_for
 from qdeploy.deploy.triton import write_repository
 from qdeploy.errors import QdeployError
-from qdeploy.onnx_file import write
-from qdeploy.pipeline.build import build, integers_of, normalisation_of
-from qdeploy.pipeline.measure import Conditions, first, measured, whole_pixels
-from qdeploy.pipeline.trained_run import Which, load_run
+from qdeploy.onnx_file import stored_bytes, write
+from qdeploy.pipeline.build import Files, build, build_float, integers_of, normalisation_of
+from qdeploy.pipeline.measure import Conditions, measured
+from qdeploy.pipeline.subject import first, subject_of, whole_pixels
+from qdeploy.pipeline.trained_run import TrainedRun, Which, load_run
 from qdeploy.preparation.trace import as_inputs
-from qdeploy.proof.gates import check_possible
-from qdeploy.record import Record
-from qdeploy.report.write import write_report
+from qdeploy.proof.gates import check_gates, check_possible, with_promises
+from qdeploy.recipe import ExportSection
+from qdeploy.record import Exactness, Record
+from qdeploy.report.write import write_pages
 from qdeploy.run import RunFolder
 
 IMAGES = 4  # that a file of open sizes is run on at each size
@@ -61,12 +65,48 @@ def export_run(
     pixels = normalisation_of(trained.data) if section.input == "uint8" else None
     sizes = checked_sizes(files.model, integers, target, as_inputs(batch), pixels)
     write_for(target, files.model, file)
-    write(files.float, run.float_model)
-    record = measured(trained, section, integers, files, file, sizes, conditions)
+    write(build_float(trained), run.float_model)
+    subject = subject_of(trained, integers, conditions.samples)
+    found = measured(subject, files, file, run.float_model, sizes, conditions)
+    record = of_run(with_proof(found, files, file), trained, section)
     if triton is not None:
         write_repository(file, triton, record.name, record.delivery.target)
-    write_report(record, run.path)
+    write_pages(record, run.path)
     return record
+
+
+def with_proof(record: Record, files: Files, file: Path) -> Record:
+    """Notes in the file how many of its codes were compared, which makes it a little larger."""
+    if record.exactness is None:
+        return record
+    stamp(files.model, "qdeploy.proof", proof_text(record.exactness))
+    write(files.model, file)
+    return replace(record, size=replace(record.size, onnx=stored_bytes(file)))
+
+
+def proof_text(exactness: Exactness) -> str:
+    """What the file says of its own proof."""
+    found = {
+        "codes": exactness.compared,
+        "differing": exactness.differing,
+        "inputs": exactness.samples,
+    }
+    return json.dumps(found | {"processor": this_machine().cpu}, separators=(",", ":"))
+
+
+def of_run(record: Record, trained: TrainedRun, section: ExportSection) -> Record:
+    """With the run that the file came from, and its gates."""
+    assert record.saturation is not None
+    promised = with_promises(section, record.exactness, record.machine, record.saturation)
+    found = record.accuracy, record.agreement, record.exactness, record.size.onnx
+    return replace(
+        record,
+        name=trained.recipe.name,
+        recipe=trained.recipe.model_dump(mode="json"),
+        method=trained.recipe.quantize.method,
+        gates=check_gates(promised, *found, record.scores),
+        training=tuple(dict(epoch.row()) for epoch in trained.history),
+    )
 
 
 def record_json(record: Record, traced: bool) -> str:

@@ -1,45 +1,34 @@
-"""What is measured of an exported run: every form of the network on the test set, and the file on its own."""
+"""What is measured of a file: every form of its network on the test data, and the file on its own."""
 
 from __future__ import annotations
 
 import copy
-import json
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from operator import itemgetter
 from pathlib import Path
 
-import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import nn
 
 import qdeploy
 from qdeploy.benchmark import benchmark_files
-from qdeploy.benchmark.machine import this_machine
 from qdeploy.benchmark.providers import works
 from qdeploy.benchmark.runtime import open_session
-from qdeploy.data import Batch, Batches, Data, Normalisation
 from qdeploy.deploy.inspect import inspect
 from qdeploy.deploy.other_sizes import Sized
-from qdeploy.deploy.seal import stamp
 from qdeploy.deploy.target import Target, find_target, runtime_path
-from qdeploy.layers.modes import evaluation_mode
-from qdeploy.onnx_file import fits_one_file, stored_bytes, write
+from qdeploy.onnx_file import fits_one_file, stored_bytes
 from qdeploy.pipeline.assemble import settings_text
 from qdeploy.pipeline.build import Files
 from qdeploy.pipeline.sizes import proven_by_codes, proven_by_outputs
-from qdeploy.pipeline.trained_run import TrainedRun
+from qdeploy.pipeline.subject import Subject
 from qdeploy.preparation.complexity import complexity
 from qdeploy.preparation.prepared import PreparedNetwork
 from qdeploy.proof import outputs
 from qdeploy.proof.description import describe, information_bound
-from qdeploy.proof.gates import check_gates, with_promises
 from qdeploy.proof.tensors import ComparedNetwork
-from qdeploy.recipe import ExportSection
-from qdeploy.record import Accuracies, Dataset, Delivery, Exactness, Figures, Record, Sizes
-from qdeploy.tasks import size_of
+from qdeploy.record import Accuracies, Dataset, Delivery, Figures, Record, Sizes
 from qdeploy.training.device import pick_device
 
 # Pairs of forms that are compared.
@@ -63,95 +52,83 @@ class Conditions:
 
 
 def measured(
-    trained: TrainedRun,
-    section: ExportSection,
-    integers: fx.GraphModule,
+    subject: Subject,
     files: Files,
     file: Path,
+    float_file: Path | None,
     sizes: Sequence[Sized],
     conditions: Conditions,
 ) -> Record:
-    """The record of a file that is written: run on the test set, timed beside the float one, read.
+    """The record of a file that is written: run on the test data, timed beside the float one, read.
 
     sizes   that it is proven on where it takes any
     """
-    target = find_target(section.target)
+    target, integers = find_target(files.target), subject.integers
     provider = provider_for(target, conditions.provider)
-    runtime, files_run = runtimes(target, file, provider, trained.pixels)
-    compared = compared_network(trained, integers, files, provider, conditions)
-    judged = judge(trained, integers, compared, files_run, conditions)
+    runtime, files_run = runtimes(target, file, provider, subject.pixels)
+    compared = compared_network(subject, files, provider, conditions)
+    judged = judge(subject, compared, files_run, conditions)
     forms = ("float", "trained", "onnx", "prepared")
-    names = {score.name for score in trained.scores}
+    names = {score.name for score in subject.scores}
     accuracy = Accuracies(*(among(names, judged.scores.get(form)) for form in forms))
     if compared is not None:
-        proven = proven_by_codes(sizes, compared, trained)
+        proven = proven_by_codes(sizes, compared, subject.pixels)
     else:
         network = outputs.of_network(copy.deepcopy(integers), "cpu")
         proven = proven_by_outputs(sizes, network, files_run["onnx"])
-    exactness = compared.result() if compared is not None else None
-    if exactness is not None:
-        stamp(files.model, "qdeploy.proof", proof_text(exactness))
-        write(files.model, file)
-    agreement = judged.agreements[TRAINED_TO_FILE]
-    examples = zip(files.float.graph.input, trained.data.example, strict=True)
-    shapes = {value.name: (1, *example.shape[1:]) for value, example in examples}
-    timed = benchmark_files([trained.run.float_model, file], provider, shapes=shapes)
+    inputs = zip(files.model.graph.input, subject.example, strict=True)
+    shapes = {value.name: (1, *example.shape[1:]) for value, example in inputs}
+    timed_files = [file] if float_file is None else [float_file, file]
+    timed = benchmark_files(timed_files, provider, shapes=shapes)
     contents = inspect(file)
     layers = describe(integers, contents.layers)
-    size = bytes_of(trained, files, file, information_bound(integers, layers))
-    saturation = contents.saturation(timed.placements[-1].file)
-    promised = with_promises(section, exactness, timed.machine, saturation)
     return Record(
-        name=trained.recipe.name,
+        name=file.stem,
         file=timed.placements[-1].file,
         version=qdeploy.__version__,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         machine=timed.machine,
-        recipe=trained.recipe.model_dump(mode="json"),
-        method=trained.recipe.quantize.method,
-        settings=settings_text(trained.network),
-        dataset=Dataset(trained.data.title, judged.samples),
+        recipe={},
+        method=method_of(subject.trained),
+        settings=settings_text(subject.trained),
+        dataset=Dataset(subject.title, judged.samples),
         accuracy=accuracy,
-        agreement=agreement,
-        size=size,
-        complexity=complexity(trained.network, trained.data.example),
+        agreement=judged.agreements[TRAINED_TO_FILE],
+        size=bytes_of(files, file, float_file, information_bound(integers, layers)),
+        complexity=complexity(subject.trained, subject.example),
         layers=layers,
         latency=timed.latency,
         placements=timed.placements,
-        gates=check_gates(promised, accuracy, agreement, exactness, size.onnx, trained.scores),
-        training=tuple(dict(epoch.row()) for epoch in trained.history),
-        checked=trained.network.checked if isinstance(trained.network, PreparedNetwork) else None,
+        gates=(),
+        training=(),
+        checked=subject.trained.checked if isinstance(subject.trained, PreparedNetwork) else None,
         delivery=Delivery(
-            target=section.target,
+            target=files.target,
             input=files.input,
             activations=target.coarser_steps(integers) if target.coarser_steps else None,
             runs_on=contents.runs_on,
             runtime=runtime,
             agreement=judged.agreements.get(FILE_TO_RUNTIME),
         ),
-        exactness=exactness,
-        saturation=saturation,
-        task=trained.recipe.task.kind,
-        scores=trained.scores,
+        exactness=compared.result() if compared is not None else None,
+        saturation=contents.saturation(timed.placements[-1].file),
+        task=subject.kind,
+        scores=subject.scores,
         sizes=proven,
     )
 
 
-def proof_text(exactness: Exactness) -> str:
-    """What the file says of its own proof."""
-    found = {
-        "codes": exactness.compared,
-        "differing": exactness.differing,
-        "inputs": exactness.samples,
-    }
-    return json.dumps(found | {"processor": this_machine().cpu}, separators=(",", ":"))
+def method_of(network: nn.Module) -> str:
+    """The methods of a network's layers, such as "simqat"; "float" for none."""
+    settings = network.settings.values() if isinstance(network, PreparedNetwork) else ()
+    return " and ".join(dict.fromkeys(one.method_name for one in settings if one)) or "float"
 
 
-def bytes_of(trained: TrainedRun, files: Files, file: Path, bound: int) -> Sizes:
+def bytes_of(files: Files, file: Path, float_file: Path | None, bound: int) -> Sizes:
     """What lies on the disk; the int8 twin is only counted, and beyond protobuf's limit not at all."""
     return Sizes(
         onnx=stored_bytes(file),
-        float=stored_bytes(trained.run.float_model),
+        float=None if float_file is None else stored_bytes(float_file),
         int8=files.int8.ByteSize() if fits_one_file(files.int8) else None,
         bound=bound,
     )
@@ -178,44 +155,39 @@ def runtimes(
 
 
 def compared_network(
-    trained: TrainedRun,
-    integers: fx.GraphModule,
-    files: Files,
-    provider: str,
-    conditions: Conditions,
+    subject: Subject, files: Files, provider: str, conditions: Conditions
 ) -> ComparedNetwork | None:
     """The integers beside their file, where ONNX Runtime computes it as they do; else None."""
-    if not files.tensors or not find_target(trained.recipe.export.target).is_onnx_runtime:
+    if not files.tensors or not find_target(files.target).is_onnx_runtime:
         return None
     # A copy: what goes to the device stays there.
-    network = copy.deepcopy(integers).to(pick_device(conditions.device))
+    network = copy.deepcopy(subject.integers).to(pick_device(conditions.device))
     return ComparedNetwork(network, files.model, files.tensors, provider)
 
 
 def judge(
-    trained: TrainedRun,
-    integers: nn.Module,
+    subject: Subject,
     compared: ComparedNetwork | None,
     files: dict[str, outputs.Form],
     conditions: Conditions,
 ) -> outputs.Judged:
-    """Every form of the network on the test set: of the float one only if it is trained."""
-    torch_device = pick_device(conditions.device)
+    """Every form of the network on the test data: of the float one only if it is trained."""
+    device = pick_device(conditions.device)
     if compared is not None:
-        networks = {"trained": outputs.of_compared(compared, trained.pixels)}
+        networks = {"trained": outputs.of_compared(compared, subject.pixels)}
     else:
-        networks = {"trained": outputs.of_network(copy.deepcopy(integers), torch_device)}
-    if isinstance(trained.network, PreparedNetwork):
-        networks["prepared"] = outputs.of_network(copy.deepcopy(trained.network), torch_device)
-    if trained.float_is_trained:
-        networks["float"] = outputs.of_network(trained.float_network, torch_device)
+        networks = {"trained": outputs.of_network(copy.deepcopy(subject.integers), device)}
+    if isinstance(subject.trained, PreparedNetwork):
+        networks["prepared"] = outputs.of_network(copy.deepcopy(subject.trained), device)
+    if subject.float_network is not None:
+        networks["float"] = outputs.of_network(subject.float_network, device)
     forms = networks | files
     return outputs.judge(
         forms,
-        whole_pixels(first(trained.data.test, conditions.samples), trained),
-        trained.task,
-        len(trained.data.classes),
-        structure_of(integers, trained.data),
+        subject.batches,
+        subject.task,
+        subject.classes,
+        subject.structure,
         [pair for pair in (TRAINED_TO_FILE, FILE_TO_RUNTIME) if set(pair) <= set(forms)],
     )
 
@@ -225,30 +197,3 @@ def among(names: Collection[str], figures: Mapping[str, float] | None) -> Figure
     if figures is None:
         return None
     return {name: value for name, value in figures.items() if name in names}
-
-
-def structure_of(network: nn.Module, data: Data) -> pytree.TreeSpec:
-    """Of what a network gives: a tensor, or several in a tuple, list or dict."""
-    with evaluation_mode(network), torch.no_grad():
-        return pytree.tree_structure(network(*data.example))
-
-
-def whole_pixels(batches: Iterable[Batch], trained: TrainedRun) -> Iterator[Batch]:
-    """The batches; where the file takes uint8, rounded to whole pixels if resizing left none."""
-    if trained.pixels is None or trained.data.mean is None or trained.data.std is None:
-        yield from batches
-        return
-    normalise = Normalisation(trained.data.mean, trained.data.std, "cpu")
-    for images, labels in batches:
-        yield normalise(normalise.pixels(images.cpu())), labels
-
-
-def first(batches: Batches, samples: int | None) -> Iterator[Batch]:
-    """The first `samples`, or all, in their batches; whole batches where a collate makes no tensors."""
-    left = batches.samples if samples is None else samples
-    for batch in batches.epoch(0):
-        if left <= 0:
-            return
-        tensors = all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(batch))
-        yield pytree.tree_map(itemgetter(slice(left)), batch) if tensors else batch
-        left -= size_of(batch[0])

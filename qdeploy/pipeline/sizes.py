@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qdeploy.deploy.other_sizes import Sized
-from qdeploy.pipeline.trained_run import TrainedRun
-from qdeploy.proof.outputs import Form
+from qdeploy.proof.outputs import Form, Pixels
 from qdeploy.proof.tensors import ComparedNetwork
 from qdeploy.record import ProvenSize
 
 
 def proven_by_codes(
-    sizes: Sequence[Sized], compared: ComparedNetwork, trained: TrainedRun
+    sizes: Sequence[Sized], compared: ComparedNetwork, pixels: Pixels | None
 ) -> tuple[ProvenSize, ...]:
-    """Every code of the file at each size, which counts in the exactness of all."""
-    pixels = trained.pixels or (lambda images: images)
-    return tuple(compared.at(one, [pixels(x).numpy() for x in one.inputs]) for one in sizes)
+    """Every code of the file at each size, which counts in the exactness of all; pixels: see Subject."""
+    fed = pixels or (lambda images: images)
+    return tuple(compared.at(one, [fed(x).numpy() for x in one.inputs]) for one in sizes)
 
 
 def proven_by_outputs(sizes: Sequence[Sized], integers: Form, file: Form) -> tuple[ProvenSize, ...]:

@@ -43,8 +43,7 @@ class TrainedRun:
     @cached_property
     def scores(self) -> tuple[Score, ...]:
         """What reports show of the task, the headline first."""
-        every = self.task.metrics(len(self.data.classes))
-        return tuple(score for score in every if score.shown)
+        return self.task.shown_scores(len(self.data.classes))
 
     def export_section(self, **changes: object) -> ExportSection:
         """The recipe's [export] with these keys; None leaves what stands there.

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 from pydantic import TypeAdapter
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from qdeploy.benchmark.machine import this_machine
 from qdeploy.deploy.export import finished_with_tensors, to_onnx
-from qdeploy.deploy.open_axes import BATCH, OpenAxes, names_of, open_axes_of
+from qdeploy.deploy.open_axes import OpenAxes, as_in, names_of, open_axes_of
 from qdeploy.deploy.other_sizes import Sized, size_in_words, sizes_to_prove
 from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import read
@@ -83,19 +84,14 @@ def validate(
 
     Errors: QdeployError for a file that the network does not export to, and for no batches.
     """
-    integers = convert(network) if isinstance(network, PreparedNetwork) else copy.deepcopy(network)
-    if not isinstance(integers, fx.GraphModule):
-        raise QdeployError(
-            f"validate takes what qdeploy.prepare or convert returned, not {type(network).__name__}"
-        )
-    integers.to(next(network.buffers()).device)
+    integers = integers_of(network, "validate")
     compared: ComparedNetwork | None = None
     found: dict[str, OutputDifference] = {}
     sizes: dict[str, None] = {}
     axes = open_axes_of(read(Path(file)))
     for one in with_other_sizes(batches, integers, axes):
         if compared is None:
-            tensors = tensors_of(Path(file), integers, one.inputs, axes)
+            tensors = tensors_of(Path(file), exported_again(Path(file), integers, one.inputs))
             model = onnx.load(file)
             compared = ComparedNetwork(integers, model, tensors, provider)
             names = [value.name for value in model.graph.output]
@@ -108,6 +104,19 @@ def validate(
     proven = tuple(filter(None, sizes))
     differences = tuple(found.values())
     return Validation(str(file), this_machine().cpu, differences, compared.result(), proven)
+
+
+def integers_of(network: nn.Module, verb: str) -> fx.GraphModule:
+    """A copy of what ships of a prepared or converted network, where that is.
+
+    Errors: QdeployError for another network, naming who asked (`verb`).
+    """
+    integers = convert(network) if isinstance(network, PreparedNetwork) else copy.deepcopy(network)
+    if not isinstance(integers, fx.GraphModule):
+        raise QdeployError(
+            f"{verb} takes what qdeploy.prepare or convert returned, not {type(network).__name__}"
+        )
+    return integers.to(next(network.buffers()).device)
 
 
 def with_other_sizes(
@@ -123,21 +132,14 @@ def with_other_sizes(
             yield Sized(size_in_words(inputs, axes), inputs)
 
 
-def tensors_of(
-    file: Path, integers: fx.GraphModule, inputs: Sequence[Tensor], axes: OpenAxes
-) -> dict[str, str]:
-    """Where the file holds the codes of each quantizer, found by exporting the network once more.
+def exported_again(file: Path, integers: fx.GraphModule, inputs: Sequence[Tensor]) -> ir.Model:
+    """The graph of the network with the names and open axes of the file, codes not yet packed."""
+    return to_onnx(integers, tuple(inputs), **as_in(read(file)))
 
-    Errors: QdeployError if that gives another graph.
-    """
+
+def tensors_of(file: Path, graph: ir.Model) -> dict[str, str]:
+    """Where the file holds the codes of each quantizer. Errors: QdeployError if it is of another graph."""
     there = read(file).graph
-    takes, gives = ([value.name for value in values] for values in (there.input, there.output))
-    named = dict(zip(takes, axes, strict=True))
-    dynamic = {name: {a: n for a, n in own.items() if n != BATCH} for name, own in named.items()}
-    batch = {
-        name: next((a for a, n in own.items() if n == BATCH), None) for name, own in named.items()
-    }
-    graph = to_onnx(integers, tuple(inputs), takes, gives, dynamic=dynamic, batch_axes=batch)
     for packing, readable in itertools.product((True, False), (False, True)):
         again, tensors = finished_with_tensors(graph, packing, {}, readable)
         if again.graph == there:

@@ -389,7 +389,7 @@ def quantization(record: Record) -> Section:
         "Quantization",
         "Every setting that was in force.",
         text=record.settings,
-        appendix=("The recipe", json.dumps(record.recipe, indent=2)),
+        appendix=("The recipe", json.dumps(record.recipe, indent=2)) if record.recipe else None,
     )
 
 

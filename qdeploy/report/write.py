@@ -14,7 +14,7 @@ from qdeploy.report.progress import Progress
 from qdeploy.scores import CLASSIFICATION, Score
 
 
-def write_report(record: Record, folder: Path) -> Path:
+def write_pages(record: Record, folder: Path) -> Path:
     """Writes report.json, report.md and report.html into `folder`; returns the page's path.
 
     Errors: QdeployError if the folder cannot be written to.

@@ -51,6 +51,10 @@ class Task(ABC):
         Each is updated with (outputs, targets), of all processes in the end.
         """
 
+    def shown_scores(self, classes: int) -> tuple[Score, ...]:
+        """What reports show of the metrics, the headline first."""
+        return tuple(score for score in self.metrics(classes) if score.shown)
+
     def training_loss(self, outputs: Any, targets: Any) -> Tensor:
         """The loss that is minimised, where it is not the one that is reported."""
         return self.loss(outputs, targets)

@@ -5,11 +5,11 @@ from sample_records import BARE, FULL, epochs
 
 from qdeploy.errors import QdeployError
 from qdeploy.record import Record
-from qdeploy.report.write import write_report, write_training_page
+from qdeploy.report.write import write_pages, write_training_page
 
 
 def test_the_three_files_are_written_and_nothing_else(tmp_path):
-    page = write_report(FULL, tmp_path)
+    page = write_pages(FULL, tmp_path)
     assert page == tmp_path / "report.html"
     assert {path.name for path in tmp_path.iterdir()} == {
         "report.json",
@@ -21,8 +21,8 @@ def test_the_three_files_are_written_and_nothing_else(tmp_path):
 
 
 def test_a_second_report_takes_the_place_of_the_first(tmp_path):
-    write_report(FULL, tmp_path)
-    write_report(BARE, tmp_path)
+    write_pages(FULL, tmp_path)
+    write_pages(BARE, tmp_path)
     assert Record.from_json((tmp_path / "report.json").read_text("utf-8")) == BARE
 
 
@@ -42,4 +42,4 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(QdeployError, match=r"cannot write .*absent.*report\.json"):
-        write_report(FULL, tmp_path / "absent")
+        write_pages(FULL, tmp_path / "absent")
