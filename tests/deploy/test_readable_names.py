@@ -1,6 +1,7 @@
 """What nodes, values, inputs and outputs of a file are called."""
 
 import json
+from importlib.metadata import version
 
 import networks
 import numpy as np
@@ -201,5 +202,5 @@ def test_python_notes_what_the_command_line_notes(prepared, tmp_path):
         found = runtime.get_modelmeta().custom_metadata_map
         assert json.loads(found["qdeploy.classes"]) == classes
         assert json.loads(found["qdeploy.normalisation"]) == {"mean": mean, "std": std}
-        assert json.loads(found["qdeploy.origin"])["torch"] == torch.__version__
+        assert json.loads(found["qdeploy.origin"])["torch"] == version("torch")
         assert found["mine"] == "too"

@@ -287,6 +287,8 @@ class TestOurOwnFiles:
         path = tmp_path / "model.onnx"
         simplified, _ = onnxsim.simplify(onnx.ModelProto.FromString(ours[0]))
         del simplified.graph.value_info[:]
+        if operators(simplified)["Gather"]:
+            pytest.skip("this onnxsim leaves the weights packed")
         onnx.save(simplified, path)
         contents = inspect(path)
         assert contents.saving > 500

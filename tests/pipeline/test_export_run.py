@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -329,7 +330,7 @@ class TestOtherTargets:
         assert inspected["recipe"]["export"] == {"target": "tensorrt", "input": "uint8"}
         checkpoint = hashlib.sha256((run / "last.pt").read_bytes()).hexdigest()
         assert inspected["origin"]["checkpoint"] == f"last.pt {checkpoint[:16]}"
-        assert inspected["origin"]["torch"] == torch.__version__
+        assert inspected["origin"]["torch"] == version("torch")
         assert inspected["seal"] == "whole"
         accuracy = succeeds("benchmark", run / "model.onnx", "--data", "digits")
         assert f"top-1 {printed['accuracy']['onnx']['top1']:.2%} of 360 images" in accuracy
