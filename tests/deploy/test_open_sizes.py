@@ -43,7 +43,7 @@ def export(integers, folder, x=None, dynamic=("height", "width"), **options):
 @pytest.mark.filterwarnings("ignore:the file does at every size")
 @pytest.mark.parametrize(
     "forward",
-    [pytest.param(f, marks=[needs_free_sizes] if f is windows else []) for f in FORWARDS],
+    [pytest.param(f, marks=[needs_free_sizes] if f in (same, windows) else []) for f in FORWARDS],
     ids=lambda f: f.__name__,
 )
 def test_the_file_gives_what_the_integers_and_the_network_give_at_every_size(forward, tmp_path):
