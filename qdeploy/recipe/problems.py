@@ -20,6 +20,7 @@ ALLOWED = {
     "model_type": "a table",
     "dict_type": "a table",
     "tuple_type": "a list",
+    "list_type": "a list, in square brackets",
     "bool_type": "true or false",
     "bool_parsing": "true or false",
     "int_type": "a whole number",

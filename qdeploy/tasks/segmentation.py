@@ -34,6 +34,8 @@ class Segmentation(Task):
     def __init__(
         self, ignore_index: int = 255, dice: float = 0.0, label_smoothing: float = 0.0
     ) -> None:
+        if not 0 <= dice <= 1:
+            raise QdeployError(f"task.options.dice is {dice}; it is a share of the loss, 0 to 1")
         self.ignore_index = ignore_index
         self.dice = dice
         self.label_smoothing = label_smoothing

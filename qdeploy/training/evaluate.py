@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.data import Batch
+from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode, full_float32
 from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.convert import integers_of
@@ -30,8 +31,22 @@ def evaluate(
     with evaluation_mode(network), full_float32(), torch.inference_mode():
         for inputs, targets in batches:
             outputs = network(*as_inputs(inputs))
-            tally.add(task.loss(outputs, targets), outputs, targets, size_of(inputs))
+            with labels_explained(classes):
+                loss = task.loss(outputs, targets)
+            tally.add(loss, outputs, targets, size_of(inputs))
     return tally.figures()
+
+
+@contextmanager
+def labels_explained(classes: int) -> Iterator[None]:
+    """Raises QdeployError where a loss meets the number of a class that the network has no output for."""
+    try:
+        yield
+    except IndexError as error:
+        raise QdeployError(
+            f"{str(error).rstrip('.')}: the data set names {classes} classes, so labels are 0 to {classes - 1}. "
+            "Mend the label, or let the data set name as many classes as there are"
+        ) from error
 
 
 def as_shipped(network: nn.Module) -> nn.Module:

@@ -26,7 +26,7 @@ from qdeploy.tasks import Tally, size_of
 from qdeploy.training.checkpoint import Checkpoint, fingerprint
 from qdeploy.training.console import Advance
 from qdeploy.training.device import channels_last, determinism, seed_epoch
-from qdeploy.training.evaluate import evaluate, shipped_buffers
+from qdeploy.training.evaluate import evaluate, labels_explained, shipped_buffers
 from qdeploy.training.optimizer import adjust_optimizer, make_optimizer
 from qdeploy.training.schedule import set_lr
 from qdeploy.training.session import Session
@@ -194,7 +194,8 @@ class Training:
 
     def loss(self, outputs: Any, inputs: Inputs, targets: Any) -> Tensor:
         """The task's loss and, with a teacher, its share of distillation."""
-        loss = self.task.training_loss(outputs, targets)
+        with labels_explained(self.classes):
+            loss = self.task.training_loss(outputs, targets)
         if self.teacher is None:
             return loss
         with torch.no_grad():

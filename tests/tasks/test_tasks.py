@@ -145,6 +145,13 @@ def test_masks_that_were_divided_by_255_are_refused():
         Segmentation().loss(logits, masks / 255)
 
 
+def test_a_share_of_dice_beyond_the_whole_is_refused():
+    with pytest.raises(
+        QdeployError, match=r"task\.options\.dice is 5; .* share of the loss, 0 to 1"
+    ):
+        Segmentation(dice=5)
+
+
 def test_dice_by_numpy():
     logits, masks = (x.clone() for x in EXAMPLES["segmentation"])
     masks[1] = 255

@@ -106,6 +106,16 @@ def test_an_infinite_test_loss_is_not_kept_either(tmp_path: Path) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["metrics.csv", "scores.json"]
 
 
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_label_that_the_network_has_no_output_for_is_named(part: str, tmp_path: Path) -> None:
+    data = tiny_data()
+    getattr(data, part).labels[13] = 4
+    with pytest.raises(
+        QdeployError, match=r"^Target 4 is out of bounds: .* 4 classes, so labels are 0 to 3"
+    ):
+        tiny_fit(tiny_network(), tmp_path, data=data)
+
+
 def test_too_high_a_learning_rate_is_named(tmp_path: Path) -> None:
     with pytest.raises(QdeployError, match=r"learning rate .*e\+.*; lower train\.lr"):
         tiny_fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), tmp_path, lr=1e38, clip_norm=None)
