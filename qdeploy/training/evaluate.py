@@ -43,9 +43,10 @@ def labels_explained(classes: int) -> Iterator[None]:
     try:
         yield
     except IndexError as error:
+        found = str(error).rstrip(".")
         raise QdeployError(
-            f"{str(error).rstrip('.')}: the data set names {classes} classes, so labels are 0 to {classes - 1}. "
-            "Mend the label, or let the data set name as many classes as there are"
+            f"{found}: the data set names {classes} classes, so labels are 0 to {classes - 1}. Mend the "
+            "label, or let the data set name as many classes as there are"
         ) from error
 
 
