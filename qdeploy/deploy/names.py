@@ -16,11 +16,14 @@ import onnx
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
-PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+from qdeploy.onnx_file import RECURRENT
+
+PRODUCTS = {"Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", *RECURRENT}
 TENSOR = "qdeploy.tensor"
 
-# Of a product's inputs, the two that a layer has a word for.
+# Of a product's inputs, those that a layer has a word for.
 PARTS = {1: "weight", 2: "bias"}
+OTHER_PARTS = {"Gather": {0: "weight"}, **dict.fromkeys(RECURRENT, {1: "ih", 2: "hh", 3: "bias"})}
 
 # Readable names may make a file larger by this share of its weights.
 AFFORDABLE = 0.01
@@ -138,7 +141,7 @@ def _read_by(node: ir.Node, owners: dict[ir.Node, str]) -> str:
     use = next(iter(node.outputs[0].uses()), None)
     if use is None:
         return ""
-    part = PARTS.get(use.idx, "") if use.node.op_type in PRODUCTS else ""
+    part = parts_of(use.node.op_type).get(use.idx, "")
     return f"{owners.get(use.node, '')}.{part}".strip(".")
 
 
@@ -202,11 +205,17 @@ def _is_activation(node: ir.Node) -> bool:
 
 
 def _holder_of_weight(product: ir.Node) -> str:
-    """The module whose parameter the weight is; "" if it is none."""
-    weight = product.inputs[1]
+    """The module whose parameter the weight is, or that holds those of a recurrence; "" if it is none."""
+    weight = product.inputs[min(parts_of(product.op_type))]
     while weight is not None and (maker := weight.producer()) is not None:
         weight = maker.inputs[0] if maker.inputs else None
-    return (weight.name or "").rpartition(".")[0] if weight is not None else ""
+    module = (weight.name or "").rpartition(".")[0] if weight is not None else ""
+    return module.rpartition(".")[0] if product.op_type in RECURRENT else module
+
+
+def parts_of(operator: str) -> dict[int, str]:
+    """Which inputs of a product a layer has a word for, the weight first; none of another operator."""
+    return OTHER_PARTS.get(operator, PARTS) if operator in PRODUCTS else {}
 
 
 def _caller(node: ir.Node) -> str:

@@ -13,9 +13,10 @@ from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodes
 from qdeploy.deploy.edits import Pass, constant, made_by, unmoved
 from qdeploy.deploy.integer_passes import ONTO_INTEGERS
 from qdeploy.deploy.wide_weights import part_wide_weights
-from qdeploy.onnx_file import MOVERS
+from qdeploy.onnx_file import MOVERS, RECURRENT
 
 UINT8 = ir.DataType.UINT8
+WITHOUT_INTEGER_KERNEL = {"ConvTranspose", "Gather", *RECURRENT}
 DATA_MOVEMENT = MOVERS | {
     "Concat", "DepthToSpace", "Expand", "Gather", "Pad", "Resize", "Slice", "SpaceToDepth", "Split", "Tile",
 }  # fmt: skip
@@ -60,8 +61,8 @@ def _layers_behind(weight: ir.Node) -> Iterator[ir.Node]:
 
 
 def _reads_8_bits(layer: ir.Node) -> bool:
-    """Whether 8-bit codes meet the weight there; no integer kernel transposes a convolution."""
-    if layer.op_type == "ConvTranspose":
+    """Whether 8-bit codes meet the weight there, in an operator that has an integer kernel."""
+    if layer.op_type in WITHOUT_INTEGER_KERNEL:
         return False
     makers = [made_by(unmoved(value), "DequantizeLinear") for value in layer.inputs]
     zeros = [maker.inputs[2:] for maker in makers if maker is not None]

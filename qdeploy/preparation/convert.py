@@ -17,6 +17,7 @@ from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm,
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gain_of, shift_of
 from qdeploy.layers.product import Convolution
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.recurrent import IntegerRecurrent, Recurrent
 from qdeploy.preparation.equal_calls import merge_equal_calls
 from qdeploy.preparation.graph import (
     called_module,
@@ -126,7 +127,7 @@ def one_name_a_place(network: fx.GraphModule) -> None:
     """Calls a layer or a norm by another name at each place: each reads values of another step."""
     for name, (_, *others) in module_calls(network).items():
         module = network.get_submodule(name)
-        if not isinstance(module, (QuantizedLayer, *BATCH_NORMS)):
+        if not isinstance(module, (QuantizedLayer, Recurrent, *BATCH_NORMS)):
             continue
         taken = {taken for taken, _ in network.named_modules(remove_duplicate=False)}
         numbered = (f"{name}_{number}" for number in itertools.count(2))
@@ -138,6 +139,8 @@ def one_name_a_place(network: fx.GraphModule) -> None:
 def integer_layers(network: fx.GraphModule) -> None:
     for node in network.graph.nodes:
         layer = called_module(node, network)
+        if isinstance(layer, Recurrent):
+            network.set_submodule(str(node.target), IntegerRecurrent(layer))
         if not isinstance(layer, QuantizedLayer):
             continue
         source = source_activation(node.all_input_nodes[0], network)

@@ -11,11 +11,11 @@ from qdeploy.layers.host import on_host
 from qdeploy.layers.learned_activation import MEASURING
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.range_norm import RangeBatchNorm
-from qdeploy.preparation.attention import OpenAttention
+from qdeploy.preparation.opening import OPENED
 
 State = dict[str, Any]
 # What a float network has in another form.
-STARTED = (QuantizedLayer, OpenAttention, RangeBatchNorm)
+STARTED = (QuantizedLayer, *OPENED, RangeBatchNorm)
 
 
 def take_state_by_part(prepared: nn.Module) -> None:
@@ -40,7 +40,7 @@ def as_prepared_state(prepared: nn.Module, state: State, prefix: str) -> None:
     prepared network has stays as it is in `prepared`, but for steps and scales of weights, which start anew.
     """
     for name, module in prepared.named_modules():
-        if isinstance(module, OpenAttention):
+        if isinstance(module, OPENED):
             module.open_state(state, f"{prefix}{name}.")
     tensors = nn.Module.state_dict(prepared, keep_vars=True)  # the user's class may rename them
     own = {prefix + key: value for key, value in tensors.items()}

@@ -8,8 +8,8 @@ One rule: every float tensor is quantized once, where it is made, except
   they share the quantizer of what they read, and so does everything a concat joins;
 - what only adds constants to the network's input or multiplies it by them, up to the last of them;
 - the gate of a hardswish, which stands on the grid of what it reads;
-- the network's output, unless a convolution makes it, which has no integer kernel with a float
-  result; and tensors that only float layers read;
+- the network's output and what recurrent layers read, unless a convolution makes it, which has no integer
+  kernel with a float result; and tensors that only float layers read;
 - what is made of parameters alone;
 - values that must not be rounded to 0 (small_values.py), but in front of layers.
 
@@ -28,6 +28,7 @@ from torch import fx
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm
 from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.recurrent import Recurrent
 from qdeploy.preparation.channel_affines import constant_values
 from qdeploy.preparation.graph import (
     called_module,
@@ -106,7 +107,8 @@ def shared_tensors(
     raw = raw_inputs(network)
 
     def is_rounded(tensor: SharedTensor) -> bool:
-        if not tensor.readers:  # but the output
+        recurrent = [isinstance(called_module(node, network), Recurrent) for node in tensor.readers]
+        if all(recurrent):  # or none reads it but the output
             made_by_convolutions = all(is_convolution(node, network) for node in tensor.producers)
             return tensor.is_rounded_where_made and made_by_convolutions
         return not raw.issuperset(tensor.readers) and not all(map(is_float_layer, tensor.readers))
