@@ -23,7 +23,7 @@ TENSOR = "qdeploy.tensor"
 
 # Of a product's inputs, those that a layer has a word for.
 PARTS = {1: "weight", 2: "bias"}
-OTHER_PARTS = {"Gather": {0: "weight"}, **dict.fromkeys(RECURRENT, {1: "ih", 2: "hh", 3: "bias"})}
+OTHER_PARTS = {"Gather": {0: "weight"}, **{op: {1: "ih", 2: "hh", 3: "bias"} for op in RECURRENT}}
 
 # Readable names may make a file larger by this share of its weights.
 AFFORDABLE = 0.01
@@ -125,8 +125,11 @@ def _owned(graph: ir.Graph) -> Iterator[tuple[ir.Node, str]]:
 
 
 def _own_names(graph: ir.Graph) -> dict[ir.Node, str]:
-    """Those of products and of activations; other nodes have names of the exporter."""
-    constant = _constant_nodes(graph)
+    """Those of products and of activations; other nodes have names of the exporter.
+
+    Of what is computed at load only rows of a layer's table, the same in every run, have such a name.
+    """
+    constant = {node for node in _constant_nodes(graph) if node.op_type != "Gather"}
     return {
         node: node.name
         for node in graph

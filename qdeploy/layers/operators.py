@@ -9,9 +9,9 @@ torch.onnx exports everything around them; these keep codes and grids in the gra
 autograd functions and torch's own fake-quantize operators lose. torch.onnx would cut the weights of an
 LSTM to pieces, to put their gates in another order, and write an RNN step by step.
 
-Recurrent weights have their rows in ONNX's order of gates. T steps, N sequences, D directions:
-x [T, N, in], w [D, gates * hidden, in], r [D, gates * hidden, hidden], b [D, 2 * gates * hidden], which
-may be None, h and c [D, N, hidden], None for zeros. What comes out is y [T, D, N, hidden] and the last h (and c).
+Recurrent weights have their rows in ONNX's order of gates. With T steps, N sequences and D directions these
+are x [T, N, in], w [D, gates * hidden, in], r [D, gates * hidden, hidden], b [D, 2 * gates * hidden] or None
+for none, h and c [D, N, hidden] or None for zeros. They give y [T, D, N, hidden] and the last h (and c).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from qdeploy.grid import QTensor
 from qdeploy.layers import operators
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.layers.precision import widened
-from qdeploy.layers.product import RecurrentWeight, product_of
+from qdeploy.layers.product import RecurrentWeight
 from qdeploy.layers.quantized import QuantizedLayer, passing_by
 
 State = Tensor | tuple[Tensor, Tensor]
@@ -30,6 +30,15 @@ class Recurrent(nn.Module):
     Its children l0, l1 ... each hold `ih` and `hh`, and where it is bidirectional `ih_reverse` and
     `hh_reverse`: a `RecurrentWeight` [gates * hidden, in] each, with its bias, or what became of one.
     """
+
+    mode: str  # LSTM, GRU, RNN_TANH or RNN_RELU
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
 
     def __init__(self, layer: nn.RNNBase) -> None:
         super().__init__()
@@ -162,11 +171,10 @@ class IntegerRecurrent(Recurrent):
 
     def layer(self, number: int, x: Tensor, states: list[Tensor]) -> tuple[Tensor, ...]:
         """x [T, N, in] to [T, N, directions * hidden] and the last states [directions, N, hidden]."""
-        parts = [self.get_submodule(f"l{number}.{name}") for name in self.names()]
+        parts: list[Any] = [self.get_submodule(f"l{number}.{name}") for name in self.names()]
         ways = len(parts) // 2
         w, r = (torch.stack([matrix_of(part) for part in parts[i::2]]) for i in (0, 1))
-        each = [torch.cat([ih.bias, hh.bias]) for ih, hh in zip(parts[::2], parts[1::2], strict=True)] if self.bias else []
-        b = torch.stack(each) if each else None
+        b = torch.stack([part.bias for part in parts]).reshape(ways, -1) if self.bias else None
         own = [h[number * ways : (number + 1) * ways] for h in states]
         h, c = own[0] if own else None, own[1] if len(own) > 1 else None
         if self.mode == "LSTM":
@@ -189,7 +197,5 @@ def with_gates_of_onnx(part: Any, mode: str) -> nn.Module:
         bias = None if part.bias is None else ordered(part.bias)
         return RecurrentWeight(part.kind, ordered(part.weight), bias)
     weight, bias = part.integers()
-    rows = QTensor(
-        ordered(weight.codes), ordered(weight.scale), ordered(weight.zero), weight.grid
-    )
+    rows = QTensor(ordered(weight.codes), ordered(weight.scale), ordered(weight.zero), weight.grid)
     return IntegerLayer(part.kind, part.product.shipped, rows, ordered(bias), None)

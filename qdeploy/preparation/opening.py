@@ -20,7 +20,11 @@ def with_open_modules(model: nn.Module) -> nn.Module:
     A network that is one recurrent layer and nothing else stays as it is: a graph of it would have no node.
     """
     modules = model.named_modules(remove_duplicate=False)
-    found = [name for name, module in modules if opened_kind(module) and (name or not is_recurrence(module))]
+    found = [
+        name
+        for name, module in modules
+        if opened_kind(module) and (name or not is_recurrence(module))
+    ]
     if not found:
         return model
     model = copy.deepcopy(model)

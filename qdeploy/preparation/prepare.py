@@ -97,7 +97,10 @@ def prepare(
         network = rewritten(trace_both_modes(opened, inputs, leaves), inputs)
     names = weight_layers(network)
     if not names:
-        raise QdeployError(f"{type(model).__name__} has no layer to quantize: no Conv, Linear, LSTM, GRU, RNN or Embedding inside of it")
+        raise QdeployError(
+            f"{type(model).__name__} has no layer to quantize: no Conv, Linear, LSTM, GRU, RNN or Embedding "
+            "inside of it"
+        )
     settings = settings_by_layer(names, default, layers or {}, first_last_float)
     if equalize:
         equalize_channels(network)
@@ -163,7 +166,7 @@ def weight_layers(network: fx.GraphModule) -> dict[str, nn.Module]:
 
 
 def parts_of(layer: nn.Module | None) -> Iterator[tuple[str, Any]]:
-    """The layer itself, or the matrices of a recurrent one, each with what its name has behind the layer's."""
+    """The layer itself, or each matrix of a recurrent one, with what its name has behind the layer's."""
     if isinstance(layer, Recurrent):
         yield from ((f".{name}", part) for name, part in layer.parts())
     else:
@@ -178,12 +181,12 @@ def is_weight_layer(layer: nn.Module | None) -> bool:
 
 
 def other_products(network: fx.GraphModule) -> list[str]:
-    """Products that stay float: layers outside WEIGHT_LAYERS, modules kept whole, functions."""
+    """Products that stay float and are no layers of `weight_layers`: modules kept whole, functions."""
     found = []
     for node in network.graph.nodes:
         module = called_module(node, network)
-        known = module is None or isinstance(module, QuantizedLayer | Recurrent) or is_weight_layer(module)
-        inner = () if known else module.modules()
+        known = isinstance(module, QuantizedLayer | Recurrent) or is_weight_layer(module)
+        inner = () if module is None or known else module.modules()
         if any(isinstance(part, PRODUCTS_OF_TORCH) for part in inner):
             found.append(str(node.target))
         elif operator_of(node, network).module in WEIGHT_LAYERS:

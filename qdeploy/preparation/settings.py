@@ -108,8 +108,7 @@ def check_globs(overrides: Mapping[str, Override], names: Sequence[str]) -> None
     for glob, override in overrides.items():
         if not fnmatch.filter(names, glob):
             raise QdeployError(
-                f"layers: {glob!r} matches no layer; the network's layers are "
-                f"{', '.join(names)}"
+                f"layers: {glob!r} matches no layer; the network's layers are {', '.join(names)}"
             )
         is_table = isinstance(override, Mapping)
         unknown = sorted(set(override) - set(OVERRIDE_KEYS)) if is_table else []
