@@ -18,10 +18,11 @@ from onnx_ir.traversal import RecursiveGraphIterator
 
 from qdeploy.onnx_file import RECURRENT
 
-PRODUCTS = {"Conv", "ConvTranspose", "Gather", "Gemm", "MatMul", *RECURRENT}
+PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+LAYERS = PRODUCTS | RECURRENT | {"Gather"}
 TENSOR = "qdeploy.tensor"
 
-# Of a product's inputs, those that a layer has a word for.
+# Of a layer's inputs, those that there is a word for, the weight first.
 PARTS = {1: "weight", 2: "bias"}
 OTHER_PARTS = {"Gather": {0: "weight"}, **{op: {1: "ih", 2: "hh", 3: "bias"} for op in RECURRENT}}
 
@@ -38,7 +39,7 @@ def layer_names(model: ir.Model) -> None:
     """
     seen: Counter[str] = Counter()
     for node in model.graph:
-        module = _holder_of_weight(node) if node.op_type in PRODUCTS else ""
+        module = _holder_of_weight(node) if node.op_type in LAYERS else ""
         caller = _caller(node)
         if module and seen[module] and caller and not f"{module}.".startswith(f"{caller}."):
             module = caller
@@ -101,7 +102,7 @@ def short_names(model: ir.Model) -> None:
     names = (name for name in _letters() if name not in kept)
     _rename_constants(graph, names)
     for node in graph:
-        if node.op_type not in PRODUCTS:
+        if node.op_type not in LAYERS:
             node.name = ""
         for value in node.outputs:
             if not value.is_graph_output():
@@ -134,7 +135,7 @@ def _own_names(graph: ir.Graph) -> dict[ir.Node, str]:
         node: node.name
         for node in graph
         if node.name
-        and (node.op_type in PRODUCTS or node.op_type == "DequantizeLinear")
+        and (node.op_type in LAYERS or node.op_type == "DequantizeLinear")
         and node not in constant
     }
 
@@ -217,8 +218,8 @@ def _holder_of_weight(product: ir.Node) -> str:
 
 
 def parts_of(operator: str) -> dict[int, str]:
-    """Which inputs of a product a layer has a word for, the weight first; none of another operator."""
-    return OTHER_PARTS.get(operator, PARTS) if operator in PRODUCTS else {}
+    """The inputs of a layer's operator that there is a word for; none of another operator."""
+    return OTHER_PARTS.get(operator, PARTS) if operator in LAYERS else {}
 
 
 def _caller(node: ir.Node) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qdeploy.errors import QdeployError
 from qdeploy.grid import QTensor
 from qdeploy.layers import operators
 from qdeploy.layers.integer import IntegerLayer
@@ -103,20 +104,46 @@ class Recurrent(nn.Module):
     def batched(self, x: Tensor, hx: State | None) -> tuple[Tensor, list[Tensor], bool]:
         """x with a batch, the states [layers * directions, N, hidden], and whether it was one sequence."""
         states = [] if hx is None else [hx] if isinstance(hx, Tensor) else list(hx)
-        if x.ndim == 3:
-            return x, states, False
-        return x.unsqueeze(0 if self.batch_first else 1), [h.unsqueeze(1) for h in states], True
+        alone = x.ndim == 2
+        if alone:
+            x, states = x.unsqueeze(self.batch_axis), [h.unsqueeze(1) for h in states]
+        if not torch.compiler.is_exporting():
+            self.check(x, states)
+        return x, states, alone
+
+    def check(self, x: Tensor, states: list[Tensor]) -> None:
+        """Errors: QdeployError for sizes that do not fit: torch's operator would read foreign memory."""
+        wanted = self.state_shape(x)
+        shapes = [tuple(h.shape) for h in states]
+        if x.ndim != 3 or x.shape[-1] != self.input_size or any(one != wanted for one in shapes):
+            raise QdeployError(
+                f"this {self.mode} takes {self.axes} and states {[*wanted]} with it; it was given "
+                f"{[*x.shape]}" + "".join(f", {[*one]}" for one in shapes)
+            )
+
+    @property
+    def axes(self) -> str:
+        """Of what it reads, in words."""
+        order = "sequences, steps" if self.batch_first else "steps, sequences"
+        return f"[{order}, {self.input_size}]"
+
+    @property
+    def batch_axis(self) -> int:
+        return 0 if self.batch_first else 1
+
+    def state_shape(self, x: Tensor) -> tuple[int, int, int]:
+        """[layers * directions, N, hidden]"""
+        count = self.num_layers * (1 + self.bidirectional)
+        return count, x.shape[self.batch_axis], self.hidden_size
 
     def zeros(self, x: Tensor) -> list[Tensor]:
-        count = self.num_layers * (1 + self.bidirectional)
-        length = x.shape[0 if self.batch_first else 1]
-        zero = x.new_zeros(count, length, self.hidden_size)
+        zero = x.new_zeros(self.state_shape(x))
         return [zero, zero] if self.mode == "LSTM" else [zero]
 
     def as_given(self, y: Tensor, last: list[Tensor], alone: bool) -> tuple[Tensor, State]:
         """y and the last states, as many and of such a shape as torch's layer gives them."""
         if alone:
-            y, last = y.squeeze(0 if self.batch_first else 1), [h.squeeze(1) for h in last]
+            y, last = y.squeeze(self.batch_axis), [h.squeeze(1) for h in last]
         last = [widened(h) for h in last]
         return y, (last[0], last[1]) if self.mode == "LSTM" else last[0]
 

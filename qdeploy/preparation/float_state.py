@@ -39,16 +39,16 @@ def as_prepared_state(prepared: nn.Module, state: State, prefix: str) -> None:
     A weight is the float network's where nothing beside it tells that it was prepared. What only a
     prepared network has stays as it is in `prepared`, but for steps and scales of weights, which start anew.
     """
-    for name, module in prepared.named_modules():
+    places = {f"{prefix}{name}." if name else prefix: m for name, m in prepared.named_modules()}
+    for place, module in places.items():
         if isinstance(module, OPENED):
-            module.open_state(state, f"{prefix}{name}.")
+            module.open_state(state, place)
     tensors = nn.Module.state_dict(prepared, keep_vars=True)  # the user's class may rename them
     own = {prefix + key: value for key, value in tensors.items()}
     known = {id(value): key for key, value in own.items() if key in state}
     for key, value in own.items():  # the same tensor under another name
         if id(value) in known:
             state.setdefault(key, state[known[id(value)]])
-    places = {f"{prefix}{name}." if name else prefix: m for name, m in prepared.named_modules()}
     layers = {place: m for place, m in places.items() if isinstance(m, QuantizedLayer)}
     given = {place: layer for place, layer in layers.items() if is_float(state, place)}
     if not given:

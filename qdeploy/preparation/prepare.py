@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -32,6 +32,7 @@ from qdeploy.preparation.quantized_activations import quantize_activations
 from qdeploy.preparation.quantized_weights import quantize_weights
 from qdeploy.preparation.read_weights import read_from_quantizers
 from qdeploy.preparation.reduce_range import reduce_range as reduced
+from qdeploy.preparation.regions import float_nodes, is_region, mark_regions
 from qdeploy.preparation.same_numbers import random_states_kept
 from qdeploy.preparation.settings import (
     FLOAT,
@@ -77,7 +78,8 @@ def prepare(
     equalize          first gives the channels of a tensor one size (see equalize.py)
     reduce_range      smaller weights where x86 without VNNI could not add up 8-bit ones (reduce_range.py)
     leaves            globs of modules to keep whole and in float, such as those that torch.fx
-                      cannot trace
+                      cannot trace; "first -> last" for all between two modules or nodes, which is
+                      traced and stays float
     check             proves that rewriting and tracing changed nothing: see check.py
     options           the method's own
 
@@ -94,7 +96,9 @@ def prepare(
     with random_states_kept(x.device for x in inputs):  # of forward, which this runs
         opened = with_open_modules(model)
         given = what_modules_give(opened, inputs)
-        network = rewritten(trace_both_modes(opened, inputs, leaves), inputs)
+        network = trace_both_modes(opened, inputs, [one for one in leaves if not is_region(one)])
+        mark_regions(network, filter(is_region, leaves))
+        network = rewritten(network, inputs)
     names = weight_layers(network)
     if not names:
         raise QdeployError(
@@ -102,6 +106,7 @@ def prepare(
             "inside of it"
         )
     settings = settings_by_layer(names, default, layers or {}, first_last_float)
+    settings |= dict.fromkeys(weight_layers(network, float_nodes(network)))
     if equalize:
         equalize_channels(network)
     settings = quantized(network, settings, default, reduce_range)
@@ -158,9 +163,12 @@ def quantized(
     return settings
 
 
-def weight_layers(network: fx.GraphModule) -> dict[str, nn.Module]:
-    """The Conv and Linear layers by name, in the order the network runs them."""
-    calls = ((str(node.target), called_module(node, network)) for node in network.graph.nodes)
+def weight_layers(
+    network: fx.GraphModule, nodes: Collection[fx.Node] | None = None
+) -> dict[str, nn.Module]:
+    """The layers that may be quantized by name, in the order the network runs them; of some nodes, or all."""
+    called = [n for n in network.graph.nodes if nodes is None or n in nodes]
+    calls = ((str(node.target), called_module(node, network)) for node in called)
     parts = ((f"{name}{own}", part) for name, layer in calls for own, part in parts_of(layer))
     return {name: layer for name, layer in parts if is_weight_layer(layer)}
 
