@@ -51,12 +51,12 @@ class Convolved(nn.Module):
 
 
 class Words(nn.Module):
-    """words [N, 7]: of 40 in a table, with one row for each place in the sentence."""
+    """words [N, 7]: of 300 in a table, with one row for each place in the sentence."""
 
     def __init__(self, **options):
         super().__init__()
         torch.manual_seed(0)
-        self.words, self.places = nn.Embedding(40, 12, **options), nn.Embedding(7, 12)
+        self.words, self.places = nn.Embedding(300, 12, **options), nn.Embedding(7, 12)
         self.fc = nn.Linear(12, 3)
 
     def forward(self, words):
@@ -69,4 +69,4 @@ def sequences(count=4, seed=1, steps=7):
 
 
 def sentences(count=4, seed=1):
-    return torch.randint(40, (count, 7), generator=torch.Generator().manual_seed(seed))
+    return torch.randint(300, (count, 7), generator=torch.Generator().manual_seed(seed))

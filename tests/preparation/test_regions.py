@@ -65,8 +65,8 @@ def test_nothing_between_the_two_is_quantized():
 def test_inside_it_computes_what_the_float_network_does():
     network = Detector().eval()
     prepared = prepared_of("decode -> scale", network=network)
-    read = qdeploy.features(prepared, ["head"])(images(3))[1]["head"]
-    found = qdeploy.features(prepared, ["scale"])(images(3))[1]["scale"]
+    read = qdeploy.features(prepared, ["head"])(images(8))[1]["head"]
+    found = qdeploy.features(prepared, ["scale"])(images(8))[1]["scale"]
     wanted = network.scale(network.decode(read))
     step = prepared.get_submodule("scale.activation").qparams()[0]
     assert (found - wanted).abs().max() <= 0.5001 * step
