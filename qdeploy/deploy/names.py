@@ -10,7 +10,7 @@ import ast
 import itertools
 import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import onnx
 import onnx_ir as ir
@@ -68,7 +68,7 @@ def name_all(model: ir.Model, readable: bool) -> dict[str, str]:
     activations = {name: node for node, name in own.items() if node.op_type == "DequantizeLinear"}
     readable_names(model)
     if not readable and _bytes_of_names(model) > AFFORDABLE * _bytes_of_weights(model):
-        short_names(model)
+        short_names(model, own)
     return {name: str(node.inputs[0].name) for name, node in activations.items()}  # type: ignore[union-attr]
 
 
@@ -95,14 +95,17 @@ def _free(name: str, taken: set[str]) -> str:
     return found
 
 
-def short_names(model: ir.Model) -> None:
-    """Values get one to three letters. Inputs, outputs, products keep their names, other nodes have none."""
+def short_names(model: ir.Model, own: Container[ir.Node] = ()) -> None:
+    """Values get one to three letters. Inputs, outputs and layers keep their names, other nodes have none.
+
+    own   the nodes that have a name of their own; products have one anyway
+    """
     graph = model.graph
     kept = _names_that_stay(graph)
     names = (name for name in _letters() if name not in kept)
     _rename_constants(graph, names)
     for node in graph:
-        if node.op_type not in LAYERS:
+        if node.op_type not in PRODUCTS and not (node.op_type in LAYERS and node in own):
             node.name = ""
         for value in node.outputs:
             if not value.is_graph_output():
@@ -130,14 +133,26 @@ def _own_names(graph: ir.Graph) -> dict[ir.Node, str]:
 
     Of what is computed at load only rows of a layer's table, the same in every run, have such a name.
     """
-    constant = {node for node in _constant_nodes(graph) if node.op_type != "Gather"}
+    constant = _constant_nodes(graph)
     return {
         node: node.name
         for node in graph
         if node.name
-        and (node.op_type in LAYERS or node.op_type == "DequantizeLinear")
-        and node not in constant
+        and (
+            _is_lookup(node, constant)
+            if node.op_type == "Gather"
+            else node not in constant and node.op_type in LAYERS | {"DequantizeLinear"}
+        )
     }
+
+
+def _is_lookup(node: ir.Node, constant: Container[ir.Node]) -> bool:
+    """Whether it looks up rows of a layer's table: no scales of rows, and nothing that unpacks codes."""
+    table = node.inputs[0]
+    shape = None if table is None else table.shape
+    if table is None or shape is None or len(shape) != 2 or shape[1] == 1:
+        return False
+    return table.dtype == ir.DataType.FLOAT or node not in constant
 
 
 def _read_by(node: ir.Node, owners: dict[ir.Node, str]) -> str:

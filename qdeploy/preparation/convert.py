@@ -66,6 +66,7 @@ def integers_of(prepared: PreparedNetwork) -> fx.GraphModule:
     """The integers of today, also while a search goes on."""
     network = graph_module(copy.deepcopy(prepared).cpu().eval())
     as_constants(network)
+    leaky_relus(network)
     integer_activations(network)
     without_silent_operators(network)
     merge_equal_calls(network)
@@ -86,6 +87,25 @@ def still_searching(prepared: PreparedNetwork) -> str:
         "the network has trained with others. Train to the end; a loop of your own calls "
         "prepared.set_progress(epoch, epochs) before every epoch, counted from 0"
     )
+
+
+def leaky_relus(network: fx.GraphModule) -> None:
+    """Makes a PReLU of one slope, and an RReLU, the LeakyReLU that it is now: that has an integer kernel."""
+    for name in module_calls(network):
+        module = network.get_submodule(name)
+        if (slope := only_slope(module)) is not None:
+            leaky = nn.LeakyReLU(slope)
+            for own, quantizer in module.named_children():
+                leaky.add_module(own, quantizer)
+            network.set_submodule(name, leaky)
+
+
+def only_slope(module: nn.Module) -> float | None:
+    """What it multiplies every negative value by, once training has ended; None of other modules."""
+    if isinstance(module, nn.RReLU):  # which draws its slopes in training alone
+        return (module.lower + module.upper) / 2
+    single = isinstance(module, nn.PReLU) and module.weight.numel() == 1
+    return module.weight.item() if single else None  # type: ignore[operator]
 
 
 def integer_activations(network: fx.GraphModule) -> None:
