@@ -64,10 +64,11 @@ def prepare(
     check: bool = True,
     **options: Any,
 ) -> PreparedNetwork:
-    """A copy of `model` in which Conv and Linear layers train quantized.
+    """A copy of `model` in which Conv, Linear, recurrent layers and Embeddings train quantized.
 
-    It is of a subclass of the model's class, and its parameters have the names that they had. Keeps
-    trained weights and BatchNorm statistics. Joins each Conv or Linear with the BatchNorm
+    It is of a subclass of the model's class, and its parameters have the names that they had, but for
+    attention and recurrent layers, whose weights become layers of their own. Keeps trained weights and
+    BatchNorm statistics. Joins each Conv or Linear with the BatchNorm
     behind it, and quantizes activations where integer kernels need it (see quantizer_placement.py).
 
     example_input     one batch, [N, C, H, W] as a rule; a tuple if forward takes several tensors

@@ -117,7 +117,8 @@ def shared_tensors(
         if all(map(computes_in_float, tensor.readers)):  # or none reads it but the output
             made_by_convolutions = all(is_convolution(node, network) for node in tensor.producers)
             return tensor.is_rounded_where_made and made_by_convolutions
-        return not raw.issuperset(tensor.readers) and not all(map(is_float_layer, tensor.readers))
+        in_float = (is_float_layer(node) or computes_in_float(node) for node in tensor.readers)
+        return not raw.issuperset(tensor.readers) and not all(in_float)
 
     small = small_values(network)
     shared = [_shared_tensor(group, small, region, network) for group in unique]
