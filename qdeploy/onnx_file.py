@@ -24,6 +24,9 @@ MOVERS = {
     "Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze",
 }  # fmt: skip
 
+# Operators with two weights: what they multiply their input by, and their state.
+RECURRENT = {"GRU", "LSTM", "RNN"}
+
 
 def fits_one_file(model: onnx.ModelProto) -> bool:
     return sum(len(tensor.raw_data) for tensor in model.graph.initializer) <= FILE_LIMIT

@@ -123,10 +123,12 @@ class Coverage:
 
 
 FLOAT_PRODUCTS = {
-    "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "MatMul",
+    "Conv", "ConvTranspose", "FusedConv", "FusedGemm", "FusedMatMul", "Gemm", "GRU", "LSTM", "MatMul",
+    "RNN",
 }  # fmt: skip
 INTEGER_PRODUCTS = {
-    "ConvInteger", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm",
+    "ConvInteger", "DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat",
+    "QGemm",
 }  # fmt: skip
 
 
@@ -142,7 +144,7 @@ class Placement:
                QuantizeLinear and DequantizeLinear are fused into the operator between them. None
                where ONNX Runtime is older than 1.24 and does not tell.
     kernels    what ran, in order, with times; empty in records of older versions.
-    products   every convolution and matrix product of the file; none on TensorRT.
+    products   every convolution, matrix product and recurrent layer of the file; none on TensorRT.
     coverage   of the quantized ones; None on TensorRT, and in records of older versions.
     """
 
@@ -161,7 +163,7 @@ class Placement:
 
     @property
     def float_kernels(self) -> dict[str, int]:
-        """{kernel: count} of the convolutions and matrix products that compute in float."""
+        """{kernel: count} of convolutions, matrix products and recurrent layers that compute in float."""
         return {k: n for k, n in self._kernels().items() if k in FLOAT_PRODUCTS}
 
     @property

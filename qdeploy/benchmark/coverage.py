@@ -5,9 +5,11 @@ from onnx import NodeProto
 
 from qdeploy.benchmark.graph import Graph, is_product
 from qdeploy.benchmark.providers import CPU
+from qdeploy.onnx_file import RECURRENT
 from qdeploy.record import Coverage, Kernel, ProductRun
 
 FLOAT_OPERATORS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+FLOAT_ALONE = {"ConvTranspose", *RECURRENT}  # without an integer kernel, whatever they read
 INTEGERS = {"uint8", "int8", "int32"}
 EIGHT_BITS = {"uint8", "int8"}
 # Biases count as matching where ONNX Runtime takes them so: 1 % passes, 2 % does not.
@@ -39,14 +41,22 @@ def _product(layer: str, node: NodeProto, graph: Graph, kernel: Kernel | None) -
         reason = why_float(node, graph, kernel)
     elif integer and not quantized:
         reason = "float in the file; ONNX Runtime quantized its weight at load"
+    elif node.op_type in FLOAT_ALONE and _weights_of_codes(node, graph):
+        reason = "its weights are integers in the file; ONNX Runtime computes with them in float"
     return ProductRun(
         layer, node.op_type, quantized, kernel.operator if kernel else None, integer, reason
     )
 
 
+def _weights_of_codes(node: NodeProto, graph: Graph) -> bool:
+    """Whether the weights are made of integers; a bias is a float, or an int32."""
+    sources = set().union(*map(graph.sources, filter(graph.is_constant, node.input[1:3])))
+    return any(graph.array(source).dtype.name in EIGHT_BITS for source in sources)
+
+
 def computes_in_integers(kernel: Kernel) -> bool:
     """True for a product that reads integers, or makes them of what it reads."""
-    return kernel.reads in INTEGERS or kernel.operator == "DynamicQuantizeMatMul"
+    return kernel.reads in INTEGERS or kernel.operator.startswith("DynamicQuantize")
 
 
 def is_quantized(node: NodeProto, graph: Graph) -> bool:

@@ -10,7 +10,7 @@ from onnx import NodeProto, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from qdeploy.errors import QdeployError
-from qdeploy.onnx_file import MOVERS, content
+from qdeploy.onnx_file import MOVERS, RECURRENT, content
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -20,8 +20,8 @@ FIRST_DEQUANTIZER = 19
 
 
 def is_product(operator: str) -> bool:
-    """True for convolutions and matrix products: Conv, QLinearConv, FusedGemm, MatMulInteger ..."""
-    return any(word in operator for word in ("Conv", "Gemm", "MatMul"))
+    """True for convolutions, matrix products and recurrent layers: Conv, QGemm, MatMulInteger, LSTM ..."""
+    return any(word in operator for word in ("Conv", "Gemm", "MatMul", *RECURRENT))
 
 
 def is_foreign(domain: str) -> bool:

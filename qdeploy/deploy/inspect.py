@@ -19,13 +19,14 @@ from qdeploy.deploy.repack import savings
 from qdeploy.deploy.runtime_floor import runtime_floor
 from qdeploy.deploy.saturation import in_kernel_order, may_saturate
 from qdeploy.deploy.seal import Seal, added_entries, state
-from qdeploy.onnx_file import MOVERS, read, stored_bytes
+from qdeploy.onnx_file import MOVERS, RECURRENT, read, stored_bytes
 
 # Which input of an operator is its weight.
 PLACES = {
     "Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "ConvInteger": 1, "MatMulInteger": 1,
-    "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3,
+    "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3, "Gather": 0,
 }  # fmt: skip
+CODES = {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}
 ON_CODES = {"QLinearConv", "QLinearMatMul", "QGemm"}
 
 
@@ -88,17 +89,70 @@ class _Reader:
     def layers(self) -> Iterator[FileLayer]:
         for node, name in zip(self.graph.nodes, self.graph.names(), strict=True):
             weight = self.weight_of(node)
-            if weight is not None and not any(map(self.graph.is_constant, node.output)):
+            if node.op_type in RECURRENT and _is_known(node):
+                yield from self.matrices(node, name)
+            elif weight is not None and not self.is_unpacking(node, weight):
                 yield self.layer(node, name, weight)
+
+    def is_unpacking(self, node: onnx.NodeProto, weight: str) -> bool:
+        """Whether it makes a constant, and is no table of which the same rows are read in every run."""
+        computed = not any(map(self.graph.is_constant, node.output))
+        return not computed and (
+            node.op_type != "Gather" or self.graph.array(weight).dtype != np.float32
+        )
+
+    def matrices(self, node: onnx.NodeProto, name: str) -> Iterator[FileLayer]:
+        """What a recurrent operator multiplies by, in float: its input by ih, its state by hh."""
+        weights, biases = node.input[1:3], [one for one in node.input[3:4] if one]
+        if not all(map(self.graph.is_constant, (*weights, *biases))):
+            return
+        ways = list(zip(*map(self.joined, weights), strict=True))
+        parts = {
+            f"{name}.{word}{way}": part
+            for way, pair in zip(("", "_reverse"), ways, strict=False)
+            for word, part in zip(("ih", "hh"), pair, strict=True)
+        }
+        for own, part in parts.items():
+            source, codes = self.quantized_weight(part)
+            stored, size = self.storage(source)
+            yield FileLayer(
+                name=own,
+                operator=node.op_type,
+                shape=self.graph.array(part).shape,
+                stored=stored,
+                bytes=size,
+                all_bytes=self.made_of([part]) + self.made_of(biases) // len(parts),
+                weight=codes,
+                activation=None,
+            )
+
+    def joined(self, value: str) -> list[str]:
+        """The tensors that a constant is put together of, each as it was before it was moved."""
+        value = self.graph.unmoved(value)
+        maker = self.graph.maker(value)
+        if maker is None or maker.op_type != "Concat":
+            return [value]
+        return [part for one in maker.input for part in self.joined(one)]
 
     def weight_of(self, node: onnx.NodeProto) -> str | None:
         """The constant that a product reads as its weight; of a foreign operator the largest."""
         if _is_known(node):
             weight = node.input[PLACES[node.op_type]] if node.op_type in PLACES else ""
-            return weight if self.graph.is_constant(weight) else None
+            found = weight if self.graph.is_constant(weight) else None
+            return found if node.op_type != "Gather" or self.is_table(weight) else None
         tensors = self.graph.tensors
         matrices = [one for one in node.input if one in tensors and len(tensors[one].dims) > 1]
         return max(matrices, key=lambda one: self.graph.array(one).size, default=None)
+
+    def is_table(self, name: str) -> bool:
+        """Whether rows of floats, or of codes, are looked up in it; not scales, one a row, nor numbers."""
+        if not self.graph.is_constant(name):
+            return False
+        table = self.graph.array(name)
+        kind = ir.DataType.from_numpy(table.dtype)
+        return (
+            table.ndim == 2 and table.shape[1] > 1 and (kind in CODES or kind.is_floating_point())
+        )
 
     def layer(self, node: onnx.NodeProto, name: str, weight: str) -> FileLayer:
         operator, unknown, source = node.op_type, "", weight
@@ -111,6 +165,8 @@ class _Reader:
         elif operator in WITHOUT_SCALES:
             codes = self.codes(weight, "", node.input[3] if len(node.input) > 3 else "")
             unknown = f"scales of {operator}, which other operators multiply by"
+        elif operator == "Gather":
+            source, codes = self.quantized_table(node, weight)
         else:
             source, codes = self.quantized_weight(weight)
             activation = self.activation(node.input[0])
@@ -165,7 +221,11 @@ class _Reader:
         readers = self.graph.readers[node.output[0]]
         if node.op_type == "MatMul" and [reader.op_type for reader in readers] == ["Add"]:
             names.update(readers[0].input)
-        sources = (self.graph.sources(n) or {n} for n in names if self.graph.is_constant(n))
+        return self.made_of(n for n in names if self.graph.is_constant(n))
+
+    def made_of(self, constants: Iterable[str]) -> int:
+        """The bytes of all that they are computed from."""
+        sources = (self.graph.sources(name) or {name} for name in constants)
         return sum(map(self.graph.held, set().union(*sources)))
 
     def quantized_weight(self, name: str) -> tuple[str, Quantized | None]:
@@ -178,6 +238,21 @@ class _Reader:
         if maker is not None and maker.op_type == "Mul":  # Cast, less a zero point, times the scale
             return self.unfolded(maker) or (name, None)
         return name, None
+
+    def quantized_table(self, node: onnx.NodeProto, table: str) -> tuple[str, Quantized | None]:
+        """As `quantized_weight`; where rows of codes are looked up, so are the scales of the rows."""
+        if ir.DataType.from_numpy(self.graph.array(table).dtype) not in CODES:
+            return self.quantized_weight(table)
+        scale = zero = ""
+        behind = self.graph.readers[node.output[0]]
+        while len(behind) == 1 and behind[0].op_type in ("Cast", "Sub", "Mul"):
+            looked_up = [self.graph.maker(value) for value in behind[0].input[1:]]
+            for maker in looked_up:
+                if maker is not None and maker.op_type == "Gather":
+                    zero = maker.input[0] if behind[0].op_type == "Sub" else zero
+                    scale = maker.input[0] if behind[0].op_type == "Mul" else scale
+            behind = self.graph.readers[behind[0].output[0]] if not scale else []
+        return table, self.codes(table, scale, zero)
 
     def unfolded(self, product: onnx.NodeProto) -> tuple[str, Quantized] | None:
         centred, scale = product.input

@@ -10,17 +10,21 @@ import ast
 import itertools
 import string
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.traversal import RecursiveGraphIterator
 
+from qdeploy.onnx_file import RECURRENT
+
 PRODUCTS = {"Conv", "ConvTranspose", "Gemm", "MatMul"}
+LAYERS = PRODUCTS | RECURRENT | {"Gather"}
 TENSOR = "qdeploy.tensor"
 
-# Of a product's inputs, the two that a layer has a word for.
+# Of a layer's inputs, those that there is a word for, the weight first.
 PARTS = {1: "weight", 2: "bias"}
+OTHER_PARTS = {"Gather": {0: "weight"}, **{op: {1: "ih", 2: "hh", 3: "bias"} for op in RECURRENT}}
 
 # Readable names may make a file larger by this share of its weights.
 AFFORDABLE = 0.01
@@ -35,7 +39,7 @@ def layer_names(model: ir.Model) -> None:
     """
     seen: Counter[str] = Counter()
     for node in model.graph:
-        module = _holder_of_weight(node) if node.op_type in PRODUCTS else ""
+        module = _holder_of_weight(node) if node.op_type in LAYERS else ""
         caller = _caller(node)
         if module and seen[module] and caller and not f"{module}.".startswith(f"{caller}."):
             module = caller
@@ -64,7 +68,7 @@ def name_all(model: ir.Model, readable: bool) -> dict[str, str]:
     activations = {name: node for node, name in own.items() if node.op_type == "DequantizeLinear"}
     readable_names(model)
     if not readable and _bytes_of_names(model) > AFFORDABLE * _bytes_of_weights(model):
-        short_names(model)
+        short_names(model, own)
     return {name: str(node.inputs[0].name) for name, node in activations.items()}  # type: ignore[union-attr]
 
 
@@ -91,14 +95,17 @@ def _free(name: str, taken: set[str]) -> str:
     return found
 
 
-def short_names(model: ir.Model) -> None:
-    """Values get one to three letters. Inputs, outputs, products keep their names, other nodes have none."""
+def short_names(model: ir.Model, own: Container[ir.Node] = ()) -> None:
+    """Values get one to three letters. Inputs, outputs and layers keep their names, other nodes have none.
+
+    own   the nodes that have a name of their own; products have one anyway
+    """
     graph = model.graph
     kept = _names_that_stay(graph)
     names = (name for name in _letters() if name not in kept)
     _rename_constants(graph, names)
     for node in graph:
-        if node.op_type not in PRODUCTS:
+        if node.op_type not in PRODUCTS and not (node.op_type in LAYERS and node in own):
             node.name = ""
         for value in node.outputs:
             if not value.is_graph_output():
@@ -122,15 +129,30 @@ def _owned(graph: ir.Graph) -> Iterator[tuple[ir.Node, str]]:
 
 
 def _own_names(graph: ir.Graph) -> dict[ir.Node, str]:
-    """Those of products and of activations; other nodes have names of the exporter."""
+    """Those of products and of activations; other nodes have names of the exporter.
+
+    Of what is computed at load only rows of a layer's table, the same in every run, have such a name.
+    """
     constant = _constant_nodes(graph)
     return {
         node: node.name
         for node in graph
         if node.name
-        and (node.op_type in PRODUCTS or node.op_type == "DequantizeLinear")
-        and node not in constant
+        and (
+            _is_lookup(node, constant)
+            if node.op_type == "Gather"
+            else node not in constant and node.op_type in LAYERS | {"DequantizeLinear"}
+        )
     }
+
+
+def _is_lookup(node: ir.Node, constant: Container[ir.Node]) -> bool:
+    """Whether it looks up rows of a layer's table: no scales of rows, and nothing that unpacks codes."""
+    table = node.inputs[0]
+    shape = None if table is None else table.shape
+    if table is None or shape is None or len(shape) != 2 or shape[1] == 1:
+        return False
+    return table.dtype == ir.DataType.FLOAT or node not in constant
 
 
 def _read_by(node: ir.Node, owners: dict[ir.Node, str]) -> str:
@@ -138,7 +160,7 @@ def _read_by(node: ir.Node, owners: dict[ir.Node, str]) -> str:
     use = next(iter(node.outputs[0].uses()), None)
     if use is None:
         return ""
-    part = PARTS.get(use.idx, "") if use.node.op_type in PRODUCTS else ""
+    part = parts_of(use.node.op_type).get(use.idx, "")
     return f"{owners.get(use.node, '')}.{part}".strip(".")
 
 
@@ -202,11 +224,17 @@ def _is_activation(node: ir.Node) -> bool:
 
 
 def _holder_of_weight(product: ir.Node) -> str:
-    """The module whose parameter the weight is; "" if it is none."""
-    weight = product.inputs[1]
+    """The module whose parameter the weight is, or that holds those of a recurrence; "" if it is none."""
+    weight = product.inputs[min(parts_of(product.op_type))]
     while weight is not None and (maker := weight.producer()) is not None:
         weight = maker.inputs[0] if maker.inputs else None
-    return (weight.name or "").rpartition(".")[0] if weight is not None else ""
+    module = (weight.name or "").rpartition(".")[0] if weight is not None else ""
+    return module.rpartition(".")[0] if product.op_type in RECURRENT else module
+
+
+def parts_of(operator: str) -> dict[int, str]:
+    """The inputs of a layer's operator that there is a word for; none of another operator."""
+    return OTHER_PARTS.get(operator, PARTS) if operator in LAYERS else {}
 
 
 def _caller(node: ir.Node) -> str:

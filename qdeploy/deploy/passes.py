@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodesPass
@@ -13,9 +14,10 @@ from onnx_ir.passes.common import DeduplicateInitializersPass, RemoveUnusedNodes
 from qdeploy.deploy.edits import Pass, constant, made_by, unmoved
 from qdeploy.deploy.integer_passes import ONTO_INTEGERS
 from qdeploy.deploy.wide_weights import part_wide_weights
-from qdeploy.onnx_file import MOVERS
+from qdeploy.onnx_file import MOVERS, RECURRENT
 
 UINT8 = ir.DataType.UINT8
+WITHOUT_INTEGER_KERNEL = {"ConvTranspose", "Gather", *RECURRENT}
 DATA_MOVEMENT = MOVERS | {
     "Concat", "DepthToSpace", "Expand", "Gather", "Pad", "Resize", "Slice", "SpaceToDepth", "Split", "Tile",
 }  # fmt: skip
@@ -34,13 +36,45 @@ def unfold_float_weights(model: ir.Model) -> None:
         column = (-1, *[1] * (len(codes.shape) - 1))  # type: ignore[union-attr, arg-type]
         nodes = [ir.node("Cast", [codes], {"to": ir.DataType.FLOAT})]
         for op_type, value in (("Sub", zero), ("Mul", scale)):
-            array = value.const_value.numpy().astype(np.float32).reshape(column)  # type: ignore[union-attr]
+            array = _as_float32(value).reshape(column)
             if op_type == "Mul" or array.any():
                 operand = constant(model.graph, array)
                 nodes.append(ir.node(op_type, [nodes[-1].outputs[0], operand]))
         ir.convenience.replace_nodes_and_values(
             model.graph, node, [node], nodes, node.outputs, nodes[-1].outputs
         )
+
+
+def look_up_codes(model: ir.Model) -> None:
+    """Looks up codes and scales of an embedding, and multiplies what was found: the table stays codes.
+
+    Of a DequantizeLinear in front ONNX Runtime would make a table of floats. Rows that are the same in
+    every run, as those of positions are, are computed once, and stay.
+    """
+    for node in list(model.graph):
+        table = made_by(node.inputs[0], "DequantizeLinear") if node.op_type == "Gather" else None
+        if table is None or not _is_float_weight(table) or _is_constant(node.inputs[1]):
+            continue
+        codes, scale, zero = table.inputs
+        rows = ir.node("Gather", [codes, node.inputs[1]], name=node.name)
+        nodes = [rows, ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT})]
+        for op_type, values in (("Sub", zero), ("Mul", scale)):
+            array = _as_float32(values)
+            if op_type == "Mul" or array.any():
+                column = constant(model.graph, array.reshape(-1, 1))
+                found = ir.node("Gather", [column, node.inputs[1]])
+                nodes += [found, ir.node(op_type, [nodes[-1].outputs[0], found.outputs[0]])]
+        ir.convenience.replace_nodes_and_values(
+            model.graph, node, [node], nodes, node.outputs, nodes[-1].outputs
+        )
+
+
+def _is_constant(value: ir.Value | None) -> bool:
+    return value is not None and value.const_value is not None
+
+
+def _as_float32(constant: ir.Value | None) -> npt.NDArray[np.float32]:
+    return constant.const_value.numpy().astype(np.float32)  # type: ignore[union-attr]
 
 
 def _is_float_weight(node: ir.Node) -> bool:
@@ -60,8 +94,8 @@ def _layers_behind(weight: ir.Node) -> Iterator[ir.Node]:
 
 
 def _reads_8_bits(layer: ir.Node) -> bool:
-    """Whether 8-bit codes meet the weight there; no integer kernel transposes a convolution."""
-    if layer.op_type == "ConvTranspose":
+    """Whether 8-bit codes meet the weight there, in an operator that has an integer kernel."""
+    if layer.op_type in WITHOUT_INTEGER_KERNEL:
         return False
     makers = [made_by(unmoved(value), "DequantizeLinear") for value in layer.inputs]
     zeros = [maker.inputs[2:] for maker in makers if maker is not None]
@@ -144,6 +178,7 @@ def _keeps_no_empty_axis(shape: ir.Value | None) -> bool:
 
 BEFORE_PACKING: tuple[Pass, ...] = (
     *ONTO_INTEGERS,
+    look_up_codes,
     unfold_float_weights,
     guard_float_layers,
     guard_softmaxes,

@@ -44,6 +44,22 @@ def _sign_onnx(x: Any) -> Any:
     return op.DequantizeLinear(signs, one, zero)
 
 
+def _lstm_onnx(x: Any, w: Any, r: Any, b: Any, h: Any, c: Any) -> Any:
+    return op.LSTM(x, w, r, b, None, h, c, **_sizes(w, r))
+
+
+def _recurrence_onnx(x: Any, w: Any, r: Any, b: Any, h: Any, mode: str) -> Any:
+    if mode == "GRU":  # as torch: the state meets its matrix before the reset gate
+        return op.GRU(x, w, r, b, None, h, linear_before_reset=1, **_sizes(w, r))
+    function = {"RNN_TANH": "Tanh", "RNN_RELU": "Relu"}[mode]
+    return op.RNN(x, w, r, b, None, h, activations=[function] * w.shape[0], **_sizes(w, r))
+
+
+def _sizes(w: Any, r: Any) -> dict[str, Any]:
+    direction = "bidirectional" if w.shape[0] == 2 else "forward"
+    return {"hidden_size": r.shape[2], "direction": direction}
+
+
 def _floor_divided_onnx(a: Any, b: Any) -> Any:
     """a // b of sizes; torch.onnx cuts off towards 0, and -(-height // 2) is how people round up."""
     return op.Div(op.Sub(a, op.Mod(a, b)), b)
@@ -53,5 +69,7 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.qdeploy.dequantize.default: _dequantize_onnx,
     torch.ops.qdeploy.quantize_dequantize.default: _quantize_dequantize_onnx,
     torch.ops.qdeploy.sign.default: _sign_onnx,
+    torch.ops.qdeploy.lstm.default: _lstm_onnx,
+    torch.ops.qdeploy.recurrence.default: _recurrence_onnx,
     operator.floordiv: _floor_divided_onnx,
 }

@@ -155,8 +155,7 @@ class IntegerLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.has_kernel and not torch.compiler.is_exporting():
             return self.by_kernel(x)
-        weight = operators.dequantize(self.codes, self.scale, self.zero)
-        bias = self.bias
+        weight, bias = self.values(), self.bias
         if self.in_integers:
             bias = operators.dequantize(self.bias, self.bias_scale, self.bias_zero)
         if self.in_rows and x.ndim > 2:
@@ -164,6 +163,11 @@ class IntegerLayer(nn.Module):
             rows = self.product(x.flatten(0, -2), weight, bias)
             return rows.unflatten(0, x.shape[:-1])
         return self.product(x, weight, bias)
+
+    def values(self) -> Tensor:
+        """The weight [out, ...] that its codes stand for."""
+        weight: Tensor = operators.dequantize(self.codes, self.scale, self.zero)
+        return weight
 
     @property
     def has_kernel(self) -> bool:

@@ -28,10 +28,12 @@ class Product(ABC):
 
     channel_axis         where the output channels are in what it gives
     has_integer_kernel   whether ONNX Runtime computes it on 8-bit codes
+    reads_values         whether it multiplies what it reads, whose bits then count
     """
 
     channel_axis: ClassVar[int] = 1
     has_integer_kernel: ClassVar[bool] = True
+    reads_values: ClassVar[bool] = True
 
     @abstractmethod
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
@@ -190,6 +192,52 @@ class MatrixProduct(PlainProduct):
         return "linear"
 
 
+class RecurrentWeight(nn.Linear):
+    """One matrix of a recurrent layer (recurrent.py), which multiplies by it in every step.
+
+    kind   what that layer is: LSTM, GRU or RNN
+    """
+
+    def __init__(self, kind: str, weight: Tensor, bias: Tensor | None) -> None:
+        nn.Module.__init__(self)
+        self.out_features, self.in_features = weight.shape
+        self.kind = kind
+        self.weight = as_parameter(weight)
+        self.bias = None if bias is None else as_parameter(bias)  # type: ignore[assignment]
+
+
+def as_parameter(tensor: Tensor) -> nn.Parameter:
+    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=False)
+
+
+@dataclass(frozen=True)
+class RecurrentProduct(MatrixProduct):
+    """One factor of a recurrence, which runtimes compute in float whatever its input is."""
+
+    has_integer_kernel = False
+    reads_values = False
+
+    def __repr__(self) -> str:
+        return "recurrent"
+
+
+@dataclass(frozen=True)
+class Lookup(PlainProduct):
+    """Rows of a table: x, indices of any shape, with weight [out, in] gives [..., in]."""
+
+    has_integer_kernel = False
+    reads_values = False
+    channel_axis = -1
+
+    padding_idx: int | None
+
+    def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.embedding(x, weight, self.padding_idx)
+
+    def __repr__(self) -> str:
+        return "lookup"
+
+
 @dataclass(frozen=True)
 class LowBitGradient(Product):
     """A plain product with a gradient of `grad_bits` bits, which only training needs; a method says where."""
@@ -214,8 +262,11 @@ PRODUCTS: dict[type[nn.Module], type[PlainProduct]] = {
     nn.ConvTranspose2d: TransposedConvolution,
     nn.ConvTranspose3d: TransposedConvolution,
     nn.Linear: MatrixProduct,
+    RecurrentWeight: RecurrentProduct,
+    nn.Embedding: Lookup,
 }
-WEIGHT_LAYERS = tuple(PRODUCTS)
+# Those that multiply what they read, so that a BatchNorm or a constant behind them folds into the weight.
+WEIGHT_LAYERS = tuple(layer for layer, product in PRODUCTS.items() if product.reads_values)
 # What a call of a function amounts to where parameters are its weight and its bias.
 FUNCTIONS = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d, F.linear: nn.Linear}
 

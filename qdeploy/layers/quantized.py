@@ -67,12 +67,12 @@ class QuantizedLayer(MayBeTransparent, nn.Module):
     ) -> None:
         super().__init__()
         self.__dict__ |= {n: v for n, v in vars(layer).items() if not n.startswith("_")}
-        self.kind = type(layer).__name__
+        self.kind = getattr(layer, "kind", type(layer).__name__)
         self.float_product = product_of(layer)
         self.product = product or self.float_product
         self.quantizer = quantizer
         quantizer.belong_to(self)
-        self.bias = layer.bias
+        self.bias = getattr(layer, "bias", None)
         self.__dict__["norm"] = norm
         self.fold: Fold = "none" if norm is None else fold
         self.freeze_bn = freeze_bn

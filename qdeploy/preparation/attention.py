@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import operator
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -120,30 +118,10 @@ class OpenEncoder(nn.Module):
         return src if self.norm is None else self.norm(src)
 
 
-def with_open_attention(model: nn.Module) -> nn.Module:
-    """A copy whose attention and encoders are written out; the model where it has none."""
-    modules = model.named_modules(remove_duplicate=False)
-    found = [name for name, module in modules if can_open(module)]
-    if not found:
-        return model
-    model = copy.deepcopy(model)
-    written: dict[nn.Module, nn.Module] = {}  # one for all the names that a module has
-    for name in reversed(found):  # what an encoder holds comes before it
-        whole: Any = model.get_submodule(name)
-        if whole not in written and can_open(whole):
-            kind = OpenEncoder if isinstance(whole, nn.TransformerEncoder) else OpenAttention
-            written[whole] = kind(whole).train(whole.training)
-        if not name:
-            return written[whole]
-        model.set_submodule(name, written.get(whole, whole))
-    return model
-
-
-def can_open(module: nn.Module) -> bool:
-    """Whether it is an encoder, or attention without the options that add keys of their own."""
-    if type(module) is nn.MultiheadAttention:
-        return module.bias_k is None and not module.add_zero_attn
-    return type(module) is nn.TransformerEncoder
+def can_open_attention(module: nn.Module) -> bool:
+    """Whether it is attention without the options that add keys of their own."""
+    plain = type(module) is nn.MultiheadAttention
+    return plain and module.bias_k is None and not module.add_zero_attn
 
 
 def open_fused_attention(network: fx.GraphModule) -> None:

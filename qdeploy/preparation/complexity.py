@@ -26,6 +26,7 @@ from qdeploy.layers.activation import (
 )
 from qdeploy.layers.integer import IntegerLayer
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.recurrent import Recurrent, matrix_of
 from qdeploy.preparation.graph import Interpreter, called_module, float_inputs
 from qdeploy.preparation.prepared import PreparedNetwork, graph_module
 from qdeploy.preparation.quantizer_placement import is_mover
@@ -39,7 +40,7 @@ def complexity(network: nn.Module, example_input: Inputs) -> Complexity:
     example_input   [N, ...], of the size that the network is made for, or several such; the first of
                     each is run
 
-    PyTorch's own counter counts; it does not see inside LSTM layers. Errors: QdeployError for a
+    PyTorch's own counter counts, and does not see inside of recurrent layers. Errors: QdeployError for a
     network that torch.fx cannot trace or that does not take the input.
     """
     if any(isinstance(module, IntegerLayer) for module in network.modules()):
@@ -74,6 +75,11 @@ class ProductCounter(Interpreter):
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             value = super().run_node(n)
         self.macs[n] = counter.get_total_flops() // 2  # it counts the additions as well
+        network: Any = self.module
+        if isinstance(called_module(n, network), Recurrent):
+            self.macs[n] = (
+                value[0].shape[:-1].numel()
+            )  # steps, each of which has a product with each matrix
         return value
 
 
@@ -88,16 +94,33 @@ def layers_of(network: fx.GraphModule, macs: Mapping[fx.Node, int]) -> Iterator[
         calls.setdefault(str(node.target) if named else node.name, []).append(node)
     for name, nodes in calls.items():
         node, products = nodes[0], sum(macs[node] for node in nodes)
-        parameters = parameters_of(node, network)
-        if not products and not parameters:
+        module = called_module(node, network)
+        if isinstance(module, Recurrent):
+            for own, part in module.parts():
+                weights = matrix_of(part).numel()
+                values = parameters_of(part)
+                yield work(f"{name}.{own}", part.kind, part, None, values, products * weights)
             continue
-        module, weight_bits, act_bits = called_module(node, network), None, None
-        kind = type(module).__name__ if module else getattr(node.target, "__name__", node.op)
-        if isinstance(module, QuantizedLayer):
-            kind, weight_bits = module.kind, module.quantizer.grid.bits
-            act_bits = bits_read(node, network)
-        operations = products * (weight_bits or FLOAT_BITS) * (act_bits or FLOAT_BITS)
-        yield LayerWork(name, kind, weight_bits, act_bits, parameters, products, operations)
+        parameters = parameters_read(node, network) if module is None else parameters_of(module)
+        if products or parameters:
+            kind = type(module).__name__ if module else getattr(node.target, "__name__", node.op)
+            reads = bits_read(node, network) if isinstance(module, QuantizedLayer) else None
+            yield work(name, kind, module, reads, parameters, products)
+
+
+def work(
+    name: str,
+    kind: str,
+    module: nn.Module | None,
+    act_bits: int | None,
+    parameters: int,
+    products: int,
+) -> LayerWork:
+    weight_bits = None
+    if isinstance(module, QuantizedLayer):
+        kind, weight_bits = module.kind, module.quantizer.grid.bits
+    operations = products * (weight_bits or FLOAT_BITS) * (act_bits or FLOAT_BITS)
+    return LayerWork(name, kind, weight_bits, act_bits, parameters, products, operations)
 
 
 def bits_read(node: fx.Node, network: fx.GraphModule) -> int | None:
@@ -109,15 +132,17 @@ def bits_read(node: fx.Node, network: fx.GraphModule) -> int | None:
     return read.grid.bits if isinstance(read, ActivationQuantizer) else None
 
 
-def parameters_of(node: fx.Node, network: fx.GraphModule) -> int:
+def parameters_of(module: nn.Module) -> int:
     """Those that the float network has here, the BatchNorm joined with a layer among them."""
-    module = called_module(node, network)
     if isinstance(module, QuantizedLayer):
         bias = () if module.bias is None else (module.bias,)
         norm = () if module.norm is None else module.norm.parameters()
         return module.quantizer().numel() + sum(p.numel() for p in (*bias, *norm))
-    if module is not None:
-        return sum(parameter.numel() for parameter in parameters_beside_quantizers(module))
+    return sum(parameter.numel() for parameter in parameters_beside_quantizers(module))
+
+
+def parameters_read(node: fx.Node, network: fx.GraphModule) -> int:
+    """Those that the node itself stands for."""
     value = attrgetter(str(node.target))(network) if node.op == "get_attr" else None
     return value.numel() if isinstance(value, nn.Parameter) else 0
 

@@ -17,6 +17,7 @@ from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm,
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, gain_of, shift_of
 from qdeploy.layers.product import Convolution
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.recurrent import IntegerRecurrent, Recurrent
 from qdeploy.preparation.equal_calls import merge_equal_calls
 from qdeploy.preparation.graph import (
     called_module,
@@ -65,6 +66,7 @@ def integers_of(prepared: PreparedNetwork) -> fx.GraphModule:
     """The integers of today, also while a search goes on."""
     network = graph_module(copy.deepcopy(prepared).cpu().eval())
     as_constants(network)
+    leaky_relus(network)
     integer_activations(network)
     without_silent_operators(network)
     merge_equal_calls(network)
@@ -85,6 +87,25 @@ def still_searching(prepared: PreparedNetwork) -> str:
         "the network has trained with others. Train to the end; a loop of your own calls "
         "prepared.set_progress(epoch, epochs) before every epoch, counted from 0"
     )
+
+
+def leaky_relus(network: fx.GraphModule) -> None:
+    """Makes a PReLU of one slope, and an RReLU, the LeakyReLU that it is now: that has an integer kernel."""
+    for name in module_calls(network):
+        module = network.get_submodule(name)
+        if (slope := only_slope(module)) is not None:
+            leaky = nn.LeakyReLU(slope)
+            for own, quantizer in module.named_children():
+                leaky.add_module(own, quantizer)
+            network.set_submodule(name, leaky)
+
+
+def only_slope(module: nn.Module) -> float | None:
+    """What it multiplies every negative value by, once training has ended; None of other modules."""
+    if isinstance(module, nn.RReLU):  # which draws its slopes in training alone
+        return (module.lower + module.upper) / 2
+    single = isinstance(module, nn.PReLU) and module.weight.numel() == 1
+    return module.weight.item() if single else None  # type: ignore[operator]
 
 
 def integer_activations(network: fx.GraphModule) -> None:
@@ -126,7 +147,7 @@ def one_name_a_place(network: fx.GraphModule) -> None:
     """Calls a layer or a norm by another name at each place: each reads values of another step."""
     for name, (_, *others) in module_calls(network).items():
         module = network.get_submodule(name)
-        if not isinstance(module, (QuantizedLayer, *BATCH_NORMS)):
+        if not isinstance(module, (QuantizedLayer, Recurrent, *BATCH_NORMS)):
             continue
         taken = {taken for taken, _ in network.named_modules(remove_duplicate=False)}
         numbered = (f"{name}_{number}" for number in itertools.count(2))
@@ -138,6 +159,8 @@ def one_name_a_place(network: fx.GraphModule) -> None:
 def integer_layers(network: fx.GraphModule) -> None:
     for node in network.graph.nodes:
         layer = called_module(node, network)
+        if isinstance(layer, Recurrent):
+            network.set_submodule(str(node.target), IntegerRecurrent(layer))
         if not isinstance(layer, QuantizedLayer):
             continue
         source = source_activation(node.all_input_nodes[0], network)

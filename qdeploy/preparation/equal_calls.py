@@ -11,6 +11,7 @@ from torch import fx
 from qdeploy.layers.integer import IntegerActivation
 from qdeploy.layers.norm import BATCH_NORMS
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.recurrent import Recurrent
 from qdeploy.preparation.graph import called_module, replace
 from qdeploy.preparation.vocabulary import UNKNOWN, operator_of
 
@@ -29,7 +30,7 @@ def kind_of(node: fx.Node, network: fx.GraphModule) -> str | None:
     module, called = called_module(node, network), str(node.target)
     if isinstance(module, IntegerActivation):
         called = f"{type(module).__name__} {module.step} {module.grid}"
-    elif not isinstance(module, (QuantizedLayer, *BATCH_NORMS)):
+    elif not isinstance(module, (QuantizedLayer, Recurrent, *BATCH_NORMS)):
         if operator_of(node, network) is UNKNOWN:
             return None
         if module is not None and not module.state_dict():

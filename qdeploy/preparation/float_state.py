@@ -11,11 +11,11 @@ from qdeploy.layers.host import on_host
 from qdeploy.layers.learned_activation import MEASURING
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.range_norm import RangeBatchNorm
-from qdeploy.preparation.attention import OpenAttention
+from qdeploy.preparation.opening import OPENED
 
 State = dict[str, Any]
 # What a float network has in another form.
-STARTED = (QuantizedLayer, OpenAttention, RangeBatchNorm)
+STARTED = (QuantizedLayer, *OPENED, RangeBatchNorm)
 
 
 def take_state_by_part(prepared: nn.Module) -> None:
@@ -39,16 +39,16 @@ def as_prepared_state(prepared: nn.Module, state: State, prefix: str) -> None:
     A weight is the float network's where nothing beside it tells that it was prepared. What only a
     prepared network has stays as it is in `prepared`, but for steps and scales of weights, which start anew.
     """
-    for name, module in prepared.named_modules():
-        if isinstance(module, OpenAttention):
-            module.open_state(state, f"{prefix}{name}.")
+    places = {f"{prefix}{name}." if name else prefix: m for name, m in prepared.named_modules()}
+    for place, module in places.items():
+        if isinstance(module, OPENED):
+            module.open_state(state, place)
     tensors = nn.Module.state_dict(prepared, keep_vars=True)  # the user's class may rename them
     own = {prefix + key: value for key, value in tensors.items()}
     known = {id(value): key for key, value in own.items() if key in state}
     for key, value in own.items():  # the same tensor under another name
         if id(value) in known:
             state.setdefault(key, state[known[id(value)]])
-    places = {f"{prefix}{name}." if name else prefix: m for name, m in prepared.named_modules()}
     layers = {place: m for place, m in places.items() if isinstance(m, QuantizedLayer)}
     given = {place: layer for place, layer in layers.items() if is_float(state, place)}
     if not given:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.fx.passes.shape_prop import TensorMetadata
 
 SCOPE = "scope"  # where a node is told it, see scope_of
+FLOAT = "float"  # marks a node that stays float, see regions.py
 SIZE_METHODS = (
     "size", "dim", "numel", "is_floating_point", "new_zeros", "new_ones", "new_full", "new_empty",
 )  # fmt: skip
@@ -101,6 +102,8 @@ def free_name(name: str, network: nn.Module) -> str:
 
 def replace(node: fx.Node, by: fx.Node) -> None:
     """Erases a node whose readers read another one from now on."""
+    if FLOAT in node.meta:
+        by.meta[FLOAT] = True
     node.replace_all_uses_with(by)
     node.graph.erase_node(node)
 

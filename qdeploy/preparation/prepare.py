@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -12,10 +12,11 @@ from torch.nn.modules.conv import _ConvNd
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import one_notice
-from qdeploy.layers.product import WEIGHT_LAYERS
+from qdeploy.layers.product import PRODUCTS, WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.recurrent import Recurrent
 from qdeploy.preparation import deferred_relus, rewrites
-from qdeploy.preparation.attention import open_fused_attention, with_open_attention
+from qdeploy.preparation.attention import open_fused_attention
 from qdeploy.preparation.channel_affines import channel_affines
 from qdeploy.preparation.check import check_prepared
 from qdeploy.preparation.equalize import equalize as equalize_channels
@@ -23,6 +24,7 @@ from qdeploy.preparation.features import places_of, what_modules_give
 from qdeploy.preparation.float_state import take_state_by_part
 from qdeploy.preparation.graft import prepared_network
 from qdeploy.preparation.graph import called_module
+from qdeploy.preparation.opening import with_open_modules
 from qdeploy.preparation.parametrizations import folded_copy
 from qdeploy.preparation.passed_by import refuse_what_is_passed_by
 from qdeploy.preparation.prepared import PreparedNetwork
@@ -30,6 +32,7 @@ from qdeploy.preparation.quantized_activations import quantize_activations
 from qdeploy.preparation.quantized_weights import quantize_weights
 from qdeploy.preparation.read_weights import read_from_quantizers
 from qdeploy.preparation.reduce_range import reduce_range as reduced
+from qdeploy.preparation.regions import float_nodes, is_region, mark_regions
 from qdeploy.preparation.same_numbers import random_states_kept
 from qdeploy.preparation.settings import (
     FLOAT,
@@ -42,6 +45,7 @@ from qdeploy.preparation.settings import (
 from qdeploy.preparation.trace import Inputs, annotate_shapes, as_inputs, trace_both_modes
 from qdeploy.preparation.vocabulary import operator_of
 
+PRODUCTS_OF_TORCH = (_ConvNd, nn.Linear, nn.Embedding, nn.RNNBase)
 Settings = dict[str, LayerSettings | None]  # by the name of a product; None stays float
 
 
@@ -60,10 +64,11 @@ def prepare(
     check: bool = True,
     **options: Any,
 ) -> PreparedNetwork:
-    """A copy of `model` in which Conv and Linear layers train quantized.
+    """A copy of `model` in which Conv, Linear, recurrent layers and Embeddings train quantized.
 
-    It is of a subclass of the model's class, and its parameters have the names that they had. Keeps
-    trained weights and BatchNorm statistics. Joins each Conv or Linear with the BatchNorm
+    It is of a subclass of the model's class, and its parameters have the names that they had, but for
+    attention and recurrent layers, whose weights become layers of their own. Keeps trained weights and
+    BatchNorm statistics. Joins each Conv or Linear with the BatchNorm
     behind it, and quantizes activations where integer kernels need it (see quantizer_placement.py).
 
     example_input     one batch, [N, C, H, W] as a rule; a tuple if forward takes several tensors
@@ -74,7 +79,8 @@ def prepare(
     equalize          first gives the channels of a tensor one size (see equalize.py)
     reduce_range      smaller weights where x86 without VNNI could not add up 8-bit ones (reduce_range.py)
     leaves            globs of modules to keep whole and in float, such as those that torch.fx
-                      cannot trace
+                      cannot trace; "first -> last" for all between two modules or nodes, which is
+                      traced and stays float
     check             proves that rewriting and tracing changed nothing: see check.py
     options           the method's own
 
@@ -89,13 +95,19 @@ def prepare(
     default = layer_settings(method, weight_bits, bits, options)  # type: ignore[arg-type]
     inputs = as_inputs(example_input)
     with random_states_kept(x.device for x in inputs):  # of forward, which this runs
-        opened = with_open_attention(model)
+        opened = with_open_modules(model)
         given = what_modules_give(opened, inputs)
-        network = rewritten(trace_both_modes(opened, inputs, leaves), inputs)
+        network = trace_both_modes(opened, inputs, [one for one in leaves if not is_region(one)])
+        mark_regions(network, filter(is_region, leaves))
+        network = rewritten(network, inputs)
     names = weight_layers(network)
     if not names:
-        raise QdeployError(f"{type(model).__name__} has no Conv or Linear layer to quantize")
+        raise QdeployError(
+            f"{type(model).__name__} has no layer to quantize: no Conv, Linear, LSTM, GRU, RNN or Embedding "
+            "inside of it"
+        )
     settings = settings_by_layer(names, default, layers or {}, first_last_float)
+    settings |= dict.fromkeys(weight_layers(network, float_nodes(network)))
     if equalize:
         equalize_channels(network)
     settings = quantized(network, settings, default, reduce_range)
@@ -152,20 +164,39 @@ def quantized(
     return settings
 
 
-def weight_layers(network: fx.GraphModule) -> dict[str, nn.Module]:
-    """The Conv and Linear layers by name, in the order the network runs them."""
-    calls = ((str(node.target), called_module(node, network)) for node in network.graph.nodes)
-    return {name: layer for name, layer in calls if type(layer) in WEIGHT_LAYERS}  # type: ignore[misc]
+def weight_layers(
+    network: fx.GraphModule, nodes: Collection[fx.Node] | None = None
+) -> dict[str, nn.Module]:
+    """The layers that may be quantized by name, in the order the network runs them; of some nodes, or all."""
+    called = [n for n in network.graph.nodes if nodes is None or n in nodes]
+    calls = ((str(node.target), called_module(node, network)) for node in called)
+    parts = ((f"{name}{own}", part) for name, layer in calls for own, part in parts_of(layer))
+    return {name: layer for name, layer in parts if is_weight_layer(layer)}
+
+
+def parts_of(layer: nn.Module | None) -> Iterator[tuple[str, Any]]:
+    """The layer itself, or each matrix of a recurrent one, with what its name has behind the layer's."""
+    if isinstance(layer, Recurrent):
+        yield from ((f".{name}", part) for name, part in layer.parts())
+    else:
+        yield "", layer
+
+
+def is_weight_layer(layer: nn.Module | None) -> bool:
+    """Whether it can be quantized: no Embedding that writes to its table, or has a sparse gradient for it."""
+    if isinstance(layer, nn.Embedding) and (layer.max_norm is not None or layer.sparse):
+        return False
+    return type(layer) in PRODUCTS
 
 
 def other_products(network: fx.GraphModule) -> list[str]:
-    """Products that stay float: layers outside WEIGHT_LAYERS, modules kept whole, functions."""
+    """Products that stay float and are no layers of `weight_layers`: modules kept whole, functions."""
     found = []
     for node in network.graph.nodes:
         module = called_module(node, network)
-        inner = () if module is None or isinstance(module, QuantizedLayer) else module.modules()
-        products = [part for part in inner if isinstance(part, (_ConvNd, nn.Linear))]
-        if products and type(module) not in WEIGHT_LAYERS:
+        known = isinstance(module, QuantizedLayer | Recurrent) or is_weight_layer(module)
+        inner = () if module is None or known else module.modules()
+        if any(isinstance(part, PRODUCTS_OF_TORCH) for part in inner):
             found.append(str(node.target))
         elif operator_of(node, network).module in WEIGHT_LAYERS:
             found.append(f"{node.name} (functional)")

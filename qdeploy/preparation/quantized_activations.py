@@ -16,6 +16,7 @@ from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.methods import ActivationSite
 from qdeploy.preparation import quantizer_placement as placement
 from qdeploy.preparation.graph import called_module, free_name, insert_after, scope_of
+from qdeploy.preparation.regions import float_nodes
 from qdeploy.preparation.settings import LayerSettings
 
 
@@ -33,7 +34,7 @@ def quantize_activations(
     def is_float_layer(node: fx.Node) -> bool:
         return node.op == "call_module" and settings.get(str(node.target), default) is None
 
-    tensors = placement.shared_tensors(network, is_float_layer)
+    tensors = placement.shared_tensors(network, is_float_layer, float_nodes(network))
     sites = [ActivationSite(placement.is_nonnegative(tensor, network)) for tensor in tensors]
     for tensor, site in zip(tensors, sites, strict=True):
         layers = {node: s for node in tensor.readers if (s := settings.get(str(node.target)))}
@@ -61,7 +62,7 @@ def quantize_tensor(
         quantizer = layer_activation(layers, site, chosen)
     else:
         if layers and not tensor.is_input:
-            sources = placement.places_before(layers)
+            sources = placement.places_before(layers, tensor.members)
             narrow = layer_activation(layers, site, chosen)
             narrow.places = len(sources)
             name = add_beside(tensor, narrow, network, "_narrow")

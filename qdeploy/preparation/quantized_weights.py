@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from qdeploy.errors import QdeployError
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm, ChannelAffine
-from qdeploy.layers.product import product_of, weight_of
+from qdeploy.layers.product import Product, TransposedConvolution, product_of, weight_of
 from qdeploy.layers.quantized import QuantizedLayer
 from qdeploy.layers.weight import WeightQuantizer
 from qdeploy.methods import WeightSite
@@ -33,7 +33,7 @@ def quantize_weights(
     """
     quantized = {name: chosen for name, chosen in settings.items() if chosen}
     calls = module_calls(network)
-    norms = {name: following_norm(calls[name], network) for name in quantized}
+    norms = {name: following_norm(calls.get(name, []), network) for name in quantized}
     choose_norms(network, {norms[name]: chosen for name, chosen in quantized.items()}, default)
     sites: dict[str, WeightSite] = {}
     for names in layers_of_one_weight(network, quantized):
@@ -54,7 +54,8 @@ def quantize_weights(
 def following_norm(layer_calls: list[fx.Node], network: fx.GraphModule) -> str | None:
     """The name of the BatchNorm that alone reads the layer, wherever the layer is called.
 
-    None where the norm runs over another axis than the layer's output: Linear on [N, L, in].
+    None where the norm runs over another axis than the layer's output: Linear on [N, L, in]. The matrices
+    of a recurrent layer are not called, but read by it.
     """
     readers = [only_reader(call) for call in layer_calls]
     if None in readers or len({reader.target for reader in readers if reader}) != 1:
@@ -116,7 +117,9 @@ def quantized_layer(
 ) -> QuantizedLayer:
     """A Conv or Linear, and the BatchNorm behind it or None, as the method trains them."""
     options = chosen.options
-    product = chosen.method.product(product_of(layer), options)
+    product: Product = product_of(layer)
+    if product.reads_values:  # else a gradient of its own has nothing to go to
+        product = chosen.method.product(product_of(layer), options)
     fold, freeze_bn = options.fold_mode, options.freeze_bn_steps
     return QuantizedLayer(layer, norm, quantizer, fold, freeze_bn, product)
 
@@ -139,8 +142,11 @@ def check_shared(
     weight = network.get_submodule(names[0]).weight
     owned = {name for name, p in network.named_parameters(remove_duplicate=False) if p is weight}
     others = sorted(owned - {f"{name}.weight" for name in names})
-    layouts = {type(product_of(network.get_submodule(name))) for name in names}
-    alike = len(layouts) == 1 and all(settings[name] == settings[names[0]] for name in names)
+    transposed = {
+        isinstance(product_of(network.get_submodule(name)), TransposedConvolution) for name in names
+    }
+    first = settings[names[0]].of_weight
+    alike = len(transposed) == 1 and all(settings[name].of_weight == first for name in names)
     if alike and (quantizer.latent is weight or not others):
         return
     ways = " and ".join(dict.fromkeys(f"{settings[name]}" for name in names))

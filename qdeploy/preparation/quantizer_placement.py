@@ -8,8 +8,9 @@ One rule: every float tensor is quantized once, where it is made, except
   they share the quantizer of what they read, and so does everything a concat joins;
 - what only adds constants to the network's input or multiplies it by them, up to the last of them;
 - the gate of a hardswish, which stands on the grid of what it reads;
-- the network's output, unless a convolution makes it, which has no integer kernel with a float
-  result; and tensors that only float layers read;
+- the network's output and what recurrent layers read, unless a convolution makes it, which has no integer
+  kernel with a float result; and tensors that only float layers read;
+- what is made and read in a region that stays float (regions.py), but for a convolution in front of it;
 - what is made of parameters alone;
 - values that must not be rounded to 0 (small_values.py), but in front of layers.
 
@@ -19,7 +20,7 @@ It gives ONNX Runtime what its integer kernels need: quantization after Conv [+ 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch import fx
 from qdeploy.layers.norm import BATCH_NORMS, BatchNorm
 from qdeploy.layers.product import WEIGHT_LAYERS
 from qdeploy.layers.quantized import QuantizedLayer
+from qdeploy.layers.recurrent import Recurrent
 from qdeploy.preparation.channel_affines import constant_values
 from qdeploy.preparation.graph import (
     called_module,
@@ -70,11 +72,12 @@ def is_mover(node: fx.Node, network: fx.GraphModule) -> bool:
 
 @dataclass
 class SharedTensor:
-    """Nodes whose values stand on one grid."""
+    """Nodes whose values stand on one grid: members."""
 
+    members: list[fx.Node]
     producers: list[fx.Node]  # where values are made
     readers: list[fx.Node]  # operators that compute with a rounded value
-    is_rounded_where_made: bool = True  # or else where it is read
+    is_rounded_where_made: bool = True  # or else for these readers alone
 
     @property
     def is_input(self) -> bool:
@@ -86,13 +89,15 @@ class SharedTensor:
         """The nodes that a quantizer goes after, each with who reads it then; None: everybody."""
         if self.is_rounded_where_made:
             return [(node, None) for node in self.producers]
-        return [(node, self.readers) for node in places_before(self.readers)]
+        return [(node, self.readers) for node in places_before(self.readers, self.members)]
 
 
 def shared_tensors(
-    network: fx.GraphModule, is_float_layer: Callable[[fx.Node], bool]
+    network: fx.GraphModule,
+    is_float_layer: Callable[[fx.Node], bool],
+    region: Collection[fx.Node] = (),
 ) -> list[SharedTensor]:
-    """The groups of tensors to quantize, in the order of the graph."""
+    """The groups of tensors to quantize, in the order of the graph; region: the nodes that stay float."""
     groups: dict[fx.Node, list[fx.Node]] = {}
     for node in quantizable_tensors(network):
         merged = [node]
@@ -105,14 +110,18 @@ def shared_tensors(
     unique = {id(group): group for group in groups.values()}.values()
     raw = raw_inputs(network)
 
+    def computes_in_float(node: fx.Node) -> bool:
+        return node in region or isinstance(called_module(node, network), Recurrent)
+
     def is_rounded(tensor: SharedTensor) -> bool:
-        if not tensor.readers:  # but the output
+        if all(map(computes_in_float, tensor.readers)):  # or none reads it but the output
             made_by_convolutions = all(is_convolution(node, network) for node in tensor.producers)
             return tensor.is_rounded_where_made and made_by_convolutions
-        return not raw.issuperset(tensor.readers) and not all(map(is_float_layer, tensor.readers))
+        in_float = (is_float_layer(node) or computes_in_float(node) for node in tensor.readers)
+        return not raw.issuperset(tensor.readers) and not all(in_float)
 
     small = small_values(network)
-    shared = [_shared_tensor(group, small, network) for group in unique]
+    shared = [_shared_tensor(group, small, region, network) for group in unique]
     # What has no producers is a parameter, moved.
     return [tensor for tensor in shared if tensor.producers and is_rounded(tensor)]
 
@@ -202,7 +211,10 @@ def _is_passed_on(node: fx.Node, network: fx.GraphModule) -> bool:
 
 
 def _shared_tensor(
-    group: list[fx.Node], small: set[fx.Node], network: fx.GraphModule
+    group: list[fx.Node],
+    small: set[fx.Node],
+    region: Collection[fx.Node],
+    network: fx.GraphModule,
 ) -> SharedTensor:
     producers = [node for node in group if not is_mover(node, network)]
     readers = [
@@ -213,12 +225,16 @@ def _shared_tensor(
         if user.op != "output" and (is_float_tensor(user) or is_tuple(user))
         if not is_mover(user, network)
     ]
-    if small.isdisjoint(group):
-        return SharedTensor(producers, readers)
-    layers = [node for node in readers if isinstance(called_module(node, network), QuantizedLayer)]
-    return SharedTensor(producers, layers, is_rounded_where_made=False)
+    if not small.isdisjoint(group):
+        layers = [n for n in readers if isinstance(called_module(n, network), QuantizedLayer)]
+        return SharedTensor(group, producers, layers, is_rounded_where_made=False)
+    if any(node in region for node in producers):
+        outside = [node for node in readers if node not in region]
+        return SharedTensor(group, producers, outside, is_rounded_where_made=False)
+    return SharedTensor(group, producers, readers)
 
 
-def places_before(readers: list[fx.Node]) -> list[fx.Node]:
-    """What these layers read."""
-    return list(dict.fromkeys(reader.all_input_nodes[0] for reader in readers))
+def places_before(readers: list[fx.Node], tensor: Collection[fx.Node]) -> list[fx.Node]:
+    """Which nodes of a tensor these readers read."""
+    read = (node for reader in readers for node in reader.all_input_nodes)
+    return list(dict.fromkeys(node for node in read if node in tensor))

@@ -57,7 +57,9 @@ def reduce_range(
             for name in names:
                 layers[name].quantizer = smaller
                 smaller.belong_to(layers[name])
-                reduced[name] = chosen
+                own = settings[name]
+                assert own is not None
+                reduced[name] = replace(own, weight_bits=bits)
         if stuck := [name for name in names if could_saturate(layers[name], highest[name])]:
             raise QdeployError(
                 f"{stuck[0]}: method {chosen.method_name!r} has codes beyond -64..64 at "

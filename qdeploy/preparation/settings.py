@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from qdeploy import methods
 from qdeploy.errors import QdeployError, did_you_mean
+from qdeploy.layers.product import product_of
 from qdeploy.methods import Method, Options
 from qdeploy.recipe import validated
 
@@ -21,13 +22,18 @@ Override = Mapping[str, Any] | str
 
 @dataclass(frozen=True)
 class LayerSettings:
-    """How one Conv or Linear is quantized. act_bits: of the tensor it reads; None is float."""
+    """How one layer is quantized. act_bits: of the tensor it reads; None is float."""
 
     method_name: str
     method: Method
     weight_bits: int
     act_bits: int | None
     options: Options
+
+    @property
+    def of_weight(self) -> tuple[str, int, Options]:
+        """What of the settings the weight is trained by."""
+        return self.method_name, self.weight_bits, self.options
 
     def __str__(self) -> str:
         acts = FLOAT if self.act_bits is None else self.act_bits
@@ -86,7 +92,14 @@ def settings_by_layer(
                 result[name] = _refined(result[name] or base, override)
     if first_last_float:
         result |= dict.fromkeys(names[:1] + names[-1:])
-    return result
+    return {name: with_bits_it_reads(chosen, layers[name]) for name, chosen in result.items()}
+
+
+def with_bits_it_reads(chosen: LayerSettings | None, layer: nn.Module) -> LayerSettings | None:
+    """The settings without bits of what is read, for a layer that multiplies none of it, or in float."""
+    if chosen is None or product_of(layer).reads_values:
+        return chosen
+    return replace(chosen, act_bits=None)
 
 
 def check_globs(overrides: Mapping[str, Override], names: Sequence[str]) -> None:
@@ -95,8 +108,7 @@ def check_globs(overrides: Mapping[str, Override], names: Sequence[str]) -> None
     for glob, override in overrides.items():
         if not fnmatch.filter(names, glob):
             raise QdeployError(
-                f"layers: {glob!r} matches no layer; the network's Conv and Linear layers are "
-                f"{', '.join(names)}"
+                f"layers: {glob!r} matches no layer; the network's layers are {', '.join(names)}"
             )
         is_table = isinstance(override, Mapping)
         unknown = sorted(set(override) - set(OVERRIDE_KEYS)) if is_table else []

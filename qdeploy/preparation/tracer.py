@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.utils import _pytree as pytree
 from torch.utils.checkpoint import CheckpointFunction
 
+from qdeploy.layers.recurrent import Recurrent
 from qdeploy.preparation.constructors import constructors_seen
 from qdeploy.preparation.graph import SCOPE
 from qdeploy.preparation.in_place import WritingProxy
@@ -110,7 +111,7 @@ class NetworkTracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         chosen = any(fnmatch.fnmatchcase(module_qualified_name, glob) for glob in self.leaves)
-        if chosen or isinstance(m, TrainingOnly) or is_plain_norm(m):
+        if chosen or isinstance(m, TrainingOnly | Recurrent) or is_plain_norm(m):
             return True
         return not isinstance(m, TRANSFORMERS) and super().is_leaf_module(m, module_qualified_name)
 

@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvNd
 from qdeploy.deploy.contents import FileLayer
 from qdeploy.layers.exact_product import ExactProduct
 from qdeploy.layers.integer import IntegerActivation, IntegerLayer, IntegerNorm
+from qdeploy.layers.recurrent import Recurrent
 from qdeploy.preparation.graph import called_module
 from qdeploy.preparation.integer_kernels import source_activation
 from qdeploy.record import ShippedLayer
@@ -33,11 +34,11 @@ def describe(network: fx.GraphModule, file: Sequence[FileLayer]) -> tuple[Shippe
     stored = {layer.name: layer.all_bytes for layer in file}
     folded = _folded_values(network)
     layers = []
-    for node in _nodes_with_parameters(network):
-        name, module = str(node.target), network.get_submodule(str(node.target))
+    for name, module, node in _with_parameters(network):
         if isinstance(module, IntegerLayer) and not isinstance(module, IntegerNorm):
             held = stored[name] if name in stored else _of_twin(module, network, stored)
-            layers.append(_integer_layer(node, module, held, network))
+            reads = source_activation(node.all_input_nodes[0], network)
+            layers.append(_integer_layer(name, module, held, reads))
         else:
             layers.append(_float_layer(name, module, stored.get(name), folded.get(module)))
     return tuple(layers)
@@ -63,27 +64,29 @@ def information_bound(network: fx.GraphModule, layers: tuple[ShippedLayer, ...])
     return quantized + 4 * sum(folded.get(m, _float_values(m)) for m in network.modules())
 
 
-def _nodes_with_parameters(network: fx.GraphModule) -> list[fx.Node]:
-    """The first call of each module that holds parameters."""
-    first: dict[nn.Module, fx.Node] = {}
+def _with_parameters(network: fx.GraphModule) -> list[tuple[str, nn.Module, fx.Node]]:
+    """Name and first call of each module that holds parameters; the matrices of a recurrent one apart."""
+    first: dict[nn.Module, tuple[str, nn.Module, fx.Node]] = {}
     for node in network.graph.nodes:
-        module = called_module(node, network)
-        if isinstance(module, IntegerLayer) or (
-            module and any(map(_float_values, module.modules()))
-        ):
-            first.setdefault(module, node)
+        module, name = called_module(node, network), str(node.target)
+        parts = [(name, module)]
+        if isinstance(module, Recurrent):
+            parts = [(f"{name}.{own}", part) for own, part in module.parts()]
+        for own, part in parts:
+            if isinstance(part, IntegerLayer) or (part and any(map(_float_values, part.modules()))):
+                first.setdefault(part, (own, part, node))
     return list(first.values())
 
 
 def _integer_layer(
-    node: fx.Node, layer: IntegerLayer, held: int, network: fx.GraphModule
+    name: str, layer: IntegerLayer, held: int, reads: IntegerActivation | None
 ) -> ShippedLayer:
     codes = layer.codes.numpy()
     values, counts = np.unique(codes // layer.spread, return_counts=True)
     information = codes.size * math.log2(len(values)) / 8
-    activation = source_activation(node.all_input_nodes[0], network)
+    activation = reads if layer.product.reads_values else None
     return ShippedLayer(
-        name=str(node.target),
+        name=name,
         kind=layer.kind,
         weight_bits=layer.grid.bits,
         act_bits=None if activation is None else activation.grid.bits,

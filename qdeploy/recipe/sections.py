@@ -279,7 +279,7 @@ class QuantizeSection(Section):
     options           the method's own settings, which the method validates
     layers            from a glob of layer names to "float" or to what differs there
     leaves            globs of modules that stay whole and in float, such as those that torch.fx
-                      cannot trace
+                      cannot trace; "first -> last" for all between two modules or nodes
     check             compares the prepared network with the float one before it trains
     """
 

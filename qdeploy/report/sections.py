@@ -264,7 +264,7 @@ def coverage(record: Record) -> Section:
     odd = [product for product in (placed.products if placed else ()) if product.reason]
     return Section(
         "Coverage",
-        "Convolutions and matrix products that ran otherwise than the file says.",
+        "Convolutions, matrix products and recurrent layers that ran otherwise than the file says.",
         ("Layer", "Operator", "Kernel", "Reason"),
         tuple((p.layer, p.operator, p.kernel or "", p.reason or "") for p in odd),
         words=True,

@@ -199,7 +199,7 @@ NO_LAYERS = "def Net(): return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(
         ),
         (TUPLE, r"gives tuple for 2 inputs, .*so it must give \[2, 10\]"),
         (WIDE, r"gives \[2, 7\] for 2 inputs, and there are 10 classes"),
-        (NO_LAYERS, "has no Conv or Linear layer to quantize"),
+        (NO_LAYERS, "has no layer to quantize"),
         ("def Net(): return 3", "returned int; it must return a torch.nn.Module"),
         ("def Net(): raise OSError('no disk')", "raised OSError: no disk"),
         ("def Net(:", "cannot be loaded: SyntaxError"),

@@ -21,7 +21,8 @@ from qdeploy.errors import QdeployError
 from qdeploy.layers.activation import GateRange
 from qdeploy.layers.norm import ChannelAffine
 from qdeploy.layers.transparent import transparent
-from qdeploy.preparation.attention import OpenAttention, with_open_attention
+from qdeploy.preparation.attention import OpenAttention
+from qdeploy.preparation.opening import with_open_modules
 from qdeploy.preparation.prepare import rewritten
 from qdeploy.preparation.trace import trace
 from qdeploy.preparation.tracer import TrainingOnly
@@ -41,7 +42,7 @@ def test_what_is_written_anew_computes_the_same(name):
     network, x = build(name).eval(), inputs(name, 3)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
-        written = rewritten(trace(with_open_attention(network), x), x).eval()
+        written = rewritten(trace(with_open_modules(network), x), x).eval()
         for other in (x, inputs(name, 5, seed=2)):
             found, expected = (pytree.tree_leaves(model(*other)) for model in (written, network))
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
@@ -228,8 +229,8 @@ def test_a_weight_that_two_modules_share_stays_with_both():
         table=nn.Embedding(10, 6),
     )
     prepared = prepared_float(network, images(2))
-    assert isinstance(prepared.table, nn.Embedding)
-    assert [name for name, _ in prepared.quantized_layers()] == ["table_weight_layer"]
+    assert {name for name, _ in prepared.quantized_layers()} == {"table", "table_weight_layer"}
+    assert prepared.table.quantizer is prepared.table_weight_layer.quantizer
     close(prepared(images()), network(images()))
 
 

@@ -178,7 +178,7 @@ words = torch.arange(12).reshape(3, 4) % 7
 
 @pytest.mark.parametrize("method", ["simqat", "lsq", "dorefa", "pact"])
 def test_a_layer_is_tied_to_what_stays_in_float(method):
-    prepared = prepared_of(Language(), method, 4, 8, x=words)
+    prepared = prepared_of(Language(), method, 4, 8, x=words, layers={"embedding": "float"})
     train(prepared, words)
     table = prepared.embedding.weight
     assert prepared.out.quantizer.latent is table
@@ -206,7 +206,12 @@ def test_a_weight_that_forward_reads_itself_is_the_one_that_trains():
 @pytest.mark.parametrize(
     ("network", "x", "given", "named"),
     [
-        (Language(), words, {"method": "slb", "bits": 1, "linear": True}, "embedding.weight"),
+        (
+            Language(),
+            words,
+            {"method": "slb", "bits": 1, "linear": True, "layers": {"embedding": "float"}},
+            "embedding.weight",
+        ),
         (Tied(), None, {"layers": {"a": {"weight_bits": 4}}}, "a, b share one weight"),
     ],
 )
