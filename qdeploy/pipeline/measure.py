@@ -8,11 +8,10 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from operator import itemgetter
 from pathlib import Path
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 from torch.utils import _pytree as pytree
 
 import qdeploy
@@ -20,7 +19,7 @@ from qdeploy.benchmark import benchmark_files
 from qdeploy.benchmark.machine import this_machine
 from qdeploy.benchmark.providers import works
 from qdeploy.benchmark.runtime import open_session
-from qdeploy.data import Batch, Batches, Data, Normalisation
+from qdeploy.data import Batch, Data, Normalisation
 from qdeploy.deploy.inspect import inspect
 from qdeploy.deploy.other_sizes import Sized
 from qdeploy.deploy.seal import stamp
@@ -39,7 +38,6 @@ from qdeploy.proof.gates import check_gates, with_promises
 from qdeploy.proof.tensors import ComparedNetwork
 from qdeploy.recipe import ExportSection
 from qdeploy.record import Accuracies, Dataset, Delivery, Exactness, Figures, Record, Sizes
-from qdeploy.tasks import size_of
 from qdeploy.training.device import pick_device
 
 # Pairs of forms that are compared.
@@ -210,9 +208,12 @@ def judge(
     if trained.float_is_trained:
         networks["float"] = outputs.of_network(trained.float_network, torch_device)
     forms = networks | files
+    tested = trained.data.test
+    if conditions.samples is not None:
+        tested = tested.shortened(conditions.samples)
     return outputs.judge(
         forms,
-        whole_pixels(first(trained.data.test, conditions.samples), trained),
+        whole_pixels(tested.epoch(0), trained),
         trained.task,
         len(trained.data.classes),
         structure_of(integers, trained.data),
@@ -241,14 +242,3 @@ def whole_pixels(batches: Iterable[Batch], trained: TrainedRun) -> Iterator[Batc
     normalise = Normalisation(trained.data.mean, trained.data.std, "cpu")
     for images, labels in batches:
         yield normalise(normalise.pixels(images.cpu())), labels
-
-
-def first(batches: Batches, samples: int | None) -> Iterator[Batch]:
-    """The first `samples`, or all, in their batches; whole batches where a collate makes no tensors."""
-    left = batches.samples if samples is None else samples
-    for batch in batches.epoch(0):
-        if left <= 0:
-            return
-        tensors = all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(batch))
-        yield pytree.tree_map(itemgetter(slice(left)), batch) if tensors else batch
-        left -= size_of(batch[0])
