@@ -106,7 +106,7 @@ def fingerprint(recipe: str) -> str:
 
 
 def recipe_of(name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe of the zoo, or a file of this repository, by its path from here: "examples/tasks/rows.toml"."""
+    """A recipe of the zoo, or a file of this repository, such as "examples/tasks/rows.toml"."""
     return Recipe.load(ROOT / name if name.endswith(".toml") else name, overrides)
 
 

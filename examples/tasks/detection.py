@@ -27,9 +27,9 @@ class CentreNet(nn.Module):
         self.stem = nn.Sequential(block(3, width, 2), block(width, fine, 2), block(fine, fine))
         self.deep = nn.Sequential(block(fine, coarse, 2), block(coarse, coarse))
         self.grow = nn.Upsample(scale_factor=2)
-        self.neck = block(fine + coarse, coarse)
-        self.centres = nn.Sequential(block(coarse, fine), nn.Conv2d(fine, classes, 1))
-        self.sides = nn.Sequential(block(coarse, fine), nn.Conv2d(fine, 4, 1))
+        self.neck = block(fine + coarse, fine)
+        self.centres = nn.Sequential(block(fine, fine), nn.Conv2d(fine, classes, 1))
+        self.sides = nn.Sequential(block(fine, fine), nn.Conv2d(fine, 4, 1))
         nn.init.constant_(self.centres[1].bias, -2.2)  # centres are rare: 0.1 before training
 
     def forward(self, x):
@@ -103,7 +103,7 @@ class Detection(Task):
         shapes = {name: list(x.shape[:2]) for name, x in outputs.items()}
         if shapes == {"centres": [2, classes], "sides": [2, 4]}:
             return None
-        return f"gives {shapes}; for 2 images and {classes} classes it must be centres [2, {classes}] and sides [2, 4]"
+        return f"gives {shapes} for 2 images; it must give centres [2, {classes}] and sides [2, 4]"
 
 
 def heat(centres, image, labels, here, sizes):
@@ -133,8 +133,8 @@ def focal(logits, truth):
 class AveragePrecision(Metric):
     """{"ap50": ..., "ap75": ...}: the area under precision over recall, the mean over the classes that occur.
 
-    A box is right if it and a truth of its class, which no likelier box has taken, share 50 % or 75 % of what both
-    cover. The area is not interpolated, as COCO's is at 101 recalls: it differs by about a point.
+    A box is right if it and a truth of its class that no likelier box has taken share 50 % or 75 % of what
+    both cover. The area is not interpolated, as COCO's is at 101 recalls: it differs by about a point.
     """
 
     full_state_update = False
@@ -182,7 +182,10 @@ def overlap(boxes, others):
 
 def taken(overlaps, least):
     """Which boxes, the likeliest first, take a truth: bool [n] of overlaps [n, truths]."""
-    right, left = torch.zeros(len(overlaps), dtype=torch.bool, device=overlaps.device), overlaps.clone()
+    right, left = (
+        torch.zeros(len(overlaps), dtype=torch.bool, device=overlaps.device),
+        overlaps.clone(),
+    )
     for number in (overlaps >= least).any(1).nonzero()[:, 0].tolist():
         most, which = left[number].max(0)
         right[number] = most >= least

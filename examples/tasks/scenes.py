@@ -78,7 +78,7 @@ class Scenes(Dataset):
             image[(slice(None), *place)] = ink * colour + (1 - ink) * image[(slice(None), *place)]
             digit, inked = int(self.digits.labels[which]), ink > 0.5
             mask[place] = np.where(inked, digit + 1, mask[place])
-            found.append((box_of(inked) + [left, top, left, top], digit))
+            found.append((box_of(inked) + np.array([left, top, left, top]), digit))
         mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
         return torch.from_numpy((image - mean) / std), mask, found
 

@@ -16,7 +16,7 @@ def block(inputs, outputs):
 
 
 class UNet(nn.Module):
-    def __init__(self, classes=11, width=16):
+    def __init__(self, classes=11, width=8):
         super().__init__()
         self.down1, self.down2, self.down3 = (
             block(3, width),
