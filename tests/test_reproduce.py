@@ -216,9 +216,9 @@ def test_every_row_of_every_plan_is_a_recipe(name):
     plan = plans.Plan.load(name)
     for row in plan.rows.values():
         weights = ("model.weights=last.pt",) if row.starts_from else ()
-        recipe = Recipe.load(row.recipe, (*plan.overrides(row, 0), *weights))
+        recipe = plans.recipe_of(row.recipe, (*plan.overrides(row, 0), *weights))
         if row.starts_from:
             start = plan.rows[row.starts_from]
-            source = Recipe.load(start.recipe, plan.overrides(start, 0))
+            source = plans.recipe_of(start.recipe, plan.overrides(start, 0))
             assert source.quantize.method == "float"
             assert source.model == recipe.model.model_copy(update={"weights": None})

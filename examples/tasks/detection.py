@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.functional import l1_loss, logsigmoid, max_pool2d
 from torchmetrics import Metric
 from torchmetrics.functional.classification import binary_average_precision
+from torchmetrics.utilities.data import dim_zero_cat
 
 from qdeploy.tasks import Score, Task
 
@@ -49,8 +50,8 @@ def decode(outputs):
     outputs   what the network or its file gives, as tensors
 
     Gives boxes [N, 16, 4], left, top, right and bottom in pixels, their scores [N, 16] in 0..1 and
-    their classes [N, 16]. A centre is a place that none of its eight neighbours is likelier than; of equal
-    ones, which few bits often give, the first.
+    their classes [N, 16]; what scores 0 is none. A centre is a place that none of its eight neighbours is
+    likelier than; of equal ones, which few bits often give, the first.
     """
     scores, sides = outputs["centres"].sigmoid(), outputs["sides"]
     height, width = scores.shape[2:]
@@ -146,7 +147,8 @@ class AveragePrecision(Metric):
             self.add_state(name, [], "cat")
 
     def update(self, outputs, targets):
-        for box, score, label, truth in zip(*decode(outputs), targets, strict=True):
+        for boxes, scores, labels, truth in zip(*decode(outputs), targets, strict=True):
+            box, score, label = (x[scores > 0] for x in (boxes, scores, labels))
             overlaps = overlap(box, truth["boxes"]) * (label[:, None] == truth["labels"])
             self.scores.append(score)
             self.labels.append(label)
@@ -155,21 +157,20 @@ class AveragePrecision(Metric):
             self.truths += torch.bincount(truth["labels"], minlength=len(self.truths))
 
     def compute(self):
-        labels, scores = torch.cat(self.labels), torch.cat(self.scores)
-        found = {"ap50": torch.cat(self.right50), "ap75": torch.cat(self.right75)}
-        return {name: self.area(labels, scores, right) for name, right in found.items()}
+        scores, labels = dim_zero_cat(self.scores), dim_zero_cat(self.labels)
+        return {
+            "ap50": self.area(scores, labels, dim_zero_cat(self.right50)),
+            "ap75": self.area(scores, labels, dim_zero_cat(self.right75)),
+        }
 
-    def area(self, labels, scores, right):
-        """Of what was found torchmetrics has it; what was not found shortens the recall."""
-        areas = []
-        for label in self.truths.nonzero()[:, 0]:
-            own, all_of_it = right[labels == label], self.truths[label]
-            if not own.any():
-                areas.append(torch.zeros_like(scores[0]))
-                continue
-            precision = binary_average_precision(scores[labels == label], own.long())
-            areas.append(precision * own.sum() / all_of_it)
-        return torch.stack(areas).mean()
+    def area(self, scores, labels, right):
+        """torchmetrics' own of what was found, times the share of the truths that was."""
+        areas = torch.zeros(len(self.truths), device=scores.device)
+        for label in labels[right].unique():
+            own = labels == label
+            found = right[own].sum() / self.truths[label]
+            areas[label] = found * binary_average_precision(scores[own], right[own].long())
+        return areas[self.truths > 0].mean()
 
 
 def overlap(boxes, others):
