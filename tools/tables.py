@@ -458,7 +458,10 @@ def _table(place: re.Match[str]) -> str:
 
 
 def rows_of(name: str) -> Rows | str:
-    """`zoo`, `tasks`, `widths:PLAN`, `accuracy:PLAN`, with `:QUESTION` or without, `runtimes:TARGET`, or TABLES."""
+    """`zoo`, `tasks`, `widths:PLAN`, `accuracy:PLAN`, `accuracy:PLAN:QUESTION`, `runtimes:TARGET`, or more.
+
+    Others are those of TABLES.
+    """
     if name == "zoo":
         return accuracy.of_zoo()
     if name == "tasks":

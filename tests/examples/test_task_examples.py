@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -24,6 +25,12 @@ SMALL = {
 }  # fmt: skip
 # What a network that has learned nothing scores: mIoU, dB of PSNR, top-1. Boxes need more than this.
 CHANCE = {"segmentation": 0.01, "super_resolution": 9.0, "rows": 0.2, "detection": -1.0}
+OUTPUTS = {
+    "segmentation": ["logits"],
+    "super_resolution": ["output"],
+    "rows": ["logits"],
+    "detection": ["centres", "sides"],
+}
 
 
 def run(*arguments):
@@ -42,6 +49,8 @@ def test_it_trains_and_its_file_is_proven(name, tmp_path):
     settings = [part for setting in (*SMALL[name], *short) for part in ("--set", setting)]
     run("train", FOLDER / f"{name}.toml", *settings, "-o", tmp_path / "run")
     record = json.loads(run("export", tmp_path / "run", "--max-drop", 100, "--json"))
+    given = onnx.load(tmp_path / "run" / "model.onnx").graph.output
+    assert [output.name for output in given] == OUTPUTS[name]
     headline = record["scores"][0]["name"]
     assert record["accuracy"]["onnx"][headline] > CHANCE[name]
     assert record["accuracy"]["onnx"][headline] == pytest.approx(
