@@ -101,6 +101,8 @@ class Detection(Task):
         return torch.where(logit > 0, label + 1, 0)
 
     def misfit(self, outputs, classes):
+        if not isinstance(outputs, dict):
+            return f"gives {type(outputs).__name__}; it must give a dict of centres and sides"
         shapes = {name: list(x.shape[:2]) for name, x in outputs.items()}
         if shapes == {"centres": [2, classes], "sides": [2, 4]}:
             return None

@@ -88,6 +88,14 @@ def test_images_without_objects_only_have_no_centres(detection):
     assert scores.figures()["ap50"] == pytest.approx(1 / 2)  # a false box beside each, as likely
 
 
+def test_outputs_of_another_network_are_refused_in_words(detection):
+    task = detection.Detection()
+    outputs = {name: torch.cat([x, x]) for name, x in heads(BOXES, LABELS).items()}
+    assert task.misfit(outputs, 3) is None
+    assert "gives Tensor; it must give a dict" in task.misfit(outputs["centres"], 3)
+    assert "must give centres [2, 10] and sides [2, 4]" in task.misfit(outputs, 10)
+
+
 def crowd(detection, images=30):
     """Outputs at random, and truths that lie near some of the boxes that they give."""
     draw = torch.Generator().manual_seed(0)
