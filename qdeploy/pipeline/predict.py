@@ -49,9 +49,9 @@ def predict(model: Path, given: Sequence[Path], provider: str = "auto") -> Itera
     for path in pictures(given):
         outputs = session.run_all(prepared(read(path)))
         if [output.shape for output in outputs] != [(1, len(classes))]:
-            given = " and ".join(str(list(output.shape)) for output in outputs)
+            shapes = " and ".join(str(list(output.shape)) for output in outputs)
             raise QdeployError(
-                f"{model} gives {given} for one picture, and its metadata has {len(classes)} classes; "
+                f"{model} gives {shapes} for one picture, and its metadata has {len(classes)} classes; "
                 "qdeploy predict is for files that give one number a class. Run others in ONNX Runtime, and "
                 "read their outputs as the task does (docs/tasks.md)"
             )
