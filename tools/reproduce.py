@@ -143,7 +143,6 @@ def figures_of(record: Record, recipe: Recipe) -> Figures:
         "epochs": recipe.train.epochs,
         "float_epochs": recipe.train.float_epochs,
         "data": asdict(record.dataset),
-        "task": record.task,
         "scores": [asdict(score) for score in record.scores],
         "accuracy": asdict(record.accuracy),
         "agreement": json.loads(record.to_json())["agreement"],
