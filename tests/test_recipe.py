@@ -593,10 +593,30 @@ class TestExtends:
 
     def test_paths_count_from_the_recipe_that_they_stand_in(self, write, tmp_path):
         (tmp_path / "below").mkdir()
-        write("net.py", "")
-        write("base.toml", 'extends = "lenet5-mnist-float"\n[model]\nnetwork = "net.py:make"')
-        child = write("below/child.toml", 'extends = "../base.toml"')
-        assert Recipe.load(child).model.network == f"{tmp_path / 'net.py'}:make"
+        for file in ("net.py", "task.py", "data.py", "net.pt"):
+            write(file, "")
+        write(
+            "base.toml",
+            'extends = "lenet5-mnist-float"\n[model]\nnetwork = "net.py:make"\nweights = "net.pt"\n'
+            '[task]\nkind = "task.py:Mine"\n[data]\ndataset = "data.py:make"\nroot = "below"',
+        )
+        recipe = Recipe.load(write("below/child.toml", 'extends = "../base.toml"'))
+        assert (recipe.model.network, recipe.model.weights) == (
+            f"{tmp_path / 'net.py'}:make", str(tmp_path / "net.pt"),
+        )  # fmt: skip
+        assert (recipe.task.kind, recipe.data.dataset, recipe.data.root) == (
+            f"{tmp_path / 'task.py'}:Mine", f"{tmp_path / 'data.py'}:make", str(tmp_path / "below"),
+        )  # fmt: skip
+
+    def test_names_stay_names_beside_folders_that_are_called_so(self, write, tmp_path):
+        (tmp_path / "below").mkdir()
+        for folder in ("lenet5", "mnist", "classification"):
+            (tmp_path / folder).mkdir()
+        base = '[model]\nnetwork = "lenet5"\n[data]\ndataset = "mnist"\n[task]\nkind = "classification"\n'
+        write("base.toml", base + '[quantize]\nmethod = "simqat"')
+        recipe = Recipe.load(write("below/child.toml", 'extends = "../base.toml"'))
+        named = recipe.model.network, recipe.data.dataset, recipe.task.kind
+        assert named == ("lenet5", "mnist", "classification")
 
     def test_a_circle_through_another_spelling_of_the_path(self, write, tmp_path):
         (tmp_path / "below").mkdir()

@@ -15,6 +15,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tools"))
 import accuracy
 import plans
 import reproduce
+import task_table
 
 from qdeploy.errors import QdeployError
 from qdeploy.metrics import read_metrics
@@ -73,6 +74,12 @@ def test_a_row_is_run_once_after_the_one_that_it_starts_from(root):
     assert row["accuracy"] == report["accuracy"]
     assert row["agreement"] == report["agreement"]
     assert row["size"]["onnx"] == (root / "runs/small/one-bit-s1/model.onnx").stat().st_size
+    assert row["latency"]["model.onnx"] == report["latency"][1]["p50_ms"]
+    counted = [tensor for tensor in report["exactness"]["tensors"] if tensor["integer"]]
+    assert row["codes"] == {
+        "compared": sum(tensor["elements"] for tensor in counted),
+        "differing": sum(tensor["differing"] for tensor in counted),
+    }
     # It started from those weights: they are the float network of its report.
     assert report["accuracy"]["float"] == start["accuracy"]["trained"]
     assert "--seed 1" in row["command"]
@@ -211,14 +218,38 @@ def test_a_table_gives_mean_and_deviation_and_the_loss_against_float_of_the_same
     ]
 
 
+def test_the_table_of_tasks_is_of_the_score_that_each_row_has(root):
+    (root / "tasks.toml").write_text(PLAN.replace("[0, 1]", "[0]"))
+    plan = plans.Plan.load("tasks")
+    score = {"name": "error", "title": "size error", "unit": "px", "higher_is_better": False}
+
+    def measured(row, epochs, error):
+        forms = {"float": 1.5, "trained": error, "onnx": error, "prepared": error + 0.25}
+        return {
+            "row": row, "seed": 0, **plan.identity(row, 0), "method": "slb", "bits": [1, 8], "epochs": epochs,
+            "scores": [score], "accuracy": {form: {"error": x} for form, x in forms.items()},
+            "codes": {"compared": 12345, "differing": 0}, "size": {"onnx": 500, "float": 8000},
+            "latency": {"float.onnx": 0.5, "model.onnx": 0.25},
+        }  # fmt: skip
+
+    rows = [measured("float", 3, 1.5), measured("one-bit", 2, 1.75)]
+    (root / "results" / "tasks.json").write_text(json.dumps(rows))
+    head, row = task_table.of_tasks()
+    assert dict(zip(head, row, strict=True)) == {
+        "example": "one", "bits": "W1A8", "epochs": "3 + 2", "score": "size error", "float": "1.5 px",
+        "prepared": "2 px", "file": "1.75 px", "codes that differ": "0 of 12,345", "bytes": "500",
+        "smaller than float": "16.0x", "p50 ms of float": "0.50", "of the file": "0.25",
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("name", plans.plans())
 def test_every_row_of_every_plan_is_a_recipe(name):
     plan = plans.Plan.load(name)
     for row in plan.rows.values():
         weights = ("model.weights=last.pt",) if row.starts_from else ()
-        recipe = Recipe.load(row.recipe, (*plan.overrides(row, 0), *weights))
+        recipe = plans.recipe_of(row.recipe, (*plan.overrides(row, 0), *weights))
         if row.starts_from:
             start = plan.rows[row.starts_from]
-            source = Recipe.load(start.recipe, plan.overrides(start, 0))
+            source = plans.recipe_of(start.recipe, plan.overrides(start, 0))
             assert source.quantize.method == "float"
             assert source.model == recipe.model.model_copy(update={"weights": None})

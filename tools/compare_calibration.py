@@ -28,7 +28,6 @@ from qdeploy.data import Data, open_data
 from qdeploy.models.mobilenet import InvertedResidual, conv_norm
 from qdeploy.models.resnet import BasicBlock, projection, stages
 from qdeploy.pipeline.assemble import float_network_of
-from qdeploy.pipeline.subject import first
 from qdeploy.pipeline.train import train
 from qdeploy.preparation.ranges import RANGES
 from qdeploy.recipe import CalibrateSection, Recipe
@@ -133,7 +132,7 @@ def main(
     rows = json.loads(results.read_text()) if results.exists() else []
     for name in chosen:
         network, data = trained(name, data_root, runs)
-        tests = list(first(data.test, test_images))
+        tests = list(data.test.shortened(test_images).epoch(0))
         images = list(itertools.islice(calibration_images(data), batches))
         for bits in (8, 4):
             new = row(name, title or data.title, network.eval(), tests, images, bits)

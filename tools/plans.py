@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -100,7 +101,13 @@ class Plan:
 @cache
 def fingerprint(recipe: str) -> str:
     """SHA-256 of what a recipe says, however it is written: another one, another row."""
-    return hashlib.sha256(Recipe.load(recipe).to_toml(defaults=False).encode()).hexdigest()
+    said = recipe_of(recipe).to_toml(defaults=False).replace(f"{ROOT}/", "")
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def recipe_of(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe of the zoo, or a file of this repository, such as "examples/tasks/rows.toml"."""
+    return Recipe.load(ROOT / name if name.endswith(".toml") else name, overrides)
 
 
 def plans() -> list[str]:

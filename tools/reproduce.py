@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 from filelock import FileLock
-from plans import ROOT, Figures, Plan, plans
+from plans import ROOT, Figures, Plan, plans, recipe_of
 
 import qdeploy
 from qdeploy.cli.options import reports_errors
@@ -115,7 +115,7 @@ def trained(plan: Plan, name: str, seed: int, place: Place) -> Recipe:
         with locked(start):
             trained(plan, row.starts_from, seed, place)
         overrides.append(f"model.weights={start.last.resolve()}")
-    recipe = Recipe.load(row.recipe, overrides)
+    recipe = recipe_of(row.recipe, overrides)
     began = Recipe.load(run.recipe).model_dump() if run.recipe.is_file() else None
     same = began is not None and not list(differing(began, recipe.model_dump()))
     train(
@@ -143,9 +143,12 @@ def figures_of(record: Record, recipe: Recipe) -> Figures:
         "epochs": recipe.train.epochs,
         "float_epochs": recipe.train.float_epochs,
         "data": asdict(record.dataset),
+        "scores": [asdict(score) for score in record.scores],
         "accuracy": asdict(record.accuracy),
         "agreement": json.loads(record.to_json())["agreement"],
+        "codes": codes_of(record),
         "size": asdict(record.size),
+        "latency": {row.file: row.p50_ms for row in record.latency},
         "seconds": sum(line["seconds"] or 0 for line in record.training),
         "provider": record.latency[0].provider,
         "created": record.created,
@@ -157,6 +160,13 @@ def figures_of(record: Record, recipe: Recipe) -> Figures:
             "commit": commit(),
         },
     }
+
+
+def codes_of(record: Record) -> Figures | None:
+    """How many codes of integer kernels were compared, and how many of them differ."""
+    if record.exactness is None:
+        return None
+    return {"compared": record.exactness.compared, "differing": record.exactness.differing}
 
 
 def commit() -> str:

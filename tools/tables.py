@@ -15,6 +15,7 @@ from typing import Any
 
 import accuracy
 import runtime_table
+import task_table
 from rich.console import Console
 
 from qdeploy.record import Record
@@ -457,9 +458,14 @@ def _table(place: re.Match[str]) -> str:
 
 
 def rows_of(name: str) -> Rows | str:
-    """`zoo`, `widths:PLAN`, `accuracy:PLAN`, `accuracy:PLAN:QUESTION`, `runtimes:TARGET`, or of TABLES."""
+    """`zoo`, `tasks`, `widths:PLAN`, `accuracy:PLAN`, `accuracy:PLAN:QUESTION`, `runtimes:TARGET`, or more.
+
+    Others are those of TABLES.
+    """
     if name == "zoo":
         return accuracy.of_zoo()
+    if name == "tasks":
+        return task_table.of_tasks()
     if name.startswith("widths:"):
         return accuracy.of_widths(name.partition(":")[2])
     if name.startswith("runtimes:"):

@@ -1,4 +1,4 @@
-"""Scenes: digits pasted on photographs, with their masks. A data set for `dataset = "scenes.py:make"`."""
+"""Scenes: digits pasted on photographs. `dataset = "scenes.py:make"` has their masks, `:make_boxes` boxes."""
 
 from pathlib import Path
 
@@ -13,13 +13,31 @@ MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 CLASSES = ("background", *map(str, range(10)))
 
 
-def make(root: Path, digits="mnist", pictures="cifar10", size=64, count=4000):
+def make(root: Path, **options):
+    """Scenes and the mask of each; options: see `parts`."""
+    train, test = parts(Scenes, root, **options)
+    return {"train": train, "test": test, "classes": CLASSES, "mean": MEAN, "std": STD}
+
+
+def make_boxes(root: Path, **options):
+    """Scenes and the boxes of their digits; options: see `parts`."""
+    train, test = parts(BoxedScenes, root, **options)
+    named = {"classes": CLASSES[1:], "mean": MEAN, "std": STD}
+    return {"train": train, "test": test, "collate": listed, **named}
+
+
+def parts(kind, root, digits="mnist", pictures="cifar10", size=64, count=4000):
     """`count` scenes to train on and a quarter as many to test on."""
-    parts = zip(
+    halves = zip(
         images_of(digits, root), images_of(pictures, root), (count, count // 4), strict=True
     )
-    train, test = (Scenes(*part, size, seed) for seed, part in enumerate(parts))
-    return {"train": train, "test": test, "classes": CLASSES, "mean": MEAN, "std": STD}
+    return (kind(*half, size, seed) for seed, half in enumerate(halves))
+
+
+def listed(items):
+    """A batch: images [N, 3, H, W], and a list of their targets, since images have any number of boxes."""
+    images, targets = zip(*items, strict=True)
+    return torch.stack(images), list(targets)
 
 
 def images_of(name, root):
@@ -42,15 +60,15 @@ class Scenes(Dataset):
         return self.count
 
     def __getitem__(self, number):
-        image, mask = self.scene(np.random.default_rng([self.seed, number]))
-        mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
-        return torch.from_numpy((image - mean) / std), torch.from_numpy(mask)
+        image, mask, _ = self.scene(number)
+        return image, torch.from_numpy(mask)
 
-    def scene(self, draw):
-        """An image in 0..1, [3, size, size], and its mask."""
+    def scene(self, number):
+        """A normalised image, [3, size, size], its mask, and the box and the digit of all that lies there."""
+        draw = np.random.default_rng([self.seed, number])
         picture = resized(self.pictures.images[draw.integers(len(self.pictures.images))], self.size)
         image = np.repeat(picture, 3 // len(picture), 0)
-        mask = np.zeros((self.size, self.size), np.int64)
+        mask, found = np.zeros((self.size, self.size), np.int64), []
         for _ in range(draw.integers(1, 5)):
             which, side = draw.integers(len(self.digits.labels)), draw.integers(20, 33)
             top, left = draw.integers(0, self.size - side + 1, 2)
@@ -58,8 +76,32 @@ class Scenes(Dataset):
             place = np.s_[top : top + side, left : left + side]
             colour = draw.random(3, np.float32)[:, None, None]
             image[(slice(None), *place)] = ink * colour + (1 - ink) * image[(slice(None), *place)]
-            mask[place] = np.where(ink > 0.5, self.digits.labels[which] + 1, mask[place])
-        return image, mask
+            digit, inked = int(self.digits.labels[which]), ink > 0.5
+            mask[place] = np.where(inked, digit + 1, mask[place])
+            found.append((box_of(inked) + np.array([left, top, left, top]), digit))
+        mean, std = (np.array(values, np.float32)[:, None, None] for values in (MEAN, STD))
+        return torch.from_numpy((image - mean) / std), mask, found
+
+
+class BoxedScenes(Scenes):
+    """The same scenes; the targets are {"boxes": float32 [n, 4], "labels": int64 [n]}.
+
+    A box is left, top, right and bottom, in pixels, around a digit's ink, also where another one covers it.
+    """
+
+    def __getitem__(self, number):
+        image, _, found = self.scene(number)
+        boxes, digits = zip(*found, strict=True)
+        return image, {
+            "boxes": torch.tensor(np.array(boxes), dtype=torch.float32),
+            "labels": torch.tensor(digits),
+        }
+
+
+def box_of(inked):
+    """Left, top, right and bottom of what is True, bool [H, W]; right and bottom lie outside of it."""
+    rows, columns = (np.flatnonzero(inked.any(axis)) for axis in (1, 0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
 
 
 def resized(pixels, size):

@@ -68,6 +68,17 @@ class Batches(ABC):
         other._follow(section)
         return other
 
+    def shortened(self, samples: int) -> Self:
+        """The first so many samples of a test set, or all where it has fewer.
+
+        They are counted before a collate function makes batches of them: of what it makes, nobody but
+        it knows how to take a part.
+        """
+        other = copy.copy(self)
+        other.samples = min(samples, self.samples)
+        other._first_steps = [0]
+        return other
+
     @property
     @abstractmethod
     def input_shape(self) -> tuple[int, ...]:

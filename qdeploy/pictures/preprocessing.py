@@ -128,7 +128,8 @@ def _noted(metadata: Mapping[str, str], pixels: bool, file: Path) -> _Noted:
     if missing:
         raise QdeployError(
             f"{file} does not say how a picture becomes its input: its metadata lacks {', '.join(missing)}. "
-            "Files that `qdeploy export` writes have them; docs/serving.md says what others must note"
+            "Files that `qdeploy export` writes have them, unless a function of your own gave the data: how "
+            "that makes inputs of pictures, only it knows. docs/serving.md says what such files must note"
         )
     keys = [f"qdeploy.{name}" for name in _Noted.model_fields]
     given = {key: metadata[key] for key in keys if key in metadata}

@@ -129,6 +129,7 @@ def check_targets(network: nn.Module, batch: Batch, data: Data, task: Task, kind
             loss, training_loss = (of(outputs, targets) for of in (task.loss, task.training_loss))
             tally = Tally(task, len(data.classes))
             tally.add(loss, outputs, targets, 2)
+            tally.scoring.numbers()
         except QdeployError:
             raise
         except Exception as error:

@@ -17,7 +17,7 @@ from qdeploy.errors import QdeployError
 from qdeploy.onnx_file import stored_bytes, write
 from qdeploy.pipeline.build import Files, build, build_float, integers_of, normalisation_of
 from qdeploy.pipeline.measure import Conditions, measured
-from qdeploy.pipeline.subject import first, subject_of, whole_pixels
+from qdeploy.pipeline.subject import subject_of, whole_pixels
 from qdeploy.pipeline.trained_run import TrainedRun, Which, load_run
 from qdeploy.preparation.trace import as_inputs
 from qdeploy.proof.gates import check_gates, check_possible, with_promises
@@ -61,7 +61,7 @@ def export_run(
     file = onnx_path(target, file)
     integers = integers_of(trained)
     files = build(trained, integers)
-    batch, _ = next(whole_pixels(first(trained.data.test, IMAGES), trained))
+    batch, _ = next(whole_pixels(trained.data.test.shortened(IMAGES).epoch(0), trained))
     pixels = normalisation_of(trained.data) if section.input == "uint8" else None
     sizes = checked_sizes(files.model, integers, target, as_inputs(batch), pixels)
     write_for(target, files.model, file)

@@ -47,13 +47,15 @@ def predict(model: Path, given: Sequence[Path], provider: str = "auto") -> Itera
     prepared = preprocessing_of(session.metadata, session.input_shape, pixels, model)
     classes = class_names(session, model)
     for path in pictures(given):
-        logits = session.run(prepared(read(path)))
-        if logits.shape != (1, len(classes)):
+        outputs = session.run_all(prepared(read(path)))
+        if [output.shape for output in outputs] != [(1, len(classes))]:
+            shapes = " and ".join(str(list(output.shape)) for output in outputs)
             raise QdeployError(
-                f"{model} gives {list(logits.shape)} for one picture, and its metadata has "
-                f"{len(classes)} classes; qdeploy predict is for files that give one number a class"
+                f"{model} gives {shapes} for one picture, and its metadata has {len(classes)} classes; "
+                "qdeploy predict is for files that give one number a class. Run others in ONNX Runtime, and "
+                "read their outputs as the task does (docs/tasks.md)"
             )
-        yield Prediction(str(path), best(logits[0], classes))
+        yield Prediction(str(path), best(outputs[0][0], classes))
 
 
 def class_names(session: Session, model: Path) -> list[str]:

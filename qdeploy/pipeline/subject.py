@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from qdeploy.data import Batch, Batches, Normalisation
+from qdeploy.data import Batch, Normalisation
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.pipeline.trained_run import TrainedRun
 from qdeploy.scores import Score
-from qdeploy.tasks import Task, size_of
+from qdeploy.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class Subject:
 
 def subject_of(trained: TrainedRun, integers: fx.GraphModule, samples: int | None) -> Subject:
     """What a run's file is compared with, on the first `samples` of its test set, or all."""
+    tested = trained.data.test if samples is None else trained.data.test.shortened(samples)
     return Subject(
         trained=trained.network,
         integers=integers,
@@ -63,7 +63,7 @@ def subject_of(trained: TrainedRun, integers: fx.GraphModule, samples: int | Non
         task=trained.task,
         kind=trained.recipe.task.kind,
         classes=len(trained.data.classes),
-        batches=whole_pixels(first(trained.data.test, samples), trained),
+        batches=whole_pixels(tested.epoch(0), trained),
         title=trained.data.title,
         example=trained.data.example,
         pixels=trained.pixels,
@@ -78,14 +78,3 @@ def whole_pixels(batches: Iterable[Batch], trained: TrainedRun) -> Iterator[Batc
     normalise = Normalisation(trained.data.mean, trained.data.std, "cpu")
     for images, labels in batches:
         yield normalise(normalise.pixels(images.cpu())), labels
-
-
-def first(batches: Batches, samples: int | None) -> Iterator[Batch]:
-    """The first `samples`, or all, in their batches; whole batches where a collate makes no tensors."""
-    left = batches.samples if samples is None else samples
-    for batch in batches.epoch(0):
-        if left <= 0:
-            return
-        tensors = all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(batch))
-        yield pytree.tree_map(itemgetter(slice(left)), batch) if tensors else batch
-        left -= size_of(batch[0])

@@ -148,4 +148,4 @@ def of_runtime(run: Callable[..., list[Array]], pixels: Pixels | None = None) ->
 
 
 def leaves(outputs: Any) -> list[Tensor]:
-    return [x.detach().cpu().float() for x in pytree.tree_leaves(outputs)]
+    return [x.detach().cpu().float().contiguous() for x in pytree.tree_leaves(outputs)]

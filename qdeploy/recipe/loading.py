@@ -17,6 +17,12 @@ if TYPE_CHECKING:
 
 _ZOO = "qdeploy.models.recipes"
 _METHOD = ["quantize", "method"]
+_PATHS = (("model", "weights"), ("data", "root"))
+_CODE = (
+    ("model", "network"),
+    ("task", "kind"),
+    ("data", "dataset"),
+)  # of these, "file.py:name" alone
 
 
 def read_table(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -94,9 +100,13 @@ def _with_base(table: dict[str, Any], chain: list[str]) -> dict[str, Any]:
 
 def _anchor(table: dict[str, Any], folder: Path) -> None:
     """Makes paths that exist in `folder` absolute, so that a recipe elsewhere can take them over."""
-    for section, key in (("model", "network"), ("model", "weights"), ("data", "root")):
+    for section, key in (*_PATHS, *_CODE):
         given = table.get(section, {}).get(key)
-        if isinstance(given, str) and (folder / given.partition(":")[0]).exists():
+        if not isinstance(given, str):
+            continue
+        file = given.rpartition(":")[0] if (section, key) in _CODE else given
+        is_path = (section, key) in _PATHS or file.endswith(".py")
+        if is_path and (folder / file).exists():
             table[section][key] = str(folder.resolve() / given)
 
 

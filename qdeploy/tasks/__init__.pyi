@@ -9,6 +9,7 @@ from .regression import Regression as Regression
 from .segmentation import Segmentation as Segmentation
 from .tally import Scoring as Scoring
 from .tally import Tally as Tally
+from .tally import contiguous as contiguous
 from .tally import size_of as size_of
 from .task import Score as Score
 from .task import Task as Task

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from qdeploy import processes
 from qdeploy.errors import QdeployError
 from qdeploy.scores import Score
-from qdeploy.tasks.task import Task
+from qdeploy.tasks.task import Task, shape_of
 
 LOSS = "loss"  # what its figure is called among the scores
 
@@ -28,14 +28,14 @@ class Scoring:
 
     def update(self, outputs: Any, targets: Any) -> None:
         device = pytree.tree_leaves(outputs)[0].device
-        for metric in self.metrics.values():
+        for metric in {id(metric): metric for metric in self.metrics.values()}.values():
             if metric.device != device:
                 metric.to(device)
             metric.update(outputs, targets)
 
     def values(self) -> dict[str, float]:
         """{score: value}, of all processes. Errors: QdeployError for what is no number."""
-        found = {name: float(metric.compute()) for name, metric in self.metrics.items()}
+        found = self.numbers()
         for name, value in found.items():
             if math.isnan(value):
                 raise QdeployError(
@@ -43,6 +43,28 @@ class Scoring:
                     "that it is given"
                 )
         return found
+
+    def numbers(self) -> dict[str, float]:
+        """{score: value}, nan where nothing can be said. Errors: QdeployError for what is not one number."""
+        return {name: number(name, metric.compute()) for name, metric in self.metrics.items()}
+
+
+def number(name: str, computed: Any) -> float:
+    """What a metric computed; of one that computes several in a dict, that of the score's name.
+
+    Errors: QdeployError for anything but one number.
+    """
+    if isinstance(computed, Mapping) and name in computed:
+        computed = computed[name]
+    if isinstance(computed, Mapping):
+        given = f"the numbers {', '.join(map(str, computed))}; call the score like one of these"
+    elif isinstance(computed, Tensor) and computed.numel() != 1:
+        given = f"{shape_of(computed)}; take a mean over classes or positions, or another metric"
+    elif isinstance(computed, Tensor | float | int):
+        return float(computed)
+    else:
+        given = f"{type(computed).__name__}; it must compute one number, or a dict of them"
+    raise QdeployError(f"the metric of the score {name!r} computes {given}")
 
 
 def named(metrics: Mapping[Score, Metric]) -> dict[str, Metric]:
@@ -84,6 +106,14 @@ class Tally:
         if not samples:
             raise QdeployError("there is nothing to evaluate on: the data set is empty")
         return {LOSS: total / samples, **self.scoring.values()}
+
+
+def contiguous(outputs: Any) -> Any:
+    """The outputs in rows, as networks give them that are not stored channels last.
+
+    Losses and metrics may view their values, and torchmetrics' own do.
+    """
+    return pytree.tree_map_only(Tensor, Tensor.contiguous, outputs)
 
 
 def size_of(batch: Any) -> int:

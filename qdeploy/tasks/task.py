@@ -48,7 +48,8 @@ class Task(ABC):
 
         classes   how many the data set names, 0 if none
 
-        Each is updated with (outputs, targets), of all processes in the end.
+        Each is updated with (outputs, targets), of all processes in the end. A metric that computes a
+        dict of numbers may stand under several scores, whose names are keys of the dict.
         """
 
     def shown_scores(self, classes: int) -> tuple[Score, ...]:

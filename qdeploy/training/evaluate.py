@@ -15,7 +15,7 @@ from qdeploy.preparation.calibrate import calibrate
 from qdeploy.preparation.convert import integers_of
 from qdeploy.preparation.prepared import PreparedNetwork, is_searching
 from qdeploy.preparation.trace import as_inputs
-from qdeploy.tasks import Tally, Task, size_of
+from qdeploy.tasks import Tally, Task, contiguous, size_of
 
 
 def evaluate(
@@ -30,7 +30,7 @@ def evaluate(
     network, tally = as_shipped(network), Tally(task, classes)
     with evaluation_mode(network), full_float32(), torch.inference_mode():
         for inputs, targets in batches:
-            outputs = network(*as_inputs(inputs))
+            outputs = contiguous(network(*as_inputs(inputs)))
             with labels_explained(classes):
                 loss = task.loss(outputs, targets)
             tally.add(loss, outputs, targets, size_of(inputs))

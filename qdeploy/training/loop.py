@@ -22,7 +22,7 @@ from qdeploy.preparation.prepared import PreparedNetwork, committed_latents, is_
 from qdeploy.preparation.trace import Inputs, as_inputs
 from qdeploy.recipe import TrainSection
 from qdeploy.scores import write_scores
-from qdeploy.tasks import Tally, size_of
+from qdeploy.tasks import Tally, contiguous, size_of
 from qdeploy.training.checkpoint import Checkpoint, fingerprint
 from qdeploy.training.console import Advance
 from qdeploy.training.device import channels_last, determinism, seed_epoch
@@ -184,7 +184,7 @@ class Training:
     def outputs(self, inputs: Inputs) -> Any:
         """What the network gives in training. Errors: QdeployError where torch cannot compile it."""
         try:
-            return self.model(*as_inputs(inputs))
+            return contiguous(self.model(*as_inputs(inputs)))
         except torch._dynamo.exc.TorchDynamoException as error:  # imported only if something failed
             reason = " ".join(str(error).strip().partition("\n\n")[0].split())
             raise QdeployError(
@@ -199,7 +199,7 @@ class Training:
         if self.teacher is None:
             return loss
         with torch.no_grad():
-            taught = self.teacher(*as_inputs(inputs))
+            taught = contiguous(self.teacher(*as_inputs(inputs)))
         share = self.settings.distill
         return (1 - share) * loss + share * self.task.distillation(outputs, taught)
 

@@ -115,6 +115,23 @@ def opened(tmp_path, source, **section):
     return open_data(section, None, False, "cpu", seed=0)
 
 
+def several_of_each(items):
+    """Inputs [N, 4], and a list that has tensors of another length for every item."""
+    inputs, numbers = zip(*items, strict=True)
+    return torch.stack(inputs), [torch.arange(number) for number in numbers]
+
+
+@pytest.mark.parametrize("kind", [Noisy, Stream])
+@pytest.mark.parametrize("samples", [1, 4, 6, 99])
+def test_the_first_samples_are_whole_whatever_collate_makes_of_them(kind, samples):
+    tested = OwnBatches("mine", kind(), SECTION, several_of_each, "cpu")
+    parts = list(tested.shortened(samples).epoch(0))
+    lengths = [len(target) for _, targets in parts for target in targets]
+    assert lengths == list(range(min(samples, 10)))
+    assert [len(inputs) for inputs, _ in parts] == [len(targets) for _, targets in parts]
+    assert sum(len(inputs) for inputs, _ in tested.epoch(0)) == 10
+
+
 class TestWhatIsReturned:
     def test_a_pair_of_tensors_will_do(self, tmp_path):
         pair = "(torch.ones(6, 2), torch.zeros(6)), (np.ones((4, 2)), np.zeros(4))"

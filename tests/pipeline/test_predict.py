@@ -13,16 +13,18 @@ from qdeploy.pipeline.predict import best
 CLASSES = '["red", "green", "blue"]'
 
 
-def file_of(path, **metadata):
+def file_of(path, outputs="float[batch, 3] logits", **metadata):
     """A network whose logits are the sums of a picture's three colours, in a hundredth of a pixel."""
-    model = onnx.parser.parse_model("""
+    model = onnx.parser.parse_model(
+        """
         <ir_version: 10, opset_import: ["": 21]>
-        g (uint8[batch, 3, 2, 2] input) => (float[batch, 3] logits) <float hundredth = {0.01}> {
+        g (uint8[batch, 3, 2, 2] input) => (OUTPUTS) <float hundredth = {0.01}> {
             values = Cast <to = 1> (input)
             axes = Constant <value_ints = [2, 3]> ()
             sums = ReduceSum <keepdims = 0> (values, axes)
             logits = Mul (sums, hundredth)
-        }""")
+        }""".replace("OUTPUTS", outputs)
+    )
     onnx.helper.set_model_props(model, {f"qdeploy.{key}": value for key, value in metadata.items()})
     onnx.save(model, path)
     return path
@@ -65,6 +67,14 @@ def test_large_logits_have_shares():
 def test_a_file_that_says_too_little(tmp_path, metadata, message):
     Image.new("RGB", (5, 7)).save(tmp_path / "x.png")
     assert message in fails("predict", file_of(tmp_path / "x.onnx", **metadata), tmp_path / "x.png")
+
+
+def test_a_file_with_more_than_logits_is_not_judged_by_its_first_output(tmp_path):
+    Image.new("RGB", (5, 7)).save(tmp_path / "x.png")
+    both = "float[batch, 3] logits, float[batch, 3, 2, 2] values"
+    file = file_of(tmp_path / "x.onnx", both, classes=CLASSES, **noted())
+    said = fails("predict", file, tmp_path / "x.png")
+    assert "gives [1, 3] and [1, 3, 2, 2] for one picture" in said
 
 
 def test_what_is_no_model(tmp_path):

@@ -87,6 +87,33 @@ class Broken(SizeAndKind):
         return (outputs["size"][:, 0] - targets["size"]).square()
 
 
+class ByClass(SizeAndKind):
+    def metrics(self, classes):
+        return {Score("f1", "F1"): KindF1(2, average=None)}
+
+
+class KindF1(torchmetrics.classification.MulticlassF1Score):
+    def update(self, outputs, targets):
+        super().update(outputs["kind"], targets["kind"])
+
+
+def halves():
+    images = torch.stack([image for image, _ in (Squares(20, 0, True)[n] for n in range(20))])
+    return (images, images / 2), (images, images / 2)
+
+
+def filters():
+    return nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1))
+
+
+class InRows(Task):
+    def loss(self, outputs, targets):
+        return (outputs.view(-1) - targets.view(-1)).square().mean()
+
+    def metrics(self, classes):
+        return {Score("mae", "MAE", "", higher_is_better=False): torchmetrics.MeanAbsoluteError()}
+
+
 class Misnamed(SizeAndKind):
     def loss(self, outputs, targets):
         return outputs["sise"].mean()
@@ -233,6 +260,18 @@ def test_a_task_of_two_outputs_is_judged_by_its_own_score(of_two_outputs):
     assert "px" in succeeds("export", run)
 
 
+def test_losses_and_metrics_may_view_outputs_that_networks_store_channels_last(tmp_path):
+    path = recipe(tmp_path, "filters", "mine.py:InRows")
+    path.write_text(path.read_text().replace("mine.py:make", "mine.py:halves"))
+    succeeds("train", path, "-o", tmp_path / "run", "--set", "train.distill=0.5")
+    record = json.loads(succeeds("export", tmp_path / "run", "--json"))
+    names = {}
+    exec((tmp_path / "run" / "data.py").read_text(), names)
+    images, halves = (x.numpy() for x in names["halves"]()[1])
+    error = np.abs(outputs(tmp_path / "run", images)["output"] - halves).mean()
+    assert record["accuracy"]["onnx"]["mae"] == pytest.approx(error, abs=0.02)
+
+
 def test_the_best_epoch_of_an_error_is_the_lowest(of_two_outputs):
     run, _ = of_two_outputs
     lowest = min(metrics(run), key=lambda row: row["test_size_error"])
@@ -268,6 +307,7 @@ def test_a_run_that_was_cut_ends_in_the_same_weights(of_two_outputs, tmp_path, m
     [
         ("TwoHeads", "segmentation", "true", "gives dict for 2 inputs, and there are 3 classes"),
         ("TwoHeads", "mine.py:Broken", "false", r"the loss of task .* is \[2\] of float32, and must be one"),
+        ("TwoHeads", "mine.py:ByClass", "false", r"score 'f1' computes \[2\]; take a mean over classes"),
         ("TwoHeads", "mine.py:Misnamed", "false", "targets of mine.py:make: KeyError: 'sise'"),
         ("segmenter", "regression", "true", r"outputs are \[2, 3, 16, 16\] and targets \[2, 16, 16\]"),
     ],

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, Metric
 
 from qdeploy.errors import QdeployError
 from qdeploy.scores import Score, described, read_scores, write_scores
@@ -248,6 +248,66 @@ class Odd(MeanMetric):
 def test_a_score_that_is_no_number_is_named():
     with pytest.raises(QdeployError, match="the metric odd is nan"):
         figures(NotANumber(), torch.ones(2, 1), torch.ones(2, 1), parts=2)
+
+
+class Extremes(Metric):
+    """{"least": ..., "most": ...} of all outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("seen", [], "cat")
+
+    def update(self, outputs, targets):
+        self.seen.append(outputs)
+
+    def compute(self):
+        seen = torch.cat(self.seen)
+        return {"least": seen.min(), "most": seen.max()}
+
+
+class Several(NotANumber):
+    def __init__(self, *names, metric=Extremes):
+        self.names, self.metric = names, metric
+
+    def metrics(self, classes):
+        return dict.fromkeys([Score(name, name, "") for name in self.names], self.metric())
+
+
+def test_a_metric_of_several_numbers_gives_each_score_its_own_and_is_updated_once():
+    values = randn(7, 2)
+    task = Several("most", "least")
+    tally = Tally(task, 0)
+    for part in values.split(3):
+        tally.add(part.mean(), part, None, len(part))
+    found = tally.figures()
+    assert (found["most"], found["least"]) == (values.max().item(), values.min().item())
+    assert len(tally.scoring.metrics["most"].seen) == 3
+
+
+class Each(Extremes):
+    def compute(self):
+        return torch.cat(self.seen).mean(0)
+
+
+class Words(Extremes):
+    def compute(self):
+        return "much"
+
+
+@pytest.mark.parametrize(
+    ("metric", "said"),
+    [
+        (
+            Extremes,
+            "score 'mine' computes the numbers least, most; call the score like one of these",
+        ),
+        (Each, r"score 'mine' computes \[2\]; take a mean over classes"),
+        (Words, "score 'mine' computes str; it must compute one number, or a dict"),
+    ],
+)
+def test_a_metric_that_gives_no_number_is_named(metric, said):
+    with pytest.raises(QdeployError, match=said):
+        figures(Several("mine", metric=metric), torch.ones(4, 2), torch.ones(4), parts=2)
 
 
 @pytest.mark.parametrize(
