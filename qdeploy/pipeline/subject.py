@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from qdeploy.data import Batch, Normalisation
 from qdeploy.layers.modes import evaluation_mode
+from qdeploy.pipeline.build import without_folder
 from qdeploy.pipeline.trained_run import TrainedRun
 from qdeploy.scores import Score
 from qdeploy.tasks import Task
@@ -61,7 +62,7 @@ def subject_of(trained: TrainedRun, integers: fx.GraphModule, samples: int | Non
         integers=integers,
         float_network=trained.float_network if trained.float_is_trained else None,
         task=trained.task,
-        kind=trained.recipe.task.kind,
+        kind=without_folder(trained.recipe.task.kind),
         classes=len(trained.data.classes),
         batches=whole_pixels(tested.epoch(0), trained),
         title=trained.data.title,

@@ -243,6 +243,7 @@ def test_pages_speak_of_the_task(segmented):
 
 def test_a_task_of_two_outputs_is_judged_by_its_own_score(of_two_outputs):
     run, record = of_two_outputs
+    assert record["task"] == "mine.py:SizeAndKind"  # without the folder, which is of this machine
     images, targets = ground_truth(run, masks=False)
     found = outputs(run, images)
     assert list(found) == ["size", "kind"]
