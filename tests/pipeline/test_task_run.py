@@ -228,7 +228,8 @@ def test_a_benchmark_has_no_top1_of_it(segmented):
     assert "gives ['batch', 3, 16, 16]; leave it out" in said
 
 
-def test_pages_speak_of_the_task(segmented):
+def test_pages_speak_of_the_task(segmented, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where the comparison goes
     run, _ = segmented
     report = (run / "report.md").read_text()
     assert "| Network | mIoU | Pixel accuracy |" in report
