@@ -152,6 +152,9 @@ class Windows:
 
 Packing = Digits | Windows
 
+# Into a table of words, whose rows take as long to make.
+LOOKS_A_ROW = 8
+
 
 def plan(weights: Sequence[Codes]) -> list[Packing | None]:
     """The packing of each weight of a graph; None where it is smaller as it is."""
@@ -169,12 +172,13 @@ def plan(weights: Sequence[Codes]) -> list[Packing | None]:
 
 
 def in_words(packing: Packing | None, count: int) -> Packing | None:
-    """Bytes become words of 16 bits where `count` codes fill more words than the table has rows."""
+    """Bytes become words of 16 bits where `count` codes fill so many that their table earns its time."""
     if not isinstance(packing, Digits) or packing.word == 16:
         return packing
     wider = replace(packing, word=16)
     fits = wider.group == 2 * packing.group  # else a code would take more bits
-    return wider if fits and count > wider.group * len(wider.levels) ** wider.group else packing
+    rows = len(wider.levels) ** wider.group
+    return wider if fits and count > LOOKS_A_ROW * rows * wider.group else packing
 
 
 def saving(codes: Codes, packing: Packing) -> int:

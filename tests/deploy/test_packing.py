@@ -138,10 +138,10 @@ def test_a_table_is_paid_for_once():
 
 
 @pytest.mark.parametrize(("levels", "rows"), [(2, 2**16), (3, 3**10), (4, 2**16), (16, 2**16)])
-def test_codes_come_in_words_once_these_outnumber_the_rows_of_the_table(levels, rows):
+def test_codes_come_in_words_once_these_are_eight_times_the_rows_of_the_table(levels, rows):
     """Words of 16 bits take the room of two bytes, and half as many looks into the table."""
     bytes_, words = (Digits(tuple(range(levels)), word=word) for word in (8, 16))
-    just = rows * words.group
+    just = 8 * rows * words.group
     assert [in_words(bytes_, count) for count in (just, just + 1)] == [bytes_, words]
     half = random_codes(range(levels), just // 2 + 1)
     assert plan([half]) == [bytes_]
