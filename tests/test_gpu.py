@@ -121,6 +121,22 @@ def test_the_integers_have_the_codes_of_the_file_wherever_they_run(trained, tmp_
     assert [output.largest for output in found.outputs] == [0.0]
 
 
+@pytest.mark.parametrize("trained", ["simqat"], indirect=True)
+def test_the_page_of_a_file_whose_network_and_data_lie_there(trained, device, tmp_path):
+    float_network = Residual().to(device)
+    file = qdeploy.export(trained, tmp_path / "model.onnx", IMAGES)
+    batches = [(IMAGES.to(device), LABELS.to(device))]
+    record = qdeploy.write_report(
+        trained, file, batches, tmp_path, float_network=float_network, provider="cpu"
+    )
+    assert record.exactness.differing == 0
+    right = output(qdeploy.convert(trained), "cpu").argmax(1) == LABELS
+    assert record.accuracy.onnx["top1"] == pytest.approx(right.double().mean().item())
+    for network in (trained, float_network):
+        assert next(network.parameters()).device.type == device.type
+        assert network.training
+
+
 def steps(device, precision=torch.float32, count=3):
     """The losses and latents of a 4-bit network in `count` steps on the device."""
     torch.manual_seed(0)

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from qdeploy.deploy.export import export, finished
-from qdeploy.deploy.open_axes import as_in, names_of, open_axes_of
-from qdeploy.deploy.other_sizes import sizes_to_prove
+from qdeploy.deploy.open_axes import as_in
+from qdeploy.deploy.size_check import checked_sizes
+from qdeploy.deploy.target import find_target
 from qdeploy.errors import QdeployError
 from qdeploy.layers.modes import evaluation_mode
 from qdeploy.onnx_file import read
@@ -22,10 +23,12 @@ from qdeploy.pipeline.build import Files
 from qdeploy.pipeline.measure import Conditions, measured
 from qdeploy.pipeline.subject import Subject
 from qdeploy.preparation.trace import as_inputs
-from qdeploy.proof.validate import exported_again, integers_of, tensors_of
+from qdeploy.proof.validate import exported_again, tensors_of, what_ships
 from qdeploy.record import Record
 from qdeploy.report.write import write_pages
 from qdeploy.tasks import Task, load_task
+
+TARGET = "cpu"  # of whose files the codes are known
 
 
 def write_report(
@@ -58,19 +61,20 @@ def write_report(
     outputs that are not of the task.
     """
     file, folder = Path(file), Path(folder)
-    integers = integers_of(network, "write_report")
+    network = copy.deepcopy(network).cpu()  # the user's own stays in its mode, where it is
+    integers = what_ships(network, "write_report")
     pairs = given_pairs(batches)
     inputs, _ = head = next(pairs, (None, None))
     if inputs is None:
         raise QdeployError("write_report was given no batches; give pairs of inputs and targets")
     judge = load_task(task, {}) if isinstance(task, str) else task
-    axes = open_axes_of(read(file))
-    graph = exported_again(file, integers, inputs)
+    read(file)  # says what is wrong with a file that is none
     model = onnx.load(file)
+    graph = exported_again(model, integers, inputs)
     subject = Subject(
         trained=network,
         integers=integers,
-        float_network=copy.deepcopy(float_network),  # which stays in its mode, where it is
+        float_network=copy.deepcopy(float_network),
         task=judge,
         kind=task if isinstance(task, str) else type(task).__name__,
         classes=count_of(integers, inputs, judge, classes),
@@ -81,11 +85,11 @@ def write_report(
     files = Files(
         model=model,
         int8=finished(graph, False, {}),
-        target="cpu",
+        target=TARGET,
         input="float32",
-        tensors=tensors_of(file, graph),
+        tensors=tensors_of(file, model, graph),
     )
-    sizes = list(sizes_to_prove(integers.eval(), inputs, axes)) if names_of(axes) else []
+    sizes = checked_sizes(model, integers, find_target(TARGET), inputs)
     folder.mkdir(parents=True, exist_ok=True)
     float_file = None
     if float_network is not None:
@@ -105,7 +109,8 @@ def given_pairs(batches: Iterable[Any]) -> Iterator[tuple[tuple[Tensor, ...], An
                 "needs both. validate compares a file on inputs alone"
             )
         inputs, targets = batch
-        yield as_inputs(tuple(inputs) if isinstance(inputs, list) else inputs), targets
+        given = as_inputs(tuple(inputs) if isinstance(inputs, list) else inputs)
+        yield tuple(x.cpu() for x in given), targets
 
 
 def count_of(network: nn.Module, inputs: tuple[Tensor, ...], task: Task, given: int | None) -> int:
@@ -113,10 +118,9 @@ def count_of(network: nn.Module, inputs: tuple[Tensor, ...], task: Task, given: 
 
     Errors: QdeployError for outputs that cannot be of the task.
     """
-    device = next(network.buffers()).device
     two = (torch.cat([inputs[0]] * 2)[:2],) if len(inputs) == 1 else inputs
     with evaluation_mode(network), torch.no_grad():
-        outputs = network(*(x.to(device) for x in two))
+        outputs = network(*two)
     several = isinstance(outputs, Tensor) and outputs.ndim > 1
     count = (outputs.shape[1] if several else 0) if given is None else given
     reason = task.misfit(outputs, count) if len(inputs) == 1 else None

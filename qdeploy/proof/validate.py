@@ -84,15 +84,16 @@ def validate(
 
     Errors: QdeployError for a file that the network does not export to, and for no batches.
     """
-    integers = integers_of(network, "validate")
+    integers = what_ships(network, "validate")
     compared: ComparedNetwork | None = None
     found: dict[str, OutputDifference] = {}
     sizes: dict[str, None] = {}
-    axes = open_axes_of(read(Path(file)))
+    file = Path(file)
+    axes = open_axes_of(read(file))
     for one in with_other_sizes(batches, integers, axes):
         if compared is None:
-            tensors = tensors_of(Path(file), exported_again(Path(file), integers, one.inputs))
             model = onnx.load(file)
+            tensors = tensors_of(file, model, exported_again(model, integers, one.inputs))
             compared = ComparedNetwork(integers, model, tensors, provider)
             names = [value.name for value in model.graph.output]
         sizes[one.size] = None
@@ -106,8 +107,8 @@ def validate(
     return Validation(str(file), this_machine().cpu, differences, compared.result(), proven)
 
 
-def integers_of(network: nn.Module, verb: str) -> fx.GraphModule:
-    """A copy of what ships of a prepared or converted network, where that is.
+def what_ships(network: nn.Module, verb: str) -> fx.GraphModule:
+    """The integers of a prepared or converted network, copied, on its device.
 
     Errors: QdeployError for another network, naming who asked (`verb`).
     """
@@ -132,17 +133,21 @@ def with_other_sizes(
             yield Sized(size_in_words(inputs, axes), inputs)
 
 
-def exported_again(file: Path, integers: fx.GraphModule, inputs: Sequence[Tensor]) -> ir.Model:
-    """The graph of the network with the names and open axes of the file, codes not yet packed."""
-    return to_onnx(integers, tuple(inputs), **as_in(read(file)))
+def exported_again(
+    model: onnx.ModelProto, integers: fx.GraphModule, inputs: Sequence[Tensor]
+) -> ir.Model:
+    """The graph of the network with the names and open axes of a file, codes not yet packed."""
+    return to_onnx(integers, tuple(inputs), **as_in(model))
 
 
-def tensors_of(file: Path, graph: ir.Model) -> dict[str, str]:
-    """Where the file holds the codes of each quantizer. Errors: QdeployError if it is of another graph."""
-    there = read(file).graph
+def tensors_of(file: Path, model: onnx.ModelProto, graph: ir.Model) -> dict[str, str]:
+    """Where a file's model holds the codes of each quantizer.
+
+    graph   of the network, exported again. Errors: QdeployError if the file is of another one
+    """
     for packing, readable in itertools.product((True, False), (False, True)):
         again, tensors = finished_with_tensors(graph, packing, {}, readable)
-        if again.graph == there:
+        if again.graph == model.graph:
             return tensors
     raise QdeployError(
         f"{file} is not what this network exports to for the target cpu: it was trained or calibrated "
