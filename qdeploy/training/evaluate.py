@@ -42,8 +42,10 @@ def labels_explained(classes: int) -> Iterator[None]:
     """Raises QdeployError where a loss meets the number of a class that the network has no output for."""
     try:
         yield
-    except IndexError as error:
+    except IndexError as error:  # of torch's cross entropy: "Target 4 is out of bounds."
         found = str(error).rstrip(".")
+        if not found.startswith("Target"):
+            raise
         raise QdeployError(
             f"{found}: the data set names {classes} classes, so labels are 0 to {classes - 1}. Mend the "
             "label, or let the data set name as many classes as there are"

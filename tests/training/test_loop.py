@@ -116,6 +116,15 @@ def test_a_label_that_the_network_has_no_output_for_is_named(part: str, tmp_path
         tiny_fit(tiny_network(), tmp_path, data=data)
 
 
+def test_another_index_error_of_a_loss_is_that_of_the_users_code(tmp_path: Path) -> None:
+    class Broken(Classification):
+        def training_loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            return outputs.sum() + [1.0][1]
+
+    with pytest.raises(IndexError, match="list index out of range"):
+        tiny_fit(tiny_network(), tmp_path, task=Broken())
+
+
 def test_too_high_a_learning_rate_is_named(tmp_path: Path) -> None:
     with pytest.raises(QdeployError, match=r"learning rate .*e\+.*; lower train\.lr"):
         tiny_fit(nn.Sequential(nn.Flatten(), nn.Linear(16, 4)), tmp_path, lr=1e38, clip_norm=None)
