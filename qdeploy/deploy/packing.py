@@ -63,7 +63,12 @@ class Digits:
     @property
     def shared_size(self) -> int:
         """Bytes of the nodes that make the table, for all weights of these levels together."""
-        return 600 if self.word == 16 and self.group % 2 == 0 else 300
+        return 600 if self.is_two_bytes else 300
+
+    @property
+    def is_two_bytes(self) -> bool:
+        """Whether a word holds the digits of two bytes, one behind the other."""
+        return self.word == 16 and self.group % 2 == 0
 
     def pack(self, codes: Codes) -> Bytes:
         """uint8 or uint16 [ceil(count / k)]; the last word is filled up with the lowest level."""
@@ -75,9 +80,9 @@ class Digits:
     def shared_nodes(self, graph: ir.Graph) -> list[ir.Node]:
         """Makes the table [n^k, k] of the codes of every word at load: a seventh of its size in the file.
 
-        Words that are two bytes long in what they hold have two rows of the table of bytes side by side.
+        That of words which hold two bytes each has any two rows of the table of bytes side by side.
         """
-        if self.group % 2 or self.word == 8:
+        if not self.is_two_bytes:
             return self._table(self.group, graph)
         half = self.group // 2
         rows = len(self.levels) ** half
@@ -152,7 +157,7 @@ class Windows:
 
 Packing = Digits | Windows
 
-# Into a table of words, whose rows take as long to make.
+# Making a row of the table of words takes as long as so many looks into it.
 LOOKS_A_ROW = 8
 
 

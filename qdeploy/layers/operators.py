@@ -16,6 +16,7 @@ for none, h and c [D, N, hidden] or None for zeros. They give y [T, D, N, hidden
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -64,6 +65,11 @@ def _(x: Tensor) -> Tensor:
 GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN_TANH": (0,), "RNN_RELU": (0,)}
 
 
+def with_gates(rows: Tensor, order: Sequence[int]) -> Tensor:
+    """Rows [gates * hidden, ...] with their gates in another order, each called by its present place."""
+    return torch.cat([rows.chunk(len(order))[gate] for gate in order])
+
+
 @torch.library.custom_op("qdeploy::lstm", mutates_args=())
 def lstm(
     x: Tensor, w: Tensor, r: Tensor, b: Tensor | None, h: Tensor | None, c: Tensor | None
@@ -106,14 +112,11 @@ def by_torch(
 ) -> list[Tensor]:
     """The layer by torch's own operator, which has other orders of gates, axes and weights."""
     gates = GATES[mode]
-
-    def ordered(rows: Tensor) -> Tensor:
-        return torch.cat([rows.chunk(len(gates))[gates.index(gate)] for gate in range(len(gates))])
-
+    of_torch = [gates.index(gate) for gate in range(len(gates))]
     weights = []
     for way in range(len(w)):
         biases = () if b is None else b[way].chunk(2)
-        weights += [ordered(rows) for rows in (w[way], r[way], *biases)]
+        weights += [with_gates(rows, of_torch) for rows in (w[way], r[way], *biases)]
     run = getattr(torch, mode.lower())
     y, *last = run(x, state, weights, b is not None, 1, 0.0, False, len(w) > 1, False)
     return [y.unflatten(2, (len(w), -1)).transpose(1, 2).contiguous(), *last]

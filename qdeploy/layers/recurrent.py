@@ -8,6 +8,7 @@ in float. Layer 1 of `lstm`, read backwards, has `lstm.l1.ih_reverse` and `lstm.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -215,11 +216,7 @@ class IntegerRecurrent(Recurrent):
 @torch.no_grad()
 def with_gates_of_onnx(part: Any, mode: str) -> nn.Module:
     """The matrix and the bias with their rows in ONNX's order; codes of a quantized one."""
-    gates = operators.GATES[mode]
-
-    def ordered(rows: Tensor) -> Tensor:
-        return torch.cat([rows.chunk(len(gates))[gate] for gate in gates])
-
+    ordered = partial(operators.with_gates, order=operators.GATES[mode])
     if not isinstance(part, QuantizedLayer):
         bias = None if part.bias is None else ordered(part.bias)
         return RecurrentWeight(part.kind, ordered(part.weight), bias)

@@ -77,9 +77,8 @@ class ProductCounter(Interpreter):
         self.macs[n] = counter.get_total_flops() // 2  # it counts the additions as well
         network: Any = self.module
         if isinstance(called_module(n, network), Recurrent):
-            self.macs[n] = (
-                value[0].shape[:-1].numel()
-            )  # steps, each of which has a product with each matrix
+            # Steps, each of which has a product with each matrix.
+            self.macs[n] = value[0].shape[:-1].numel()
         return value
 
 

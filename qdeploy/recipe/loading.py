@@ -18,11 +18,8 @@ if TYPE_CHECKING:
 _ZOO = "qdeploy.models.recipes"
 _METHOD = ["quantize", "method"]
 _PATHS = (("model", "weights"), ("data", "root"))
-_CODE = (
-    ("model", "network"),
-    ("task", "kind"),
-    ("data", "dataset"),
-)  # of these, "file.py:name" alone
+# May be "file.py:name", and then begin with a path.
+_CODE = (("model", "network"), ("task", "kind"), ("data", "dataset"))
 
 
 def read_table(source: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
